@@ -1,0 +1,147 @@
+"""A Vidlex checkpoint on disk: ``config.json`` and ``model.safetensors`` (never pickle), beside a card and metrics.
+
+The weights file holds the branch, the prefixes, the prompting transformer and, when ``clip.source`` is "stored",
+the CLIP itself, in half or full precision. The LLM is never inside: it is named, and its weights' digest is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.config import LabelEncoderConfig, VideoEncoderConfig
+from model.scoring import Calibration, Scorer
+from model.types import FrameGeometry
+
+FORMAT = 1
+ENCODER_VERSION = 1
+"""Raised when the encoders' arithmetic changes: the same weights then give other vectors."""
+
+
+class CheckpointError(ValueError):
+    """The folder is not a checkpoint that this version can load. The message names what is wrong."""
+
+
+@dataclass(frozen=True)
+class ClipSource:
+    """Where the backbone comes from and how pictures are prepared for it."""
+
+    source: str
+    """"stored" (weights inside the checkpoint, architecture in ``model_cfg``) or an open_clip model name with an
+    optional ``/pretrained`` tag, such as "ViT-B-16-quickgelu/openai" or "local-dir:/path"."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    geometry: FrameGeometry
+    model_cfg: dict[str, Any] | None = None
+    digest: str | None = None
+    """Hash of the backbone's weights, checked when it is not stored."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Everything but the weights."""
+
+    id: str
+    clip: ClipSource
+    video: VideoEncoderConfig
+    label: LabelEncoderConfig
+    scorer: Scorer
+    default_threshold: float = 0.5
+    llm_digest: str | None = None
+    licence: str = "Apache-2.0"
+    trained_labels: tuple[str, ...] = field(default=())
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> CheckpointConfig:
+        """Raises CheckpointError for another format or missing and unknown fields."""
+        try:
+            data = json.loads(text)
+            if data.pop("format") != FORMAT:
+                raise CheckpointError(f"unknown checkpoint format; this version reads format {FORMAT}")
+            clip = data.pop("clip")
+            geometry = FrameGeometry(**clip.pop("geometry"))
+            scorer = data.pop("scorer")
+            return cls(
+                clip=ClipSource(
+                    mean=tuple(clip.pop("mean")), std=tuple(clip.pop("std")), geometry=geometry, **clip
+                ),
+                video=VideoEncoderConfig(**data.pop("video")),
+                label=LabelEncoderConfig(**data.pop("label")),
+                scorer=Scorer(scorer["logit_scale"], scorer["logit_bias"], Calibration(**scorer["calibration"])),
+                trained_labels=tuple(data.pop("trained_labels")),
+                **data,
+            )
+        except CheckpointError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"config.json is not a Vidlex checkpoint's: {error!r}") from error
+
+
+def save_checkpoint(folder: Path, config: CheckpointConfig, tensors: dict[str, Tensor], *, half: bool) -> None:
+    """Write the checkpoint; ``half`` stores float16 (half the size; load and evaluate it before you ship it)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = {
+        name: value.detach().cpu().to(torch.float16 if half and value.is_floating_point() else value.dtype).contiguous()
+        for name, value in tensors.items()
+    }
+    save_file(stored, folder / "model.safetensors", metadata={"format": "vidlex", "id": config.id})
+    (folder / "config.json").write_text(config.to_json(), encoding="utf-8")
+
+
+def load_checkpoint(folder: Path) -> tuple[CheckpointConfig, dict[str, Tensor], str]:
+    """Config, float32 tensors and the fingerprint. Raises CheckpointError when a part is missing."""
+    path = folder / "config.json"
+    weights = folder / "model.safetensors"
+    for needed in (path, weights):
+        if not needed.is_file():
+            raise CheckpointError(f"{folder} has no {needed.name}: not a Vidlex checkpoint")
+    config = CheckpointConfig.from_json(path.read_text(encoding="utf-8"))
+    tensors = {k: v.float() if v.is_floating_point() else v for k, v in load_file(weights).items()}
+    return config, tensors, _fingerprint(config, weights)
+
+
+def _fingerprint(config: CheckpointConfig, weights: Path) -> str:
+    """16 hex digits over all that shapes a vector; scoring and names are left out, they change no vector."""
+    digest = hashlib.sha256()
+    shaping = {
+        "encoder_version": ENCODER_VERSION,
+        "clip": asdict(config.clip),
+        "video": asdict(config.video),
+        "label": asdict(config.label),
+        "llm": config.llm_digest,
+    }
+    digest.update(json.dumps(shaping, sort_keys=True).encode())
+    digest.update(weights.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def digest_tensors(tensors: dict[str, Tensor]) -> str:
+    """16 hex digits over names, shapes and values, independent of how they are stored on disk."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def digest_llm(folder: Path) -> str:
+    """16 hex digits over the LLM's safetensors files."""
+    digest = hashlib.sha256()
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"the LLM folder {folder.name} holds no safetensors file")
+    for file in files:
+        with file.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,84 @@
+"""Configurations: frozen dataclasses that say everything a set of weights needs to be rebuilt."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+Feedback = Literal["greedy", "soft"]
+
+
+def fingerprint(*parts: Any) -> str:
+    """16 hex digits over JSON-like values, the same in every process."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class VideoEncoderConfig:
+    """The video encoder: how many blocks of a temporal branch run beside the frozen image tower."""
+
+    num_branch_blocks: int = 4
+    """Beside the tower's last blocks; 0 is the plain mean of the frame features."""
+    num_frames: int = 8
+    """Frames per video in training, and by default when serving."""
+    tmp_weight: float = 0.5
+    """Weight of the temporal token against the mean of the frames' CLS features at the start (learned from there)."""
+
+    def __post_init__(self) -> None:
+        if self.num_branch_blocks < 0 or self.num_frames < 1:
+            raise ValueError("num_branch_blocks must not be negative, num_frames must be at least 1")
+        if not 0 < self.tmp_weight < 1:
+            raise ValueError(f"tmp_weight must lie between 0 and 1, got {self.tmp_weight}")
+
+
+@dataclass(frozen=True)
+class LabelEncoderConfig:
+    """The label encoder: how many soft attributes an LLM writes for a label, and how CLIP reads them.
+
+    Each of the ``num_prefixes`` (N) learned prefixes makes the LLM write ``num_attributes`` (K) soft attributes of
+    ``tokens_per_attribute`` (L) tokens; a label thus has N * K soft attributes.
+    """
+
+    llm: str = "smollm2-135m-instruct"
+    """A name that ``model.weights.fetch_llm`` knows, a hub name or a local folder."""
+    num_prefixes: int = 4
+    num_attributes: int = 2
+    tokens_per_attribute: int = 4
+    prompting_width: int = 256
+    prompting_layers: int = 2
+    prompting_heads: int = 4
+    renormalize: bool = False
+    """Whether the mean of the normalised text features is brought back to length 1 (the paper does not)."""
+    prompt_version: str = "v1"
+    feedback: Feedback = "greedy"
+    """What the LLM reads back while it decodes: the likeliest token, or the mean embedding under its softmax."""
+    seed: int = 0
+    """Of the prefixes and the prompting transformer at the start."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_prefixes", "num_attributes", "tokens_per_attribute", "prompting_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+        if self.prompting_heads < 1 or self.prompting_width % self.prompting_heads:
+            raise ValueError("prompting_width must be a multiple of prompting_heads")
+        if self.feedback not in ("greedy", "soft"):
+            raise ValueError(f"unknown feedback {self.feedback!r}: greedy or soft")
+
+    @property
+    def num_decoded(self) -> int:
+        """K * L, the tokens that the LLM decodes per prefix."""
+        return self.num_attributes * self.tokens_per_attribute
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LabelEncoderConfig:
+        """Raises ValueError for a field that this version does not know."""
+        unknown = set(values) - {f.name for f in fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown fields of the label encoder's configuration: {', '.join(sorted(unknown))}")
+        return cls(**values)

@@ -1,0 +1,56 @@
+"""Sprites onto backgrounds, vectorised: one ``grid_sample`` per layer for a whole batch of frames."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.data.emoji.motion import Pose
+
+
+def render(background: Tensor, layers: Tensor, pose: Pose) -> Tensor:
+    """Draw ``S`` sprites per video, the first one lowest.
+
+    ``background`` [B, 3, H, W] uint8; ``layers`` [B, S, 4, h, w] uint8 RGBA with straight alpha; ``pose`` [B, S, T]
+    (a sprite of alpha 0 is not seen). Returns [B, T, 3, H, W] uint8.
+    """
+    b, s = layers.shape[:2]
+    t = pose.x.shape[-1]
+    height, width = background.shape[-2:]
+    canvas = background.float()[:, None].expand(b, t, 3, height, width)
+    straight = layers.float()
+    alpha = straight[:, :, 3:] / 255.0
+    sprites = torch.cat((straight[:, :, :3] * alpha, alpha), dim=2)  # [B, S, 4, h, w], premultiplied
+    for layer in range(s):
+        theta = _inverse_affine(pose, layer).reshape(b * t, 2, 3)
+        grid = F.affine_grid(theta, [b * t, 4, height, width], align_corners=False)
+        image = sprites[:, layer, None].expand(b, t, *sprites.shape[2:]).reshape(b * t, *sprites.shape[2:])
+        drawn = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        drawn = drawn.view(b, t, 4, height, width) * pose.alpha[:, layer, :, None, None, None]
+        canvas = drawn[:, :, :3] + canvas * (1.0 - drawn[:, :, 3:])  # [B, T, 3, H, W]
+    return canvas.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _inverse_affine(pose: Pose, layer: int) -> Tensor:
+    """[B, T, 2, 3]: from canvas coordinates to sprite coordinates (translate, turn back, scale)."""
+    x, y = pose.x[:, layer], pose.y[:, layer]
+    size = pose.size[:, layer].clamp_min(1e-3)
+    cos, sin = pose.angle[:, layer].cos() / size, pose.angle[:, layer].sin() / size
+    first = torch.stack((cos, sin, -(cos * x + sin * y)), dim=-1)
+    second = torch.stack((-sin, cos, sin * x - cos * y), dim=-1)
+    return torch.stack((first, second), dim=-2)
+
+
+def crop_backgrounds(bank: Tensor, scene: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """[B, 3, size, size] uint8: for each entry of ``scene`` [B] a random picture, crop and mirroring of the bank."""
+    n, pictures, side = scene.shape[0], bank.shape[1], bank.shape[-1]
+    which = torch.randint(0, pictures, (n,), generator=generator)
+    offset = torch.randint(0, side - size + 1, (n, 2), generator=generator)
+    mirrored = torch.rand(n, generator=generator) < 0.5
+    crops = []
+    for i in range(n):
+        top, left = int(offset[i, 0]), int(offset[i, 1])
+        crop = bank[scene[i], which[i], :, top : top + size, left : left + size]
+        crops.append(crop.flip(-1) if mirrored[i] else crop)
+    return torch.stack(crops)

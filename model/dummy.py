@@ -1,0 +1,68 @@
+"""A classifier without weights whose answers a person can compute by head (``VIDLEX_MODEL=dummy``).
+
+A video's feature is its mean colour (R, G, B), made a unit vector. A label that is a colour word gets that
+colour as a unit vector (red = 1,0,0; yellow = 1,1,0 / sqrt 2); any other label gets the axis
+``len(name) % 3``. Scores are ``sigmoid(10 * s - 5)``: a purely red video scores 0.9933 for "red" and 0.0067
+for "green".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.classifier import LabelTextError
+from model.scoring import Scorer
+from model.types import FrameGeometry
+
+COLOURS = {
+    "red": (1, 0, 0),
+    "green": (0, 1, 0),
+    "blue": (0, 0, 1),
+    "yellow": (1, 1, 0),
+    "cyan": (0, 1, 1),
+    "magenta": (1, 0, 1),
+    "white": (1, 1, 1),
+}
+MAX_WORDS = 16
+
+
+class DummyClassifier:
+    """See the module's text. ``version`` changes the fingerprint, to test a change of model."""
+
+    def __init__(self, version: int = 1) -> None:
+        self.id = "dummy"
+        self.fingerprint = f"dummy-{version}"
+        self.dim = 3
+        self.geometry = FrameGeometry(image_size=32, resize_mode="squash")
+        self.num_frames = 4
+        self.scorer = Scorer(logit_scale=10.0, logit_bias=-5.0)
+        self.default_threshold = 0.5
+        self.device = "cpu"
+
+    def encode_video(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        means = np.stack([f.reshape(-1, 3).mean(axis=0, dtype=np.float64) for f in frames])  # [B, 3]
+        return _unit(means)
+
+    def check_label(self, name: str) -> None:
+        if len(name.split()) > MAX_WORDS:
+            raise LabelTextError(f"the label has more than {MAX_WORDS} words")
+
+    def encode_labels(self, names: Sequence[str]) -> NDArray[np.float32]:
+        for name in names:
+            self.check_label(name)
+        axes = np.eye(3)
+        rows = [COLOURS.get(name.lower(), axes[len(name) % 3]) for name in names]
+        return _unit(np.asarray(rows, dtype=np.float64).reshape(-1, 3))
+
+    def info(self) -> dict[str, Any]:
+        return {"backbone": "mean colour", "llm": None, "dim": self.dim}
+
+
+def _unit(x: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Rows to length 1; a zero row (a black video) stays zero."""
+    norm = np.linalg.norm(x, axis=-1, keepdims=True)
+    return (x / np.where(norm > 0, norm, 1.0)).astype(np.float32)

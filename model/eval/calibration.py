@@ -1,0 +1,44 @@
+"""Platt scaling fitted on validation logits, and how far probabilities are from frequencies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from model.scoring import Calibration, sigmoid
+
+
+def fit_platt(logits: NDArray[np.floating[Any]], targets: NDArray[np.bool_]) -> Calibration:
+    """Slope and intercept that minimise the log loss of ``sigmoid(slope * logit + intercept)`` (Platt 1999).
+
+    Any shapes that agree. The slope stays positive, so no ranking changes. ValueError when one class is missing.
+    """
+    x = np.asarray(logits, np.float64).ravel()
+    y = np.asarray(targets, bool).ravel()
+    if y.all() or not y.any():
+        raise ValueError("calibration needs positives and negatives")
+
+    def loss(theta: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        slope = np.exp(theta[0])
+        z = slope * x + theta[1]
+        value = np.mean(np.logaddexp(0.0, z) - y * z)
+        residual = (sigmoid(z) - y) / len(x)
+        return float(value), np.array([np.sum(residual * x) * slope, np.sum(residual)])
+
+    found = minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B", bounds=((-5, 5), (-50, 50)))
+    return Calibration(slope=float(np.exp(found.x[0])), intercept=float(found.x[1]))
+
+
+def expected_calibration_error(
+    probabilities: NDArray[np.floating[Any]], targets: NDArray[np.bool_], num_bins: int = 15
+) -> float:
+    """Mean distance of probability and frequency over equal-width bins, weighted by their size (Guo et al. 2017)."""
+    p = np.asarray(probabilities, np.float64).ravel()
+    y = np.asarray(targets, bool).ravel()
+    bins = np.minimum((p * num_bins).astype(int), num_bins - 1)
+    counts = np.bincount(bins, minlength=num_bins)
+    gap = np.abs(np.bincount(bins, p, num_bins) - np.bincount(bins, y, num_bins))
+    return float(gap[counts > 0].sum() / len(p))

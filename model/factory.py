@@ -1,0 +1,251 @@
+"""Joins the rooms: a backbone by name, the two encoders, and the classifier that the service owns."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from model.baselines.class_name import ClassNameLabelEncoder
+from model.checkpoint import (
+    ENCODER_VERSION,
+    CheckpointError,
+    ClipSource,
+    digest_llm,
+    digest_tensors,
+    load_checkpoint,
+)
+from model.classifier import Classifier
+from model.config import LabelEncoderConfig, VideoEncoderConfig, fingerprint
+from model.dummy import DummyClassifier
+from model.scoring import Scorer
+from model.text.clip_text import ClipText
+from model.text.label_encoder import LabelEncoder
+from model.text.llm import FrozenLLM
+from model.types import FrameGeometry
+from model.video.encoder import VideoEncoder
+from model.weights import fetch_llm, list_zoo, zoo_dir
+
+ZERO_SHOT_TEMPLATES = ("a photo of a {}.", "a video of {}.", "{}")
+MAX_FRAMES_PER_PASS = 256
+"""Frames that go through the image tower at once: bounds the memory of a request."""
+
+
+class ModelNotFound(ValueError):
+    """``VIDLEX_MODEL`` names nothing that can be loaded. The message lists what could be."""
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """A loaded open_clip model and how pictures and words are prepared for it."""
+
+    model: nn.Module
+    tokenizer: Any
+    source: ClipSource
+    model_cfg: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        return digest_tensors(dict(self.model.state_dict()))
+
+
+def create_clip(name: str) -> Clip:
+    """Any open_clip model in float32 on the CPU: ``NAME/PRETRAINED``, ``local-dir:/path`` or ``hf-hub:org/repo``.
+
+    Raises ModelNotFound when open_clip does not know the name or the weights cannot be had.
+    """
+    local = name.startswith(("local-dir:", "hf-hub:"))
+    architecture, _, tag = (name, "", "") if local else name.partition("/")
+    if not local and not tag:
+        raise ModelNotFound(f"{name!r} names no weights: write NAME/PRETRAINED, such as ViT-B-16-quickgelu/openai")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # a QuickGELU mismatch silently gives wrong features
+            model = open_clip.create_model(architecture, pretrained=tag or None, precision="fp32", device="cpu")
+        tokenizer = open_clip.get_tokenizer(architecture)
+    except UserWarning as warning:
+        raise ModelNotFound(f"open_clip warns about {name!r}: {warning}. For openai weights use the -quickgelu name.") from None
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ModelNotFound(
+            f"cannot load the open_clip model {name!r} ({type(error).__name__}: {error}). Without a hub, give a folder: "
+            "open_clip:local-dir:/path/with/open_clip_config.json"
+        ) from error
+    prepare = model.visual.preprocess_cfg
+    size = prepare["size"]
+    side = size if isinstance(size, int) else size[0]
+    source = ClipSource(
+        source=name,
+        mean=tuple(prepare["mean"]),
+        std=tuple(prepare["std"]),
+        geometry=FrameGeometry(image_size=int(side), resize_mode=prepare.get("resize_mode", "shortest")),
+    )
+    model_cfg = open_clip.get_model_config(architecture) or {}
+    return Clip(model.eval().requires_grad_(False), tokenizer, source, model_cfg)
+
+
+def stored_clip(source: ClipSource, state: dict[str, Tensor]) -> Clip:
+    """A CLIP whose weights lie in the checkpoint itself."""
+    if source.model_cfg is None:
+        raise CheckpointError("the checkpoint stores its CLIP but has no clip.model_cfg")
+    model = open_clip.CLIP(**source.model_cfg)
+    model.load_state_dict(state)
+    tokenizer = open_clip.SimpleTokenizer(context_length=source.model_cfg["text_cfg"]["context_length"])
+    return Clip(model.eval().requires_grad_(False), tokenizer, source, source.model_cfg)
+
+
+def create_label_encoder(config: LabelEncoderConfig, clip: Clip) -> tuple[LabelEncoder, Path]:
+    """The paper's label encoder with its LLM, and the folder that the LLM came from."""
+    folder = fetch_llm(config.llm)
+    return LabelEncoder(FrozenLLM.load(folder), ClipText(clip.model, clip.tokenizer), config), folder
+
+
+class TorchClassifier:
+    """Encoders and scoring on one device (see ``model.classifier.Classifier``)."""
+
+    def __init__(
+        self,
+        *,
+        id: str,
+        fingerprint: str,
+        video: VideoEncoder,
+        label: LabelEncoder | ClassNameLabelEncoder,
+        scorer: Scorer,
+        geometry: FrameGeometry,
+        default_threshold: float,
+        device: str,
+        facts: dict[str, Any],
+    ) -> None:
+        self.id, self.fingerprint, self.device = id, fingerprint, device
+        self.scorer, self.geometry, self.default_threshold = scorer, geometry, default_threshold
+        self.num_frames = video.config.num_frames
+        self.video = video.to(device).eval()
+        self.label = label.to(device).eval()
+        self.facts = facts
+        self.dim = int(self.encode_video([np.zeros((1, geometry.image_size, geometry.image_size, 3), np.uint8)]).shape[1])
+
+    def encode_video(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """See Classifier. Videos of equal length share a pass of at most MAX_FRAMES_PER_PASS frames."""
+        out: list[NDArray[np.float32] | None] = [None] * len(frames)
+        by_length: dict[int, list[int]] = {}
+        for index, video in enumerate(frames):
+            by_length.setdefault(len(video), []).append(index)
+        for length, members in by_length.items():
+            per_pass = max(1, MAX_FRAMES_PER_PASS // length)
+            for start in range(0, len(members), per_pass):
+                chunk = members[start : start + per_pass]
+                stacked = torch.from_numpy(np.stack([frames[i] for i in chunk])).permute(0, 1, 4, 2, 3)
+                with torch.inference_mode():
+                    features = self.video.encode_video(stacked.contiguous().to(self.device)).cpu().numpy()
+                for i, feature in zip(chunk, features, strict=True):
+                    out[i] = feature
+        return np.stack([f for f in out if f is not None])
+
+    def check_label(self, name: str) -> None:
+        self.label.check_label(name)
+
+    def encode_labels(self, names: Sequence[str]) -> NDArray[np.float32]:
+        features: NDArray[np.float32] = self.label.encode_labels(list(names)).float().cpu().numpy()
+        return features
+
+    def info(self) -> dict[str, Any]:
+        return dict(self.facts)
+
+
+def load_classifier(spec: str, *, device: str = "auto") -> Classifier:
+    """``dummy``, a zoo name, a checkpoint folder, or ``open_clip:NAME`` zero-shot (frame mean, class-name prompts).
+
+    Raises ModelNotFound, CheckpointError, or what the LLM's fetching raises.
+    """
+    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if spec == "dummy":
+        return DummyClassifier()
+    if spec.startswith("open_clip:"):
+        return _zero_shot(spec.removeprefix("open_clip:"), place)
+    folder = zoo_dir() / spec if spec in list_zoo() else Path(spec).expanduser()
+    if not (folder / "config.json").is_file():
+        raise ModelNotFound(
+            f"no model {spec!r}: give a zoo name ({', '.join(list_zoo()) or 'none shipped'}), a checkpoint folder, "
+            "open_clip:NAME/PRETRAINED, open_clip:local-dir:/path, or dummy"
+        )
+    return _from_checkpoint(folder, place)
+
+
+def _from_checkpoint(folder: Path, device: str) -> Classifier:
+    config, tensors, identity = load_checkpoint(folder)
+    parts = {part: _strip(tensors, f"{part}.") for part in ("clip", "branch", "label")}
+    if config.clip.source == "stored":
+        clip = stored_clip(config.clip, parts["clip"])
+    else:
+        clip = create_clip(config.clip.source)
+        if clip.digest != config.clip.digest:
+            raise CheckpointError(f"the backbone {config.clip.source} has other weights than this checkpoint was trained on")
+    video = VideoEncoder(clip.model.visual, config.video, mean=config.clip.mean, std=config.clip.std)
+    label, llm_folder = create_label_encoder(config.label, clip)
+    if config.llm_digest not in (None, digest_llm(llm_folder)):
+        raise CheckpointError(f"the LLM {config.label.llm} has other weights than this checkpoint was trained with")
+    missing = set(video.trainable()) ^ set(parts["branch"]) | set(label.trainable_state_dict()) ^ set(parts["label"])
+    if missing:
+        raise CheckpointError(f"model.safetensors does not fit config.json: {sorted(missing)[:5]}")
+    video.load_state_dict(parts["branch"], strict=False)
+    label.load_state_dict(parts["label"], strict=False)
+    facts = {
+        "backbone": config.clip.source,
+        "llm": config.label.llm,
+        "branch_blocks": config.video.num_branch_blocks,
+        "licence": config.licence,
+        "trained_labels": len(config.trained_labels),
+    }
+    return TorchClassifier(
+        id=config.id,
+        fingerprint=identity,
+        video=video,
+        label=label,
+        scorer=config.scorer,
+        geometry=config.clip.geometry,
+        default_threshold=config.default_threshold,
+        device=device,
+        facts=facts,
+    )
+
+
+def _zero_shot(name: str, device: str) -> Classifier:
+    """Scores are CLIP's own ``logit_scale`` and ``logit_bias``; a CLIP trained with softmax has no bias of its own,
+    so its logits are centred at a cosine of 0.25, a usual value of a matching pair, and not calibrated."""
+    clip = create_clip(name)
+    video = VideoEncoder(
+        clip.model.visual,
+        VideoEncoderConfig(num_branch_blocks=0, num_frames=8),
+        mean=clip.source.mean,
+        std=clip.source.std,
+    )
+    label = ClassNameLabelEncoder(ClipText(clip.model, clip.tokenizer), ZERO_SHOT_TEMPLATES)
+    scale = float(clip.model.logit_scale.exp())
+    bias = getattr(clip.model, "logit_bias", None)
+    scorer = Scorer(scale, float(bias) if bias is not None else -0.25 * scale)
+    identity = fingerprint(
+        ENCODER_VERSION, clip.digest, list(ZERO_SHOT_TEMPLATES), list(clip.source.mean), list(clip.source.std),
+        clip.source.geometry.image_size, clip.source.geometry.resize_mode,
+    )  # fmt: skip
+    return TorchClassifier(
+        id=f"open_clip:{name}" if not name.startswith("local-dir:") else f"open_clip:{Path(name).name}",
+        fingerprint=identity,
+        video=video,
+        label=label,
+        scorer=scorer,
+        geometry=clip.source.geometry,
+        default_threshold=0.5,
+        device=device,
+        facts={"backbone": name if not name.startswith("local-dir:") else Path(name).name, "llm": None, "branch_blocks": 0},
+    )
+
+
+def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

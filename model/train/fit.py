@@ -1,0 +1,209 @@
+"""Fine-tuning with the paper's method, in stages that fit two CPU cores (on a GPU raise the step counts).
+
+1. *joint*: the temporal branch and the prompting transformer learn together, on LLM states cached under the
+   starting prefixes;
+2. *prefix*: the prefixes learn end to end through the frozen LLM, few labels a step, against cached features of
+   training videos;
+3. *label*: the prompting transformer, scale and bias settle on the states of the final prefixes.
+
+Then, on validation videos: the interpolation of the branch's weights is chosen and folded in, and the
+calibration is fitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model.data.emoji.world import World
+from model.train.loop import console
+from model.train.losses import weighted_bce
+from model.train.optim import Group, make_optimizer
+from model.train.task import OpenVocabularyNetwork, kind_weights, sample_labels
+from model.eval.metrics import summarise
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Settings of the fine-tuning stages."""
+
+    num_joint_steps: int = 1600
+    batch_size: int = 32
+    num_frames: int = 8
+    num_step_labels: int = 128
+    """Labels per step of the joint stage: the batch's positives and sampled negatives."""
+    new_learning_rate: float = 1.5e-3
+    copied_learning_rate: float = 4e-4
+    label_learning_rate: float = 1e-3
+    interpolation_lambda: float = 1.0
+    """alpha ~ U(0, lambda) per step on the branch's spatial weights; 0 switches the regularisation off."""
+    negative_weight: float = 1.0
+    action_weight: float = 3.0
+    one_sprite_until: float = 0.35
+    """Part of the joint stage in which videos go from one sprite only to half with two."""
+    num_cached_videos: int = 6000
+    num_prefix_steps: int = 60
+    num_prefix_labels: int = 16
+    prefix_learning_rate: float = 3e-3
+    num_label_steps: int = 400
+    weight_decay: float = 0.02
+    bf16: bool = True
+    device: str = "cpu"
+    seed: int = 0
+
+
+class JointTask:
+    """Stage 1: videos and labels together."""
+
+    name = "joint"
+
+    def __init__(
+        self, network: OpenVocabularyNetwork, worlds: Mapping[str, World], states: Tensor, config: FitConfig
+    ) -> None:
+        self.network, self.worlds, self.config = network, worlds, config
+        self.states = states  # [V, N, K, L, d]
+        world = worlds["train"]
+        self.labels = world.labels
+        kinds = world.kinds()
+        self.weights = kind_weights(self.labels, kinds, {"action": config.action_weight}).to(config.device)
+        self.always = torch.tensor([kinds[name] != "noun" for name in self.labels])
+        self.module = network
+        network.label.prefixes.requires_grad_(False)
+        new, copied = network.video.new_and_copied()
+        self.optimizer = make_optimizer(
+            [
+                Group(new, config.new_learning_rate),
+                Group(copied, config.copied_learning_rate),
+                Group([*network.label.prompting.parameters()], config.label_learning_rate),
+                Group([network.log_scale, network.bias], 5 * config.label_learning_rate),
+            ],
+            weight_decay=config.weight_decay,
+            betas=(0.9, 0.98),
+        )
+
+    def training_step(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
+        config, world = self.config, self.worlds["train"]
+        generator = world.generator(config.seed * 10_000_019 + 50_000_000 + step)
+        eased = min(1.0, step / max(1.0, config.one_sprite_until * config.num_joint_steps))
+        sample = world.videos(config.batch_size, config.num_frames, generator, one_sprite=1.0 - 0.5 * eased)
+        alpha = float(torch.rand((), generator=generator)) * config.interpolation_lambda
+        if config.interpolation_lambda == 0:
+            alpha = 1.0
+        index, weights = sample_labels(sample.targets, config.num_step_labels, self.always, generator)
+        names = [self.labels[i] for i in index.tolist()]
+        videos = self.network.video_features(sample.frames.to(config.device), alpha)
+        labels = self.network.label.forward_from_states(names, self.states[index].to(config.device))
+        logits = self.network.logits(videos, labels)
+        targets = sample.targets[:, index].to(config.device)
+        weights = weights.to(config.device) * self.weights[index.to(config.device)]
+        loss = weighted_bce(logits, targets, weights, config.negative_weight)
+        return loss, {"scale": self.network.log_scale.exp().item(), "bias": self.network.bias.item()}
+
+    @torch.no_grad()
+    def evaluate(self) -> Mapping[str, float]:
+        """Micro AUPR over all labels, and by kind, on validation videos (the step's mean alpha)."""
+        logits, targets = evaluate_network(
+            self.network, self.worlds["val"], self.states, self.config, num_videos=256, alpha=0.5
+        )
+        return figures_by_kind(logits, targets, self.worlds["val"])
+
+
+class LabelTask:
+    """Stages 2 and 3: the label side alone against cached video features; ``states`` None runs the LLM end to end."""
+
+    def __init__(
+        self,
+        name: str,
+        network: OpenVocabularyNetwork,
+        cached: tuple[Tensor, Tensor],
+        world: World,
+        states: Tensor | None,
+        config: FitConfig,
+    ) -> None:
+        self.name, self.network, self.config, self.states = name, network, config, states
+        self.features, self.targets = cached
+        self.labels = world.labels
+        kinds = world.kinds()
+        self.weights = kind_weights(self.labels, kinds, {"action": config.action_weight}).to(config.device)
+        self.never = torch.zeros(len(self.labels), dtype=torch.bool)
+        self.module = network
+        end_to_end = states is None
+        network.video.requires_grad_(False)
+        network.label.prefixes.requires_grad_(end_to_end)
+        rate = config.label_learning_rate * 0.4
+        groups = [Group([*network.label.prompting.parameters()], rate), Group([network.log_scale, network.bias], rate)]
+        if end_to_end:
+            groups.append(Group([network.label.prefixes], config.prefix_learning_rate))
+        self.optimizer = make_optimizer(groups, weight_decay=config.weight_decay, betas=(0.9, 0.98))
+
+    def training_step(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
+        config = self.config
+        generator = torch.Generator().manual_seed(config.seed * 10_000_019 + 90_000_000 + step)
+        if self.states is None:  # few labels: draw labels first, then videos that know them
+            index = torch.randperm(len(self.labels), generator=generator)[: config.num_prefix_labels].sort().values
+            weights = torch.ones(len(index))
+            names = [self.labels[i] for i in index.tolist()]
+            labels = self.network.label(names)
+        else:
+            index, weights = torch.arange(len(self.labels)), torch.ones(len(self.labels))
+            labels = self.network.label.forward_from_states(list(self.labels), self.states.to(config.device))
+        pick = torch.randint(0, len(self.features), (1024,), generator=generator)
+        logits = self.network.logits(self.features[pick], labels)
+        targets = self.targets[pick][:, index].to(config.device)
+        weights = weights.to(config.device) * self.weights[index.to(config.device)]
+        return weighted_bce(logits, targets, weights, config.negative_weight), {}
+
+    def evaluate(self) -> Mapping[str, float]:
+        return {}
+
+
+@torch.no_grad()
+def video_features(
+    network: OpenVocabularyNetwork, world: World, num_videos: int, config: FitConfig, seed: int, alpha: float | None
+) -> tuple[Tensor, Tensor]:
+    """Unit features [n, D] and targets [n, V] of ``num_videos`` videos of a world, half of them with two sprites."""
+    features, targets = [], []
+    for chunk in range((num_videos + 63) // 64):
+        sample = world.videos(min(64, num_videos - 64 * chunk), config.num_frames, world.generator(seed + chunk))
+        with torch.autocast(torch.device(config.device).type, dtype=torch.bfloat16, enabled=config.bf16):
+            features.append(network.video_features(sample.frames.to(config.device), alpha).float())
+        targets.append(sample.targets)
+    return torch.cat(features), torch.cat(targets)
+
+
+@torch.no_grad()
+def evaluate_network(
+    network: OpenVocabularyNetwork, world: World, states: Tensor, config: FitConfig, *, num_videos: int, alpha: float | None
+) -> tuple[Tensor, Tensor]:
+    """Logits and targets [n, V] of validation videos against every label of the world."""
+    videos, targets = video_features(network, world, num_videos, config, 300_000, alpha)
+    labels = network.label.forward_from_states(list(world.labels), states.to(config.device))
+    return network.logits(videos, labels).cpu(), targets
+
+
+def figures_by_kind(logits: Tensor, targets: Tensor, world: World) -> dict[str, float]:
+    """Micro AUPR of all labels and of each kind of label."""
+    kinds = world.kinds()
+    figures = {"micro_aupr": summarise(logits.numpy(), targets.numpy())["micro_aupr"]}
+    for kind in ("noun", "hypernym", "scene", "action"):
+        columns = torch.tensor([kinds[name] == kind for name in world.labels])
+        figures[f"aupr_{kind}"] = summarise(logits[:, columns].numpy(), targets[:, columns].numpy())["micro_aupr"]
+    return figures
+
+
+def choose_alpha(network: OpenVocabularyNetwork, world: World, states: Tensor, config: FitConfig) -> float:
+    """The interpolation with the best micro AUPR on validation videos; the network is folded at it."""
+    found = {}
+    for alpha in (0.25, 0.5, 0.75, 1.0):
+        logits, targets = evaluate_network(network, world, states, config, num_videos=384, alpha=alpha)
+        found[alpha] = summarise(logits.numpy(), targets.numpy())["micro_aupr"]
+        console.print(f"alpha {alpha}: validation micro AUPR {found[alpha]:.4f}", highlight=False)
+    best = max(found, key=lambda a: found[a])
+    network.video.fold(best)
+    return best
+
+

@@ -1,0 +1,232 @@
+"""A small CLIP from nothing: the stand-in for web-scale CLIP where no weights can be fetched.
+
+Two stages, because contrastive training from scratch learns slowly at this size:
+
+1. *image*: the image tower learns to name what still pictures show, against a table of class vectors (noun,
+   hypernym and scene names), by cross-entropy with the true names sharing the mass;
+2. *text* (locked-image tuning, Zhai et al. 2022): the image tower is frozen and the text tower learns to put
+   captions and names where the images are.
+
+No action is ever named: what CLIP knows of actions has to come from fine-tuning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.data.emoji.vocabulary import ACTIONS
+from model.data.emoji.world import Sample, World
+from model.train.loop import LoopConfig, console, run
+from model.train.optim import Group, make_optimizer
+
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # open_clip's OPENAI_DATASET_MEAN and STD
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+
+TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}", "a drawing of a {}", "there is a {} here")
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Architecture of the small CLIP and how long it learns. The default suits two CPU cores."""
+
+    image_size: int = 96
+    patch_size: int = 16
+    embed_dim: int = 192
+    vision_width: int = 192
+    vision_layers: int = 6
+    text_width: int = 128
+    text_layers: int = 3
+    num_image_steps: int = 4000
+    batch_size: int = 128
+    image_learning_rate: float = 1e-3
+    num_text_steps: int = 800
+    text_batch_size: int = 256
+    text_learning_rate: float = 1e-3
+    num_cached_pictures: int = 24000
+    weight_decay: float = 0.05
+    bf16: bool = True
+    device: str = "cpu"
+    seed: int = 0
+
+    def architecture(self) -> dict[str, Any]:
+        """The model configuration in open_clip's own form (``open_clip/model_configs/*.json``)."""
+        return {
+            "embed_dim": self.embed_dim,
+            "vision_cfg": {
+                "image_size": self.image_size,
+                "layers": self.vision_layers,
+                "width": self.vision_width,
+                "head_width": 32,
+                "patch_size": self.patch_size,
+            },
+            "text_cfg": {
+                "context_length": 77,
+                "vocab_size": 49408,
+                "width": self.text_width,
+                "heads": self.text_width // 32,
+                "layers": self.text_layers,
+            },
+        }
+
+
+class ImageTask:
+    """Stage 1. The name table is thrown away afterwards; only the image tower stays."""
+
+    name = "image"
+
+    def __init__(self, clip: open_clip.CLIP, worlds: Mapping[str, World], config: PretrainConfig) -> None:
+        self.worlds, self.config = worlds, config
+        self.num_names = len(worlds["train"].labels) - len(ACTIONS)
+        table = nn.Parameter(torch.randn(self.num_names, config.embed_dim, device=config.device) * 0.02)
+        scale = nn.Parameter(torch.tensor(2.7, device=config.device))  # exp(2.7) = 15
+        self.module = nn.Module()
+        self.module.visual = clip.visual
+        self.module.table, self.module.scale = table, scale
+        self.table, self.scale, self.visual = table, scale, clip.visual
+        self.optimizer = make_optimizer(
+            [Group(list(self.module.parameters()), config.image_learning_rate)],
+            weight_decay=config.weight_decay,
+            betas=(0.9, 0.98),
+        )
+
+    def _logits(self, sample: Sample) -> Tensor:
+        image = F.normalize(self.visual(to_pixels(sample.frames[:, 0], self.config.device)).float(), dim=-1)  # [B, D]
+        return image @ F.normalize(self.table, dim=-1).T * self.scale.exp()  # [B, names]
+
+    def training_step(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
+        world = self.worlds["train"]
+        sample = world.pictures(self.config.batch_size, world.generator(self.config.seed * 10_000_019 + step))
+        logits = self._logits(sample)
+        loss = shared_cross_entropy(logits, sample.targets[:, : self.num_names].to(logits.device))
+        return loss, {}
+
+    @torch.no_grad()
+    def evaluate(self) -> Mapping[str, float]:
+        """Recall of the nouns at their number (R-precision), on unseen pictures."""
+        world = self.worlds["val"]
+        num_nouns = len(world.sheet.nouns)
+        self.visual.eval()
+        hits = total = 0
+        for seed in range(4):
+            sample = world.pictures(128, world.generator(seed))
+            logits = self._logits(sample)[:, :num_nouns].cpu()
+            nouns = sample.targets[:, :num_nouns]
+            for row, truth in zip(logits, nouns, strict=True):
+                k = int(truth.sum())
+                hits += int(truth[row.topk(k).indices].sum())
+                total += k
+        self.visual.train()
+        return {"noun_recall": hits / total}
+
+
+class TextTask:
+    """Stage 2: names and captions to the features of the locked image tower."""
+
+    name = "text"
+
+    def __init__(self, clip: open_clip.CLIP, worlds: Mapping[str, World], config: PretrainConfig) -> None:
+        self.clip, self.config = clip, config
+        self.tokenizer = open_clip.SimpleTokenizer(context_length=77)
+        clip.visual.requires_grad_(False).eval()
+        world = worlds["train"]
+        self.names = world.labels[: len(world.labels) - len(ACTIONS)]
+        self.image, self.targets = self._features(world, config.num_cached_pictures, seed=77_000_000)
+        self.val_image, self.val_targets = self._features(worlds["val"], 512, seed=5)
+        self.module = clip
+        text = [p for p in clip.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(
+            [Group(text, config.text_learning_rate)], weight_decay=config.weight_decay, betas=(0.9, 0.98)
+        )
+
+    @torch.no_grad()
+    def _features(self, world: World, num: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Unit image features [n, D] and targets [n, names] of pictures, in chunks of 256."""
+        features, targets = [], []
+        for chunk in range((num + 255) // 256):
+            sample = world.pictures(256, world.generator(seed + chunk))
+            pixels = to_pixels(sample.frames[:, 0], self.config.device)
+            with torch.autocast(pixels.device.type, dtype=torch.bfloat16, enabled=self.config.bf16):
+                features.append(F.normalize(self.clip.visual(pixels).float(), dim=-1))
+            targets.append(sample.targets[:, : len(self.names)].to(self.config.device))
+        return torch.cat(features), torch.cat(targets)
+
+    def _encode(self, texts: Sequence[str]) -> Tensor:
+        """[n, D] unit features; the causal tower is cut to the longest text."""
+        ids = self.tokenizer(list(texts)).to(self.config.device)
+        length = int(ids.argmax(dim=1).max()) + 1
+        clip = self.clip
+        x = clip.token_embedding(ids[:, :length]) + clip.positional_embedding[:length]
+        x = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask[:length, :length]))
+        x = x[torch.arange(len(x)), ids.argmax(dim=1)] @ clip.text_projection
+        return F.normalize(x.float(), dim=-1)
+
+    def training_step(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
+        generator = torch.Generator().manual_seed(self.config.seed * 10_000_019 + step)
+        pick = torch.randint(0, len(self.image), (self.config.text_batch_size,), generator=generator)
+        image, targets = self.image[pick], self.targets[pick]
+        template = torch.randint(0, len(TEMPLATES), (len(self.names),), generator=generator).tolist()
+        texts = [TEMPLATES[t].format(name) for t, name in zip(template, self.names, strict=True)]
+        scale = self.clip.logit_scale.exp()
+        by_name = shared_cross_entropy(image @ self._encode(texts).T * scale, targets)
+        captioned = min(96, len(image))
+        captions = [caption([self.names[i] for i in row.nonzero()[:, 0].tolist()], generator) for row in targets[:captioned]]
+        logits = image[:captioned] @ self._encode(captions).T * scale  # [captioned, captioned]
+        diagonal = torch.arange(captioned, device=logits.device)
+        by_caption = (F.cross_entropy(logits, diagonal) + F.cross_entropy(logits.T, diagonal)) / 2
+        return by_name + 0.3 * by_caption, {"by_name": by_name.item(), "by_caption": by_caption.item()}
+
+    @torch.no_grad()
+    def evaluate(self) -> Mapping[str, float]:
+        """Zero-shot: mean recall at the number of true names, under one template."""
+        logits = (self.val_image @ self._encode([f"a photo of a {name}" for name in self.names]).T).cpu()
+        recall = []
+        for row, truth in zip(logits, self.val_targets.cpu(), strict=True):
+            k = int(truth.sum())
+            recall.append(int(truth[row.topk(k).indices].sum()) / k)
+        return {"name_recall": sum(recall) / len(recall)}
+
+
+def shared_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy in which the true names of a picture share the mass equally. [B, V] logits and bool targets."""
+    share = targets.float() / targets.sum(dim=1, keepdim=True)
+    return -(share * F.log_softmax(logits.float(), dim=1)).sum(dim=1).mean()
+
+
+def caption(names: Sequence[str], generator: torch.Generator) -> str:
+    """A caption that names some of what a picture shows, in random order: "a dog and food and a beach"."""
+    order = torch.randperm(len(names), generator=generator).tolist()
+    keep = max(1, int(torch.randint(1, len(names) + 1, (1,), generator=generator)))
+    return "a " + " and a ".join(names[i] for i in order[:keep])
+
+
+def to_pixels(frames: Tensor, device: str) -> Tensor:
+    """[..., 3, H, W] uint8 to normalised float32 on ``device``."""
+    mean = torch.tensor(PIXEL_MEAN, device=device).view(3, 1, 1) * 255
+    std = torch.tensor(PIXEL_STD, device=device).view(3, 1, 1) * 255
+    return (frames.to(device).float() - mean) / std
+
+
+def main(config: PretrainConfig, out: Path, art_cache: Path) -> Path:
+    """Train both stages, resuming what is there, and write the CLIP to ``out/clip`` in open_clip's folder layout."""
+    torch.manual_seed(config.seed)
+    clip = open_clip.CLIP(**config.architecture()).to(config.device)
+    sheet = World(art_cache, canvas=config.image_size).sheet
+    worlds = {split: World(art_cache, canvas=config.image_size, split=split, sheet=sheet) for split in ("train", "val")}
+    description = asdict(config)
+    loop = LoopConfig(config.num_image_steps, bf16=config.bf16)
+    run(ImageTask(clip, worlds, config), loop, out, description)
+    loop = LoopConfig(config.num_text_steps, num_warmup_steps=50, evaluate_every=200, bf16=config.bf16)
+    run(TextTask(clip, worlds, config), loop, out, description)
+    from model.train.export import write_open_clip_folder
+
+    folder = write_open_clip_folder(clip, config.architecture(), PIXEL_MEAN, PIXEL_STD, out / "clip")
+    console.print(f"wrote {folder}")
+    return folder

@@ -1,0 +1,96 @@
+"""``vidlex train fit``: from a CLIP and an LLM to a checkpoint that can be served."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.checkpoint import CheckpointConfig, ClipSource, digest_llm, save_checkpoint
+from model.config import LabelEncoderConfig, VideoEncoderConfig
+from model.data.emoji.world import World
+from model.eval.calibration import fit_platt
+from model.eval.metrics import peak_f1
+from model.factory import create_clip, create_label_encoder
+from model.scoring import Scorer, sigmoid
+from model.train.fit import FitConfig, JointTask, LabelTask, choose_alpha, evaluate_network, video_features
+from model.train.loop import LoopConfig, console, run
+from model.train.task import OpenVocabularyNetwork
+from model.video.encoder import VideoEncoder
+
+
+def main(
+    config: FitConfig,
+    video: VideoEncoderConfig,
+    label: LabelEncoderConfig,
+    *,
+    clip_name: str,
+    out: Path,
+    art_cache: Path,
+    checkpoint_id: str,
+    store_clip: bool = True,
+    half: bool = True,
+) -> Path:
+    """Train all stages, resuming what is in ``out``, and write ``out/checkpoint``. Returns that folder.
+
+    ``clip_name`` is any open_clip model (``local-dir:<folder>``, ``NAME/PRETRAINED``). ``store_clip`` puts its weights
+    into the checkpoint; otherwise the checkpoint names it and keeps a digest. ``half`` stores float16.
+    """
+    torch.manual_seed(config.seed)
+    clip = create_clip(clip_name)
+    video_encoder = VideoEncoder(clip.model.visual, video, mean=clip.source.mean, std=clip.source.std)
+    label_encoder, llm_folder = create_label_encoder(label, clip)
+    network = OpenVocabularyNetwork(video_encoder, label_encoder).to(config.device)
+    canvas = clip.source.geometry.image_size
+    train = World(art_cache, canvas=canvas)
+    worlds: Mapping[str, World] = {
+        "train": train,
+        "val": World(art_cache, canvas=canvas, split="val", sheet=train.sheet),
+    }
+    names = list(train.labels)
+    description: dict[str, Any] = {
+        **asdict(config), "video": asdict(video), "label": asdict(label), "clip": clip_name, "clip_digest": clip.digest
+    }
+
+    console.print(f"LLM states of {len(names)} labels under the starting prefixes")
+    states = label_encoder.cache_states(names)
+    label_encoder.fit_statistics(states)
+    loop = LoopConfig(config.num_joint_steps, num_warmup_steps=100, evaluate_every=200, bf16=config.bf16)
+    run(JointTask(network, worlds, states, config), loop, out, description)
+    choose_alpha(network, worlds["val"], states, config)
+
+    console.print(f"features of {config.num_cached_videos} training videos")
+    cached = video_features(network, train, config.num_cached_videos, config, 700_000, None)
+    loop = LoopConfig(config.num_prefix_steps, num_warmup_steps=5, evaluate_every=10**9, bf16=False)
+    run(LabelTask("prefix", network, cached, train, None, config), loop, out, description)
+    states = label_encoder.cache_states(names)
+    loop = LoopConfig(config.num_label_steps, num_warmup_steps=20, evaluate_every=10**9, bf16=config.bf16)
+    run(LabelTask("label", network, cached, train, states, config), loop, out, description)
+
+    logits, targets = evaluate_network(network, worlds["val"], states, config, num_videos=1024, alpha=None)
+    calibration = fit_platt(logits.numpy(), targets.numpy())
+    _, best_logit = peak_f1(logits.numpy(), targets.numpy())
+    threshold = float(sigmoid(torch.tensor(best_logit * calibration.slope + calibration.intercept).numpy()))
+    source = clip.source
+    tensors = {f"branch.{name}": value for name, value in video_encoder.trainable().items()}
+    tensors |= {f"label.{name}": value for name, value in label_encoder.trainable_state_dict().items()}
+    if store_clip:
+        source = ClipSource("stored", source.mean, source.std, source.geometry, clip.model_cfg)
+        tensors |= {f"clip.{name}": value for name, value in clip.model.state_dict().items()}
+    checkpoint = CheckpointConfig(
+        id=checkpoint_id,
+        clip=source,
+        video=video,
+        label=label,
+        scorer=Scorer(float(network.log_scale.exp()), float(network.bias), calibration),
+        default_threshold=round(threshold, 4),
+        llm_digest=digest_llm(llm_folder),
+        trained_labels=tuple(names),
+    )
+    folder = out / "checkpoint"
+    save_checkpoint(folder, checkpoint, tensors, half=half)
+    console.print(f"wrote {folder}")
+    return folder

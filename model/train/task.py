@@ -1,0 +1,56 @@
+"""The network as it trains: both encoders, the learned scale and bias, and the label sampling of a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.scoring import similarity_to_logit
+from model.text.label_encoder import LabelEncoder
+from model.video.encoder import VideoEncoder
+
+
+class OpenVocabularyNetwork(nn.Module):
+    """Video encoder, label encoder, ``logit_scale`` (stored as its logarithm) and ``logit_bias``."""
+
+    def __init__(self, video: VideoEncoder, label: LabelEncoder, *, scale: float = 15.0, bias: float = -7.0) -> None:
+        super().__init__()
+        self.video, self.label = video, label
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        self.bias = nn.Parameter(torch.tensor(bias))
+
+    def logits(self, video_features: Tensor, label_features: Tensor) -> Tensor:
+        """[B, D] unit video features and [V, D] label features -> [B, V] logits, in float32."""
+        with torch.autocast(video_features.device.type, enabled=False):
+            similarity = video_features.float() @ label_features.float().T
+            return similarity_to_logit(similarity, self.log_scale.exp(), self.bias)
+
+    def video_features(self, frames: Tensor, alpha: float | Tensor | None = None) -> Tensor:
+        """[B, T, 3, H, W] uint8 -> [B, D] unit features, with gradient to the branch."""
+        return F.normalize(self.video(frames, alpha), dim=-1)
+
+
+def sample_labels(
+    targets: Tensor, num_labels: int, always: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Labels of one step: every positive of the batch, those of ``always``, and random others up to ``num_labels``.
+
+    ``targets`` [B, V] bool, ``always`` [V] bool. Returns label indices [n], sorted, and their weights [n]: a sampled
+    negative stands for all that were left out, so its weight is the inverse of its chance to be drawn.
+    """
+    wanted = (targets.any(dim=0) | always).nonzero()[:, 0]
+    others = (~(targets.any(dim=0) | always)).nonzero()[:, 0]
+    num_drawn = min(len(others), max(0, num_labels - len(wanted)))
+    drawn = others[torch.randperm(len(others), generator=generator)[:num_drawn]]
+    weights = torch.cat((torch.ones(len(wanted)), torch.full((num_drawn,), len(others) / max(1, num_drawn))))
+    index, order = torch.cat((wanted, drawn)).sort()
+    return index, weights[order]
+
+
+def kind_weights(labels: Sequence[str], kinds: dict[str, str], weight_of: dict[str, float]) -> Tensor:
+    """[V]: a weight for each label by its kind, 1 where the kind is not named."""
+    return torch.tensor([weight_of.get(kinds[name], 1.0) for name in labels])

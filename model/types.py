@@ -1,0 +1,74 @@
+"""What travels between the rooms: frames of one video, and facts about its file.
+
+Shape letters, used everywhere: B videos, T frames, C channels, H height, W width, D embedding,
+V labels, N prefixes, K attributes per prefix, L tokens per attribute, M prompt tokens, P patches.
+
+No torch here: a decode process imports this file and must stay small.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+ResizeMode = Literal["shortest", "squash", "longest"]
+FramePolicy = Literal["uniform", "keyframes"]
+
+
+@dataclass(frozen=True)
+class FrameGeometry:
+    """How a decoded picture becomes a model input: ``image_size`` pixels square, uint8 RGB.
+
+    ``shortest`` scales the short side and crops the centre (open_clip's default), ``squash`` ignores the
+    aspect ratio and sees the whole picture, ``longest`` scales the long side and pads with black.
+    """
+
+    image_size: int
+    resize_mode: ResizeMode = "shortest"
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise ValueError(f"image_size must be positive, got {self.image_size = }")
+        if self.resize_mode not in ("shortest", "squash", "longest"):
+            raise ValueError(f"unknown {self.resize_mode = }; known: shortest, squash, longest")
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """Facts about a video file as decoded (after rotation), not as its header claims."""
+
+    duration_ms: int
+    width: int
+    height: int
+    fps: float
+    codec: str
+    num_frames: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class FrameBatch:
+    """Sampled frames of one video, in presentation order."""
+
+    frames: NDArray[np.uint8]
+    """[T, H, W, C=3] uint8 RGB."""
+    timestamps_ms: tuple[int, ...]
+    """Presentation time of each frame, from the start of the video. Not decreasing."""
+    video: VideoInfo
+
+    def __post_init__(self) -> None:
+        shape = self.frames.shape
+        if self.frames.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or shape[0] < 1:
+            raise ValueError(f"frames must be uint8 [T>=1, H, W, 3], got {self.frames.dtype} {list(shape)}")
+        if len(self.timestamps_ms) != shape[0]:
+            raise ValueError(f"{len(self.timestamps_ms)} timestamps for {shape[0]} frames")
+        if any(b < a for a, b in zip(self.timestamps_ms, self.timestamps_ms[1:], strict=False)):
+            raise ValueError("timestamps_ms must not decrease")
+
+    def __repr__(self) -> str:
+        t, h, w, _ = self.frames.shape
+        span = f"{self.timestamps_ms[0]}..{self.timestamps_ms[-1]} ms"
+        return f"FrameBatch(T={t}, H={h}, W={w}, {span}, {self.video.codec})"

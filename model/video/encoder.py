@@ -1,0 +1,125 @@
+"""Video encoder: a frozen CLIP image tower, with a temporal branch beside its last blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+
+from model.config import VideoEncoderConfig
+from model.video.temporal import BranchBlock
+
+
+class VideoEncoder(nn.Module):
+    """``visual`` is open_clip's image tower (any class); a branch needs its ``VisionTransformer`` with a CLS token.
+
+    ``mean`` and ``std`` are the tower's pixel statistics (values 0..1). The tower is frozen; only the branch trains.
+    Raises ValueError when a branch is asked for on another kind of tower, or with more blocks than it has.
+    """
+
+    def __init__(
+        self, visual: nn.Module, config: VideoEncoderConfig, *, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.visual = visual.requires_grad_(False).eval()
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255, persistent=False)
+        self.branch = nn.ModuleList()
+        self.fold_alpha = 1.0
+        """Weight of the trained spatial weights outside training; folded in before a checkpoint is saved."""
+        if config.num_branch_blocks:
+            self._add_branch(visual, config)
+
+    def _add_branch(self, visual: nn.Module, config: VideoEncoderConfig) -> None:
+        if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None or visual.pool_type != "tok":
+            raise ValueError(
+                "the temporal branch needs an open_clip VisionTransformer that pools its CLS token, "
+                f"not {type(visual).__name__}: use num_branch_blocks=0 (frame mean) or another backbone"
+            )
+        blocks = visual.transformer.resblocks
+        if config.num_branch_blocks > len(blocks):
+            raise ValueError(f"{config.num_branch_blocks = } but the tower has only {len(blocks)} blocks")
+        width = visual.ln_post.normalized_shape[0]
+        heads = blocks[0].attn.num_heads
+        for block in blocks[-config.num_branch_blocks :]:
+            self.branch.append(BranchBlock(block, width, heads))
+        self.branch.requires_grad_(True)
+        self.tmp_embedding = nn.Parameter(torch.zeros(width))
+        self.tmp_logit = nn.Parameter(torch.tensor(float(torch.logit(torch.tensor(config.tmp_weight)))))
+
+    def train(self, mode: bool = True) -> VideoEncoder:
+        """The frozen tower stays in evaluation mode whatever is asked."""
+        super().train(mode)
+        self.visual.eval()
+        return self
+
+    def to_pixels(self, frames: Tensor) -> Tensor:
+        """[..., 3, H, W] uint8 to normalised float32 on the encoder's device."""
+        return (frames.to(self.mean.device).float() - self.mean) / self.std
+
+    def forward(self, frames: Tensor, alpha: float | Tensor | None = None) -> Tensor:
+        """Video features before normalisation: [B, T, 3, H, W] uint8 -> [B, D] float32.
+
+        ``alpha`` is the interpolation of the branch's spatial weights (training draws it); by default the
+        encoder's own ``fold_alpha``. Without a branch this is the mean of CLIP's frame features.
+        """
+        b, t = frames.shape[:2]
+        pixels = self.to_pixels(frames).flatten(0, 1)  # [B * T, 3, H, W]
+        if not self.branch:
+            with torch.no_grad():
+                pooled = self.visual(pixels)
+            return pooled.float().view(b, t, -1).mean(dim=1)
+        with torch.no_grad():
+            frame_features, tokens = self._trunk(pixels)  # [B * T, D], [B * T, 1 + P, width]
+        x = tokens.view(b, t, *tokens.shape[1:])
+        x = torch.cat((x[:, :, :1] + self.tmp_embedding.to(x.dtype), x[:, :, 1:]), dim=2)
+        used = self.fold_alpha if alpha is None else alpha
+        frozen = self.visual.transformer.resblocks[-len(self.branch) :]
+        for index, (block, theirs) in enumerate(zip(self.branch, frozen, strict=True)):
+            x = block(x, theirs, used, first_only=index == len(self.branch) - 1)
+        tmp = self._project(x[:, :, 0])  # [B, T, D]
+        weight = torch.sigmoid(self.tmp_logit)
+        frame_mean = frame_features.float().view(b, t, -1).mean(dim=1)
+        return weight * tmp.float().mean(dim=1) + (1 - weight) * frame_mean
+
+    def _trunk(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Frozen CLIP: frame features [n, D], and all tokens [n, 1 + P, width] where the branch begins."""
+        x = self.visual._embeds(pixels)
+        blocks = self.visual.transformer.resblocks
+        start = len(blocks) - len(self.branch)
+        tokens = x
+        for depth, block in enumerate(blocks):
+            if depth == start:
+                tokens = x
+            x = block(x)
+        return self._project(x[:, 0]), tokens
+
+    def _project(self, x: Tensor) -> Tensor:
+        """CLIP's own end: [..., width] -> [..., D]. LayerNorm is per token, so pooling first changes nothing."""
+        x = self.visual.ln_post(x)
+        return x if self.visual.proj is None else x @ self.visual.proj
+
+    @torch.no_grad()
+    def encode_video(self, frames: Tensor) -> Tensor:
+        """[B, T, 3, H, W] uint8 -> [B, D] float32 unit vectors."""
+        return F.normalize(self(frames), dim=-1)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Parameters of the branch by name; empty without one."""
+        return {name: p for name, p in self.named_parameters() if not name.startswith("visual.")}
+
+    def new_and_copied(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The branch's random parameters, and those that were copied from CLIP (they want a smaller step)."""
+        copied = [p for block in self.branch for p in block.spatial.parameters()]
+        known = {id(p) for p in copied}
+        return [p for p in self.trainable().values() if id(p) not in known], copied
+
+    def fold(self, alpha: float) -> None:
+        """Fold the interpolation at ``alpha`` into the branch for good; afterwards ``fold_alpha`` is 1."""
+        for block, theirs in zip(self.branch, self.visual.transformer.resblocks[-len(self.branch) :], strict=True):
+            block.fold(theirs, alpha)
+        self.fold_alpha = 1.0

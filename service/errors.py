@@ -1,0 +1,122 @@
+"""Every error that reaches a client, and the only table from error to HTTP status.
+
+    VidlexError
+    ├── InvalidRequest        400 malformed
+    ├── InvalidParameter      422 invalid_parameter
+    ├── Forbidden             403 forbidden             (a request from a foreign web page)
+    ├── NotFound              404 not_found
+    ├── UploadTimeout         408 upload_timeout
+    ├── LabelExists           409 label_exists          (carries existing_id)
+    ├── UploadTooLarge        413 upload_too_large
+    ├── UnsupportedMedia      415 unsupported_media
+    ├── VideoError            422
+    │   ├── UndecodableVideo      undecodable_video
+    │   ├── VideoTooLong          video_too_long
+    │   └── ResolutionTooLarge    resolution_too_large
+    ├── LabelTextInvalid      422 label_text_invalid
+    ├── Overloaded            429 overloaded            (Retry-After)
+    ├── EncodeFailed          503 encode_failed         (Retry-After)
+    ├── StoreUnavailable      503 store_unavailable     (Retry-After)
+    └── ModelLoading          503 model_loading         (Retry-After)
+
+``str(error)`` is what the client reads as ``detail``: write it for a stranger, with no path, address or native
+message in it. What only the operator may see goes to ``internal`` and from there to the log.
+Imports nothing of ours, and neither torch nor fastapi.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class VidlexError(Exception):
+    """Base of all errors with a stable ``code``."""
+
+    code: ClassVar[str] = "internal_error"
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal error"
+    retry_after_seconds: int | None = None
+
+    def __init__(self, detail: str = "", *, internal: str = "", **extra: Any) -> None:
+        super().__init__(detail or self.title)
+        self.internal = internal
+        self.extra = extra
+        """Further members of the problem document, such as ``existing_id``."""
+
+
+class InvalidRequest(VidlexError):
+    code, status, title = "malformed", 400, "The request could not be understood"
+
+
+class InvalidParameter(VidlexError):
+    code, status, title = "invalid_parameter", 422, "A parameter has a value that is not allowed"
+
+
+class Forbidden(VidlexError):
+    code, status, title = "forbidden", 403, "This request is not allowed"
+
+
+class NotFound(VidlexError):
+    code, status, title = "not_found", 404, "There is no such thing"
+
+
+class UploadTimeout(VidlexError):
+    code, status, title = "upload_timeout", 408, "The upload took too long"
+
+
+class LabelExists(VidlexError):
+    code, status, title = "label_exists", 409, "A label of this name exists"
+
+    def __init__(self, detail: str, *, existing_id: str) -> None:
+        super().__init__(detail, existing_id=existing_id)
+        self.existing_id = existing_id
+
+
+class UploadTooLarge(VidlexError):
+    code, status, title = "upload_too_large", 413, "The upload is too large"
+
+
+class UnsupportedMedia(VidlexError):
+    code, status, title = "unsupported_media", 415, "This kind of file is not supported"
+
+
+class VideoError(VidlexError):
+    """The file was accepted as a video but cannot be used: permanent, retrying does not help."""
+
+    status = 422
+
+
+class UndecodableVideo(VideoError):
+    code, title = "undecodable_video", "The video cannot be decoded"
+
+
+class VideoTooLong(VideoError):
+    code, title = "video_too_long", "The video is too long"
+
+
+class ResolutionTooLarge(VideoError):
+    code, title = "resolution_too_large", "The video's resolution is too large"
+
+
+class LabelTextInvalid(VidlexError):
+    code, status, title = "label_text_invalid", 422, "The label's text is not allowed"
+
+
+class Overloaded(VidlexError):
+    code, status, title = "overloaded", 429, "Too much work is waiting"
+    retry_after_seconds = 1
+
+
+class EncodeFailed(VidlexError):
+    code, status, title = "encode_failed", 503, "The encoder failed on this request"
+    retry_after_seconds = 1
+
+
+class StoreUnavailable(VidlexError):
+    code, status, title = "store_unavailable", 503, "The label store does not answer"
+    retry_after_seconds = 2
+
+
+class ModelLoading(VidlexError):
+    code, status, title = "model_loading", 503, "The model is being loaded"
+    retry_after_seconds = 2

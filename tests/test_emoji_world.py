@@ -1,0 +1,179 @@
+"""The procedural world: seeded, correct labels, motions that are what they are called."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests.art import tiny_sheet
+
+from model.data.emoji.assets import ArtPackage, ArtUnavailable, fetch_package, load_sheet
+from model.data.emoji.motion import STILL, Pose, sample_pose
+from model.data.emoji.render import render
+from model.data.emoji.scenes import scene_bank
+from model.data.emoji.vocabulary import ACTIONS, SCENES, build_nouns
+from model.data.emoji.world import World
+from model.data.emoji.writer import write_mp4
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("art"), canvas=48, sheet=tiny_sheet(), split="val")
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(world: World) -> None:
+    a = world.videos(4, 5, world.generator(7))
+    b = world.videos(4, 5, world.generator(7))
+    c = world.videos(4, 5, world.generator(8))
+    assert torch.equal(a.frames, b.frames) and torch.equal(a.targets, b.targets)
+    assert not torch.equal(a.frames, c.frames)
+    assert a.frames.shape == (4, 5, 3, 48, 48) and a.frames.dtype == torch.uint8
+
+
+def test_labels_are_the_nouns_their_hypernyms_one_scene_and_the_actions(world: World) -> None:
+    sample = world.videos(64, 2, world.generator(0))
+    nouns = {noun.name: noun for noun in world.sheet.nouns}
+    for row, drawn in zip(sample.targets, sample.nouns, strict=True):
+        names = {world.labels[i] for i in row.nonzero()[:, 0].tolist()}
+        expected = {world.sheet.nouns[i].name for i in drawn.tolist() if i >= 0}
+        assert names & set(nouns) == expected
+        assert names & {"toy", "shape"} == {h for n in expected for h in nouns[n].hypernyms}
+        assert len(names & set(SCENES)) == 1
+        assert len(names & set(ACTIONS)) <= 2
+    assert (sample.nouns[:, 1] == -1).any() and (sample.nouns[:, 1] >= 0).any()
+
+
+def test_pictures_have_no_action(world: World) -> None:
+    targets = world.pictures(64, world.generator(0)).targets
+    assert not targets[:, -len(ACTIONS) :].any()
+
+
+def test_every_label_occurs_and_has_a_kind(world: World) -> None:
+    targets = world.videos(400, 1, world.generator(1)).targets
+    assert targets.any(dim=0).all()
+    assert set(world.kinds()) == set(world.labels)
+    assert {k for k in world.kinds().values()} == {"noun", "hypernym", "scene", "action"}
+
+
+def poses(action: str, t: int = 24) -> Pose:
+    n = 200
+    times = (torch.arange(t) + 0.5) / t
+    which = STILL if action == "still" else ACTIONS.index(action)
+    return sample_pose(torch.full((n,), which), times, (0.3, 0.6), torch.Generator().manual_seed(3))
+
+
+def test_motions_are_what_they_are_called() -> None:
+    def change(v: torch.Tensor) -> torch.Tensor:
+        return v[:, -1] - v[:, 0]
+
+    assert (change(poses("moving left").x) < -0.5).all()
+    assert (change(poses("moving right").x) > 0.5).all()
+    assert (change(poses("rising").y) < -0.5).all()  # y grows downwards
+    assert (change(poses("falling").y) > 0.5).all()
+    assert (change(poses("growing").size) > 0.1).all()
+    assert (change(poses("shrinking").size) < -0.1).all()
+    assert (change(poses("spinning").angle).abs() > 3).all()
+    assert (poses("swinging").angle.std(dim=1) > 0.1).all()
+    assert ((poses("blinking").alpha == 0).any(dim=1) & (poses("blinking").alpha == 1).any(dim=1)).all()
+    assert (poses("bouncing").y.std(dim=1) > 0.05).all()
+    assert (poses("shaking").x.diff(dim=1).abs().mean(dim=1) > 0.02).all()
+    assert (poses("circling").x.std(dim=1) > 0.1).all() and (poses("circling").y.std(dim=1) > 0.1).all()
+    still = poses("still")
+    for value in (still.x, still.y, still.size, still.angle, still.alpha):
+        assert torch.equal(value, value[:, :1].expand_as(value))
+
+
+def test_one_frame_tells_little_of_direction() -> None:
+    """Places in a middle frame have the same spread for left and right: no reading a direction from one frame."""
+    left, right = poses("moving left").x[:, 12], poses("moving right").x[:, 12]
+    assert abs(float(left.mean() - right.mean())) < 0.1
+    assert float(left.std() / right.std()) == pytest.approx(1, abs=0.15)
+
+
+def test_rendering_by_hand() -> None:
+    """A white square sprite of half the canvas' side, turned by 0, covers the middle quarter and nothing else."""
+    layers = torch.full((1, 1, 4, 8, 8), 255, dtype=torch.uint8)
+    one = torch.ones(1, 1, 2)
+    pose = Pose(0 * one, 0 * one, 0.5 * one, 0 * one, torch.tensor([[[1.0, 0.0]]]))
+    frames = render(torch.zeros(1, 3, 16, 16, dtype=torch.uint8), layers, pose)
+    expected = torch.zeros(16, 16)
+    expected[4:12, 4:12] = 255
+    inner = frames[0, 0, 0].float()
+    assert torch.equal(inner[5:11, 5:11], expected[5:11, 5:11])
+    assert torch.equal(inner[:3], expected[:3]) and torch.equal(inner[13:], expected[13:])
+    assert not frames[0, 1].any()  # the second frame's sprite is not visible
+
+
+def test_scenes_differ_and_are_seeded() -> None:
+    bank = scene_bank(2, seed=5)
+    assert bank.shape[:3] == (len(SCENES), 2, 3)
+    assert torch.equal(bank, scene_bank(2, seed=5))
+    assert not torch.equal(bank[0, 0], bank[0, 1])
+
+
+def test_mp4_has_the_frames(tmp_path: Path) -> None:
+    import av
+
+    frames = torch.zeros(6, 3, 48, 48, dtype=torch.uint8)
+    frames[3:, 0] = 250
+    path = tmp_path / "v.mp4"
+    write_mp4(frames, path, fps=12, size=64)
+    with av.open(str(path)) as container:
+        pictures = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+    assert len(pictures) == 6 and pictures[0].shape == (64, 64, 3)
+    assert pictures[0].mean() < 5 and pictures[5][..., 0].mean() > 230
+
+
+def test_nouns_come_from_the_category_tree() -> None:
+    def row(name: str, sub: str, order: int, drawn: bool = True) -> dict[str, object]:
+        image = f"{order}.png"
+        return {"name": name, "subcategory": sub, "sort_order": order, "image": image, "has_img_a": drawn}
+
+    rows = [
+        row("DOG FACE", "animal-mammal", 2),
+        row("DOG", "animal-mammal", 1),
+        row("SLICE OF PIZZA", "food-prepared", 3),
+        row("PAW PRINTS", "animal-mammal", 4),
+        row("GRINNING FACE", "face-smiling", 5),
+        row("CAT", "animal-mammal", 6, drawn=False),
+    ]
+    nouns = build_nouns(rows, ["a"])
+    assert [(n.name, n.images) for n in nouns] == [("dog", ("1.png", "2.png")), ("pizza", ("3.png",))]
+    assert nouns[0].hypernyms == ("animal", "mammal")
+    with pytest.raises(ValueError, match="no usable emoji"):
+        build_nouns(rows[4:5], ["a"])
+
+
+def _package(folder: Path) -> ArtPackage:
+    """A tarball in the form of the real packages, with one dog of 72 pixels."""
+    picture = io.BytesIO()
+    Image.fromarray(np.full((72, 72, 4), 200, np.uint8)).save(picture, "PNG")
+    entry = {"name": "DOG", "subcategory": "animal-mammal", "sort_order": 1, "image": "d.png", "has_img_google": True}
+    with tarfile.open(folder / "art-1.0.tgz", "w:gz") as archive:
+        for name, data in (("emoji.json", json.dumps([entry]).encode()), ("img/google/64/d.png", picture.getvalue())):
+            info = tarfile.TarInfo(f"package/{name}")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    import hashlib
+
+    digest = hashlib.sha256((folder / "art-1.0.tgz").read_bytes()).hexdigest()
+    return ArtPackage("google", "art", "1.0", digest, "test", "none")
+
+
+def test_sprites_are_read_from_the_tarball(tmp_path: Path) -> None:
+    sheet = load_sheet(tmp_path, [_package(tmp_path)])
+    assert [n.name for n in sheet.nouns] == ["dog"]
+    assert sheet.sprites.shape == (1, 1, 4, 64, 64) and (sheet.sprites == 200).all()
+
+
+def test_changed_art_is_refused(tmp_path: Path) -> None:
+    package = _package(tmp_path)
+    (tmp_path / "art-1.0.tgz").write_bytes(b"something else")
+    with pytest.raises(ArtUnavailable, match="delete it"):
+        fetch_package(package, tmp_path)
