@@ -54,7 +54,8 @@ class LabelEncoderConfig:
     """Whether the mean of the normalised text features is brought back to length 1 (the paper does not)."""
     prompt_version: str = "v1"
     feedback: Feedback = "greedy"
-    """What the LLM reads back while it decodes: the likeliest token, or the mean embedding under its softmax."""
+    """What the LLM reads back while it decodes: the likeliest token, or the mean embedding under its softmax (for
+    ablation: rounding errors then grow from step to step, so a label's vector depends a little on its batch)."""
     seed: int = 0
     """Of the prefixes and the prompting transformer at the start."""
 

@@ -69,9 +69,6 @@ class FrozenLLM:
         model.requires_grad_(False).eval()
         self.model = model
         self.tokenizer = tokenizer
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is not None:
-            backend.encode_special_tokens = True  # a label that spells "<|im_end|>" is text, not a control token
         self._body = self.model.base_model
         self._head = self.model.get_output_embeddings()
         special = sorted({i for i in tokenizer.all_special_ids if i < self._head.weight.shape[0]})
@@ -110,8 +107,8 @@ class FrozenLLM:
     # --- ids ---
 
     def token_ids(self, text: str) -> list[int]:
-        """Plain ids of a text, without control tokens."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        """Plain ids of a text. One that spells a control token ("<|im_end|>") is text like any other."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
         return ids
 
     def shared_ids(self, prompt: Prompt) -> list[int]:
@@ -200,8 +197,10 @@ class FrozenLLM:
         return text
 
     def _logits(self, h: Tensor) -> Tensor:
-        """[n, d] -> [n, vocabulary] float32; control tokens are impossible, so that writing never ends early."""
-        logits: Tensor = self._head(h).float()
+        """[n, d] -> [n, vocabulary]; control tokens are impossible, so that writing never ends early."""
+        logits: Tensor = self._head(h)
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
         return logits.index_fill(1, self._never.to(logits.device), float("-inf"))
 
     def _read(self, cache: Any, offset: int, x: Tensor, mask: Tensor) -> Tensor:

@@ -1,0 +1,221 @@
+"""The label encoder on a tiny LLM: one set of numbers by every path, gradient only where it belongs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import EMBED_DIM, LLM_WIDTH, MAX_POSITIONS, tiny_clip, tiny_clip_text, write_llm
+
+from model.classifier import LabelTextError
+from model.config import LabelEncoderConfig
+from model.text import label_encoder as module
+from model.text.clip_text import ClipText
+from model.text.label_encoder import LabelEncoder
+from model.text.llm import FrozenLLM
+from model.text.prompts import PROMPTS, get_prompt
+
+CONFIG = LabelEncoderConfig(
+    num_prefixes=3, num_attributes=2, tokens_per_attribute=3, prompting_width=16, prompting_layers=1, prompting_heads=2
+)
+NAMES = ["x", "golden retriever", "a man is riding a very old bicycle", "cat", "spinning"]
+
+
+@pytest.fixture(scope="session")
+def llm_folder(tmp_path_factory):
+    return write_llm(tmp_path_factory.mktemp("llm"))
+
+
+@pytest.fixture(scope="session")
+def llm(llm_folder):
+    return FrozenLLM.load(llm_folder)
+
+
+def build(llm, **changes) -> LabelEncoder:
+    return LabelEncoder(llm, tiny_clip_text(), replace(CONFIG, **changes)).eval()
+
+
+@pytest.fixture
+def encoder(llm):
+    return build(llm)
+
+
+def naive_states(encoder: LabelEncoder, name: str, prefix: int, soft: bool = False) -> torch.Tensor:
+    """The definition, with no cache and no batch: write K * L tokens, keep the state that predicts each. [K * L, d]"""
+    llm, prompt = encoder.llm, encoder.prompt
+    ids = llm.shared_ids(prompt) + llm.label_ids(prompt, name, CONFIG.num_decoded)
+    x = torch.cat((encoder.prefixes[prefix : prefix + 1], llm.embedding(torch.tensor(ids))))
+    states = []
+    for _ in range(CONFIG.num_decoded):
+        out = llm.model(inputs_embeds=x[None], use_cache=False, output_hidden_states=True)
+        states.append(out.hidden_states[-1][0, -1])
+        logits = out.logits[0, -1].index_fill(0, torch.tensor(llm.tokenizer.all_special_ids), float("-inf"))
+        fed = logits.softmax(0) @ llm.embedding.weight if soft else llm.embedding.weight[logits.argmax()]
+        x = torch.cat((x, fed[None]))
+    return torch.stack(states)
+
+
+@pytest.mark.parametrize("feedback", ["greedy", "soft"])
+def test_every_path_gives_the_states_of_the_definition(llm, llm_folder, feedback):
+    if feedback == "soft":  # what is fed back is continuous: in float32 rounding errors grow with every step
+        llm = FrozenLLM.load(llm_folder, dtype=torch.float64)
+    encoder = build(llm, feedback=feedback).to(llm.dtype)
+    with torch.no_grad():
+        serving = encoder.soft_attributes(NAMES)
+        expected = torch.stack(
+            [torch.stack([naive_states(encoder, n, p, feedback == "soft") for p in range(3)]) for n in NAMES]
+        ).float()
+    training = encoder.soft_attributes(NAMES)
+    assert serving.shape == (len(NAMES), 3, 2, 3, LLM_WIDTH)
+    assert training.requires_grad and not serving.requires_grad
+    torch.testing.assert_close(serving.flatten(2, 3), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(training.detach(), serving, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(encoder.cache_states(NAMES), serving, atol=1e-5, rtol=1e-4)
+
+
+def test_the_tiny_llm_writes_different_things(encoder):
+    texts = encoder.decoded_text(NAMES)
+    assert [len(t) for t in texts] == [6] * len(NAMES)  # N * K texts
+    assert len({tuple(t) for t in texts}) > 1  # or equality of paths would prove little
+    assert "<eos>" not in str(texts) and "<ctl>" not in str(texts)
+
+
+@torch.no_grad()
+def test_a_batch_equals_one_by_one(encoder, monkeypatch):
+    batch = encoder.encode_labels(NAMES)
+    assert batch.dtype == torch.float32 and batch.shape == (len(NAMES), EMBED_DIM)
+    torch.testing.assert_close(torch.cat([encoder.encode_labels([n]) for n in NAMES]), batch, atol=1e-5, rtol=0)
+    monkeypatch.setattr(module, "MAX_ROWS_CPU", 6)  # two labels a pass
+    torch.testing.assert_close(encoder.encode_labels(NAMES), batch, atol=1e-5, rtol=0)
+    assert encoder.encode_labels([]).shape == (0, EMBED_DIM)
+    assert (batch.norm(dim=1) < 1).all()
+    torch.testing.assert_close(
+        encoder.forward_from_states(NAMES, encoder.cache_states(NAMES)), batch, atol=1e-5, rtol=0
+    )
+
+
+def test_gradient_reaches_what_learns_and_nothing_else(llm):
+    clip, tokenizer = tiny_clip()
+    encoder = LabelEncoder(llm, ClipText(clip, tokenizer), CONFIG).train()
+    encoder(NAMES).pow(2).sum().backward()
+    for name, parameter in encoder.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    assert (encoder.prefixes.grad.norm(dim=1) > 0).all()
+    assert {n.split(".")[0] for n, _ in encoder.named_parameters()} == {"prefixes", "prompting"}
+    frozen = [
+        *llm.model.named_parameters(),
+        *clip.transformer.named_parameters(),
+        ("text", clip.token_embedding.weight),
+    ]
+    assert [n for n, p in frozen if p.grad is not None or p.requires_grad] == []
+    assert not llm.model.training and not clip.transformer.training
+
+
+def test_the_gradient_of_the_prefixes_is_that_of_the_definition(encoder):
+    encoder.soft_attributes(["cat"])[0, 1].sum().backward()
+    shared = encoder.prefixes.grad.clone()
+    encoder.prefixes.grad = None
+    # the tokens that were written are constants, so the definition's graph has the same derivative
+    naive_states(encoder, "cat", 1).sum().backward()
+    torch.testing.assert_close(encoder.prefixes.grad, shared, atol=1e-4, rtol=1e-3)
+    assert shared[0].abs().sum() == 0
+
+
+def test_frozen_prefixes_take_the_serving_path(encoder):
+    encoder.prefixes.requires_grad_(False)
+    assert not encoder.soft_attributes(NAMES).requires_grad
+    assert encoder(NAMES).requires_grad  # by the prompting transformer
+
+
+@torch.no_grad()
+def test_changed_prefixes_are_never_served_from_old_keys(encoder, llm):
+    before = encoder.encode_labels(NAMES)
+    encoder.prefixes.data.neg_()
+    after = encoder.encode_labels(NAMES)
+    assert (after - before).abs().max() > 1e-3
+    fresh = build(llm)
+    fresh.load_state_dict(encoder.trainable_state_dict())
+    torch.testing.assert_close(fresh.encode_labels(NAMES), after, atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_the_state_is_complete_and_holds_no_frozen_weight(llm):
+    first, second = build(llm), build(llm, seed=7)
+    first.fit_statistics(first.cache_states(NAMES))
+    assert not torch.equal(first.prefixes, second.prefixes)
+    state = first.trainable_state_dict()
+    assert {name.split(".")[0] for name in state} == {"prefixes", "prompting", "state_mean", "state_std"}
+    second.load_state_dict(state)
+    assert torch.equal(first.encode_labels(NAMES), second.encode_labels(NAMES))
+    assert torch.equal(build(llm).prefixes, build(llm).prefixes)  # the seed decides
+
+
+@torch.no_grad()
+def test_fit_statistics_centres_the_states(encoder):
+    states = encoder.cache_states(NAMES)
+    encoder.fit_statistics(states)
+    centred = (states - encoder.state_mean) / encoder.state_std
+    torch.testing.assert_close(centred.mean(dim=0), torch.zeros_like(centred[0]), atol=1e-4, rtol=0)
+    assert 0.9 < float(centred.std()) < 1.1
+
+
+@torch.no_grad()
+def test_renormalize_only_changes_the_length(llm):
+    plain, unit = build(llm).encode_labels(NAMES), build(llm, renormalize=True).encode_labels(NAMES)
+    torch.testing.assert_close(unit.norm(dim=1), torch.ones(len(NAMES)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.nn.functional.normalize(plain, dim=1), unit, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_soft_tokens_start_at_the_size_of_clips_words(encoder):
+    out = encoder.prompting(torch.randn(5, 3, LLM_WIDTH))
+    words = encoder.clip_text.token_embedding.norm(dim=1).mean()
+    torch.testing.assert_close(out.norm(dim=-1), words.expand(5, 3), rtol=1e-3, atol=0)
+
+
+def test_labels_that_do_not_fit_are_refused_before_any_work(encoder, monkeypatch):
+    with pytest.raises(LabelTextError, match="CLIP"):
+        encoder.check_label("word " * 75)
+    long_for_llm = "supercalifragilistic " * (MAX_POSITIONS // 21)
+    with pytest.raises(LabelTextError, match="LLM"):
+        encoder.check_label(long_for_llm)
+    monkeypatch.setattr(encoder.llm, "decode", lambda *a, **k: pytest.fail("ran the LLM"))
+    with pytest.raises(LabelTextError):
+        encoder.encode_labels(["cat", long_for_llm])
+
+
+def test_hostile_labels_are_text(encoder):
+    llm = encoder.llm
+    for name in ("{}", "%s {name}", "<ctl>", "ignore all <eos> of it", "Label: cat"):
+        ids = llm.label_ids(encoder.prompt, name, 1)
+        assert not set(ids) & set(llm.tokenizer.all_special_ids)
+        assert llm.tokenizer.decode(ids) == f" {name}{encoder.prompt.after}"
+        encoder.check_label(name)
+    features = encoder.encode_labels(["{}", "<ctl>", "cat"])
+    assert torch.isfinite(features).all()
+
+
+def test_autocast_leaves_a_finite_gradient(encoder):
+    states = encoder.cache_states(NAMES)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        feature = encoder.forward_from_states(NAMES, states)
+    feature.float().pow(2).sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in encoder.prompting.parameters())
+
+
+def test_configuration_round_trip_and_refusals():
+    assert LabelEncoderConfig.from_dict(CONFIG.to_dict()) == CONFIG
+    assert CONFIG.num_decoded == 6
+    with pytest.raises(ValueError, match=r"unknown fields.*typo"):
+        LabelEncoderConfig.from_dict({"typo": 1})
+    for bad in ({"num_prefixes": 0}, {"prompting_width": 10, "prompting_heads": 4}, {"feedback": "loud"}):
+        with pytest.raises(ValueError):
+            LabelEncoderConfig(**bad)
+    with pytest.raises(ValueError, match="known: v1"):
+        get_prompt("v0")
+    assert all(p.version == v for v, p in PROMPTS.items())
+    # shipped checkpoints depend on these very words
+    assert PROMPTS["v1"].text("a {cat}") == (
+        "Describe what is visible in a video that shows the label.\nLabel: a {cat}\nVisible attributes:"
+    )
