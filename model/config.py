@@ -45,14 +45,16 @@ class LabelEncoderConfig:
     llm: str = "smollm2-135m-instruct"
     """A name that ``model.weights.fetch_llm`` knows, a hub name or a local folder."""
     num_prefixes: int = 4
-    num_attributes: int = 2
-    tokens_per_attribute: int = 4
+    num_attributes: int = 1
+    tokens_per_attribute: int = 8
+    """One attribute of eight tokens by default: the first state, which has just read the prompt, knows the label's
+    meaning best, and the prompting transformer sees it only within its own attribute."""
     prompting_width: int = 256
     prompting_layers: int = 2
     prompting_heads: int = 4
     renormalize: bool = False
     """Whether the mean of the normalised text features is brought back to length 1 (the paper does not)."""
-    prompt_version: str = "v1"
+    prompt_version: str = "v2"
     feedback: Feedback = "greedy"
     """What the LLM reads back while it decodes: the likeliest token, or the mean embedding under its softmax (for
     ablation: rounding errors then grow from step to step, so a label's vector depends a little on its batch)."""

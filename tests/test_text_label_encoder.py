@@ -17,7 +17,13 @@ from model.text.llm import FrozenLLM
 from model.text.prompts import PROMPTS, get_prompt
 
 CONFIG = LabelEncoderConfig(
-    num_prefixes=3, num_attributes=2, tokens_per_attribute=3, prompting_width=16, prompting_layers=1, prompting_heads=2
+    num_prefixes=3,
+    num_attributes=2,
+    tokens_per_attribute=3,
+    prompting_width=16,
+    prompting_layers=1,
+    prompting_heads=2,
+    prompt_version="v1",
 )
 NAMES = ["x", "golden retriever", "a man is riding a very old bicycle", "cat", "spinning"]
 
@@ -46,21 +52,26 @@ def naive_states(encoder: LabelEncoder, name: str, prefix: int, soft: bool = Fal
     llm, prompt = encoder.llm, encoder.prompt
     ids = llm.shared_ids(prompt) + llm.label_ids(prompt, name, CONFIG.num_decoded)
     x = torch.cat((encoder.prefixes[prefix : prefix + 1], llm.embedding(torch.tensor(ids))))
-    states = []
+    states, read = [], llm.label_ids(prompt, name, CONFIG.num_decoded)
     for _ in range(CONFIG.num_decoded):
         out = llm.model(inputs_embeds=x[None], use_cache=False, output_hidden_states=True)
         states.append(out.hidden_states[-1][0, -1])
         logits = out.logits[0, -1].index_fill(0, torch.tensor(llm.tokenizer.all_special_ids), float("-inf"))
+        if prompt.distinct:
+            logits[[i for i in range(len(logits)) if "\n" in llm.tokenizer.decode([i])]] = float("-inf")
+            logits[[i for i in read if llm.tokenizer.decode([i]).strip().isalpha()]] = float("-inf")
         fed = logits.softmax(0) @ llm.embedding.weight if soft else llm.embedding.weight[logits.argmax()]
         x = torch.cat((x, fed[None]))
+        read.append(int(logits.argmax()))
     return torch.stack(states)
 
 
+@pytest.mark.parametrize("prompt_version", ["v1", "v2"])
 @pytest.mark.parametrize("feedback", ["greedy", "soft"])
-def test_every_path_gives_the_states_of_the_definition(llm, llm_folder, feedback):
+def test_every_path_gives_the_states_of_the_definition(llm, llm_folder, feedback, prompt_version):
     if feedback == "soft":  # what is fed back is continuous: in float32 rounding errors grow with every step
         llm = FrozenLLM.load(llm_folder, dtype=torch.float64)
-    encoder = build(llm, feedback=feedback).to(llm.dtype)
+    encoder = build(llm, feedback=feedback, prompt_version=prompt_version).to(llm.dtype)
     with torch.no_grad():
         serving = encoder.soft_attributes(NAMES)
         expected = torch.stack(
@@ -79,6 +90,15 @@ def test_the_tiny_llm_writes_different_things(encoder):
     assert [len(t) for t in texts] == [6] * len(NAMES)  # N * K texts
     assert len({tuple(t) for t in texts}) > 1  # or equality of paths would prove little
     assert "<eos>" not in str(texts) and "<ctl>" not in str(texts)
+
+
+def test_a_distinct_prompt_writes_each_word_once(llm):
+    encoder = build(llm, prompt_version="v2", num_attributes=1, tokens_per_attribute=40)
+    for name, texts in zip(NAMES, encoder.decoded_text(NAMES), strict=True):
+        for text in texts:  # a token of the tiny LLM is a byte, so a word is a letter
+            letters = [c for c in text if c.isascii() and c.isalpha()]
+            assert len(letters) == len(set(letters)) and "\n" not in text
+            assert not set(letters) & set(name + encoder.prompt.after)
 
 
 @torch.no_grad()
@@ -212,10 +232,10 @@ def test_configuration_round_trip_and_refusals():
     for bad in ({"num_prefixes": 0}, {"prompting_width": 10, "prompting_heads": 4}, {"feedback": "loud"}):
         with pytest.raises(ValueError):
             LabelEncoderConfig(**bad)
-    with pytest.raises(ValueError, match="known: v1"):
+    with pytest.raises(ValueError, match="known: v1, v2"):
         get_prompt("v0")
     assert all(p.version == v for v, p in PROMPTS.items())
-    # shipped checkpoints depend on these very words
+    # checkpoints depend on these very words
     assert PROMPTS["v1"].text("a {cat}") == (
         "Describe what is visible in a video that shows the label.\nLabel: a {cat}\nVisible attributes:"
     )

@@ -30,6 +30,11 @@ def test_it_is_the_model_it_should_be(encoder):
     assert encoder.llm.text(following[None]) == " Paris"
 
 
+def test_it_writes_what_is_visible(encoder):
+    (written,) = encoder.decoded_text(["car"])
+    assert len(written) == 2 and all("vehicle" in text for text in written)
+
+
 def test_states_know_what_words_mean_and_all_paths_agree(encoder):
     names = [name for pair in PAIRS for name in pair]
     states = encoder.cache_states(names)  # [V, N, K, L, d]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from model.config import LabelEncoderConfig
 from model.text.clip_text import ClipText
-from model.text.llm import FrozenLLM, SharedPrompt
+from model.text.llm import Decoded, FrozenLLM, SharedPrompt
 from model.text.prompting_transformer import PromptingTransformer
 from model.text.prompts import get_prompt
 
@@ -84,21 +84,25 @@ class LabelEncoder(nn.Module):
         With gradient to the prefixes when they require it and gradients are enabled, else by the faster serving path;
         both give the same numbers (to about 1e-5).
         """
-        config = self.config
-        rows = [self.llm.label_ids(self.prompt, name, config.num_decoded) for name in names]
-        ids, mask = self.llm.pad(rows)
+        ids, mask = self._ids(names)
         with_gradient = torch.is_grad_enabled() and self.prefixes.requires_grad
         if not with_gradient:
             with torch.no_grad():
-                states = self.llm.decode(self._shared_prompt(), ids, mask, config.num_decoded, config.feedback).states
-        elif config.feedback == "soft":
-            shared = self.llm.share(self.prefixes, self._shared_ids)
-            states = self.llm.decode(shared, ids, mask, config.num_decoded, "soft").states
+                states = self._decode(self._shared_prompt(), ids, mask).states
+        elif self.config.feedback == "soft":
+            states = self._decode(self.llm.share(self.prefixes, self._shared_ids), ids, mask).states
         else:
             with torch.no_grad():
-                tokens = self.llm.decode(self._shared_prompt(), ids, mask, config.num_decoded).tokens
+                tokens = self._decode(self._shared_prompt(), ids, mask).tokens
             states = self.llm.reread(self.llm.share(self.prefixes, self._shared_ids), ids, mask, tokens)
         return states.reshape(len(names), *self.state_mean.shape)
+
+    def _ids(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
+        return self.llm.pad([self.llm.label_ids(self.prompt, name, self.config.num_decoded) for name in names])
+
+    def _decode(self, shared: SharedPrompt, ids: Tensor, mask: Tensor) -> Decoded:
+        config, distinct = self.config, self.prompt.distinct
+        return self.llm.decode(shared, ids, mask, config.num_decoded, feedback=config.feedback, distinct=distinct)
 
     def _shared_prompt(self) -> SharedPrompt:
         """Keys and values of the shared part under the present prefixes; computed again when these have changed."""
@@ -139,9 +143,7 @@ class LabelEncoder(nn.Module):
         out: list[list[str]] = [[] for _ in names]
         size = self.config.tokens_per_attribute
         for chunk in self._chunks(names):
-            rows = [self.llm.label_ids(self.prompt, names[i], self.config.num_decoded) for i in chunk]
-            ids, mask = self.llm.pad(rows)
-            decoded = self.llm.decode(self._shared_prompt(), ids, mask, self.config.num_decoded, self.config.feedback)
+            decoded = self._decode(self._shared_prompt(), *self._ids([names[i] for i in chunk]))
             for i, tokens in zip(chunk, decoded.tokens, strict=True):
                 out[i] = [self.llm.text(part) for row in tokens for part in row.split(size)]
         return out

@@ -73,6 +73,13 @@ class FrozenLLM:
         self._head = self.model.get_output_embeddings()
         special = sorted({i for i in tokenizer.all_special_ids if i < self._head.weight.shape[0]})
         self._never = torch.tensor(special, dtype=torch.long)
+        tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))]
+        # Vocabularies of bytes spell a line break "Ċ" or "<0x0A>", and other scripts in pieces of letters: what may be
+        # written once only are tokens with ASCII letters, a piece of another script may come again.
+        words = [any(c.isascii() and c.isalpha() for c in token) and token[:3] != "<0x" for token in tokens]
+        self._is_word = torch.tensor(words)
+        breaks = [i for i, token in enumerate(tokens) if "Ċ" in token or "\n" in token or token == "<0x0A>"]
+        self._never_on_a_line = torch.tensor(sorted({*special, *breaks}), dtype=torch.long)
 
     @classmethod
     def load(cls, folder: Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> FrozenLLM:
@@ -148,24 +155,35 @@ class FrozenLLM:
         return SharedPrompt(out.past_key_values, n, x.shape[1])
 
     def decode(
-        self, shared: SharedPrompt, ids: Tensor, mask: Tensor, num_tokens: int, feedback: Feedback = "greedy"
+        self,
+        shared: SharedPrompt,
+        ids: Tensor,
+        mask: Tensor,
+        num_tokens: int,
+        *,
+        feedback: Feedback = "greedy",
+        distinct: bool = False,
     ) -> Decoded:
         """Write ``num_tokens`` tokens for each label (``ids``, ``mask`` [V, M] from ``pad``) under each prefix.
 
         Runs step by step on the cache. Under ``torch.no_grad`` this is the serving path. With gradient enabled and
         ``feedback="soft"`` it is the training path of soft feedback, whose memory grows with every step.
+        ``distinct`` as in ``Prompt.distinct``.
         """
         n, v = shared.num_prefixes, len(ids)
         cache = shared.expand(v)
-        h = self._read(cache, shared.length, self.embedding(ids.repeat(n, 1)), mask.repeat(n, 1))[:, -1]  # [N * V, d]
-        lengths = mask.sum(dim=1).repeat(n)
-        all_mask = mask.repeat(n, 1)
+        ids, all_mask = ids.repeat(n, 1), mask.repeat(n, 1)
+        lengths = all_mask.sum(dim=1)
+        h = self._read(cache, shared.length, self.embedding(ids), all_mask)[:, -1]  # [N * V, d]
+        written = self._words(ids) if distinct else None
         states, tokens = [h], []
         for step in range(num_tokens):
-            logits = self._logits(h)
+            logits = self._logits(h, written)
             tokens.append(logits.argmax(dim=1))
             if step == num_tokens - 1:
                 break
+            if written is not None:
+                written = torch.cat((written, self._words(tokens[-1][:, None])), dim=1)
             if feedback == "soft":
                 x = logits.softmax(dim=1).to(self.dtype) @ self.embedding.weight
             else:
@@ -196,12 +214,22 @@ class FrozenLLM:
         text: str = self.tokenizer.decode(tokens.tolist())
         return text
 
-    def _logits(self, h: Tensor) -> Tensor:
-        """[n, d] -> [n, vocabulary]; control tokens are impossible, so that writing never ends early."""
+    def _words(self, ids: Tensor) -> Tensor:
+        """``ids`` with everything that is no word (commas, padding) replaced by a token that is never written."""
+        is_word = self._is_word.to(ids.device)[ids]
+        return torch.where(is_word, ids, self._never_on_a_line.to(ids.device)[:1])
+
+    def _logits(self, h: Tensor, written: Tensor | None) -> Tensor:
+        """[n, d] -> [n, vocabulary]; control tokens are impossible, so that writing never ends early.
+
+        Neither are the tokens ``written`` [n, any] nor line breaks, when it is given.
+        """
         logits: Tensor = self._head(h)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
-        return logits.index_fill(1, self._never.to(logits.device), float("-inf"))
+        never = self._never if written is None else self._never_on_a_line
+        logits = logits.index_fill(1, never.to(logits.device), float("-inf"))
+        return logits if written is None else logits.scatter(1, written, float("-inf"))
 
     def _read(self, cache: Any, offset: int, x: Tensor, mask: Tensor) -> Tensor:
         """Left-padded rows behind the shared part: [n, M, d] -> [n, M, d]."""
