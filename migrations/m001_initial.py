@@ -1,0 +1,26 @@
+"""Schema 1: the first layout. Frozen: a later change of the layout is a later migration.
+
+Per namespace, with the namespace in braces as the cluster's hash tag:
+
+    vidlex:{NS}:changes                stream  <revision>-0: kind, ids, fingerprint, token, previous
+    vidlex:{NS}:names                  hash    normalised name or alias -> label id
+    vidlex:{NS}:records                hash    label id -> JSON record
+    vidlex:{NS}:order                  zset    label ids, score 0
+    vidlex:{NS}:category:<category>    zset    label ids of one category, score 0
+    vidlex:{NS}:generations            hash    encoder fingerprint -> D
+    vidlex:{NS}:vectors:<fingerprint>  hash    label id -> D little-endian float32 and their CRC-32
+
+An empty store already is a valid store of this schema, so nothing is written. A store that holds such keys without a
+recorded schema was not written by any released version, and is refused rather than guessed at.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+NUMBER = 1
+
+
+def apply(client: Any) -> None:
+    for key in client.scan_iter(match="vidlex:{*", count=1000):
+        raise ValueError(f"the store holds {key!r} but no schema number; restore it from a backup or empty it")

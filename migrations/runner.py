@@ -1,0 +1,174 @@
+"""Brings a store to the newest schema: ``migrate(client)``. Imports nothing of ours, so history cannot change with it.
+
+Migrations are the modules ``m001_...``, ``m002_...`` of this package: numbered without gaps, frozen once released,
+each with ``NUMBER`` and ``apply(client)``. ``apply`` must be safe to run again, since it may have been interrupted
+before its number was recorded. One process migrates at a time: a lock with a time limit is kept alive by a thread,
+and a number is recorded only by the process that still holds the lock.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+VERSION_KEY = "vidlex-schema:{schema}:version"
+HISTORY_KEY = "vidlex-schema:{schema}:history"
+LOCK_KEY = "vidlex-schema:{schema}:lock"
+LOCK_SECONDS = 30.0
+_POLL_SECONDS = 0.1
+_RECORD_TRIES = 10
+_MODULE = re.compile(r"m(?P<number>\d{3})_\w+")
+
+
+class MigrationError(RuntimeError):
+    """The store was not migrated; what was recorded before stays."""
+
+
+class SchemaTooNew(MigrationError):
+    """The store was written by a newer version: this one must not touch it."""
+
+
+class MigrationLocked(MigrationError):
+    """Another process holds the lock for longer than we wait, or took it over."""
+
+
+@dataclass(frozen=True)
+class Migration:
+    number: int
+    name: str
+    apply: Callable[[Any], None]
+
+
+def find_migrations() -> tuple[Migration, ...]:
+    """All migrations of this package, in order. Raises MigrationError when the numbers are not 1, 2, 3 ..."""
+    found = []
+    for module_info in pkgutil.iter_modules(importlib.import_module(__package__ or "migrations").__path__):
+        match = _MODULE.fullmatch(module_info.name)
+        if match is not None:
+            module = importlib.import_module(f"{__package__}.{module_info.name}")
+            if int(match["number"]) != module.NUMBER:
+                raise MigrationError(f"{module_info.name} calls itself number {module.NUMBER}")
+            found.append(Migration(module.NUMBER, module_info.name, module.apply))
+    found.sort(key=lambda migration: migration.number)
+    if [m.number for m in found] != list(range(1, len(found) + 1)):
+        raise MigrationError(f"migrations must be numbered from 1 without gaps: {[m.name for m in found]}")
+    return tuple(found)
+
+
+def schema_version(client: redis.Redis) -> int:
+    """The store's schema; 0 for a store that was never migrated."""
+    raw: Any = client.get(VERSION_KEY)
+    return 0 if raw is None else int(raw)
+
+
+def migrate(
+    client: redis.Redis,
+    migrations: tuple[Migration, ...] | None = None,
+    *,
+    lock_timeout_seconds: float = 60.0,
+    lock_seconds: float = LOCK_SECONDS,
+) -> list[str]:
+    """Apply what is missing, in order; returns the names applied. Does nothing on a store that is up to date.
+
+    Raises SchemaTooNew, MigrationLocked, MigrationError (a migration failed), redis.RedisError.
+    """
+    known = find_migrations() if migrations is None else migrations
+    if _check(client, known) == len(known):
+        return []
+    applied = []
+    with _lock(client, lock_timeout_seconds, lock_seconds) as token:
+        for migration in known[_check(client, known) :]:
+            try:
+                migration.apply(client)
+            except redis.RedisError:
+                raise
+            except Exception as error:
+                raise MigrationError(f"{migration.name} failed: {error}") from error
+            _record(client, migration, token)
+            applied.append(migration.name)
+    return applied
+
+
+def _check(client: redis.Redis, known: tuple[Migration, ...]) -> int:
+    version = schema_version(client)
+    if version > len(known):
+        raise SchemaTooNew(f"the store has schema {version}, this version knows {len(known)}: upgrade the service")
+    return version
+
+
+def _record(client: redis.Redis, migration: Migration, token: str) -> None:
+    """Version and history in one transaction, which fails if the lock is no longer ours."""
+    entry = json.dumps({"name": migration.name, "applied_at_ms": time.time_ns() // 1_000_000})
+    for _ in range(_RECORD_TRIES):
+        with client.pipeline(transaction=True) as any_pipe:
+            pipe: Any = any_pipe
+            pipe.watch(LOCK_KEY)
+            if not _is_ours(pipe.get(LOCK_KEY), token):
+                raise MigrationLocked(f"{migration.name} took so long that another process took the lock")
+            pipe.multi()
+            pipe.set(VERSION_KEY, migration.number)
+            pipe.hset(HISTORY_KEY, str(migration.number), entry)
+            try:
+                pipe.execute()
+                return
+            except redis.WatchError:
+                continue  # most likely our own keeper has renewed the lock just now
+    raise MigrationLocked(f"the lock kept changing while {migration.name} was being recorded")
+
+
+@contextmanager
+def _lock(client: redis.Redis, timeout_seconds: float, lock_seconds: float) -> Iterator[str]:
+    token = secrets.token_hex(16)
+    lock_ms = int(lock_seconds * 1000)
+    deadline = time.monotonic() + timeout_seconds
+    while not client.set(LOCK_KEY, token, nx=True, px=lock_ms):
+        if time.monotonic() > deadline:
+            raise MigrationLocked(f"another process has been migrating the store for {timeout_seconds} s")
+        time.sleep(_POLL_SECONDS)
+    done = threading.Event()
+    keeper = threading.Thread(target=_keep_lock, args=(client, token, lock_ms, done), daemon=True)
+    keeper.start()
+    try:
+        yield token
+    finally:
+        done.set()
+        keeper.join()
+        _if_ours(client, token, lambda pipe: pipe.delete(LOCK_KEY))
+
+
+def _keep_lock(client: redis.Redis, token: str, lock_ms: int, done: threading.Event) -> None:
+    """Renew the lock three times per lifetime, until ``done`` or until it is lost: then _record refuses."""
+    while not done.wait(lock_ms / 3000):
+        if not _if_ours(client, token, lambda pipe: pipe.pexpire(LOCK_KEY, lock_ms)):
+            return
+
+
+def _if_ours(client: redis.Redis, token: str, queue: Callable[[Any], object]) -> bool:
+    """Do something to the lock only if it is ours at that very moment. False when it is not, or the store is away."""
+    try:
+        with client.pipeline(transaction=True) as any_pipe:
+            pipe: Any = any_pipe
+            pipe.watch(LOCK_KEY)
+            if not _is_ours(pipe.get(LOCK_KEY), token):
+                return False
+            pipe.multi()
+            queue(pipe)
+            pipe.execute()
+            return True
+    except redis.RedisError:
+        return False
+
+
+def _is_ours(raw: bytes | str | None, token: str) -> bool:
+    return (raw.decode() if isinstance(raw, bytes) else raw) == token

@@ -1,0 +1,137 @@
+"""Every key and id in the store, built and parsed here and nowhere else.
+
+    vidlex:{NAMESPACE}:changes                stream   <revision>-0 -> one atomic step; its last entry is the revision
+    vidlex:{NAMESPACE}:names                  hash     normalised name or alias -> label id
+    vidlex:{NAMESPACE}:records                hash     label id -> JSON
+    vidlex:{NAMESPACE}:order                  zset     label ids, all of score 0: sorted by id, so by creation
+    vidlex:{NAMESPACE}:category:<category>    zset     the same for the labels of one category
+    vidlex:{NAMESPACE}:generations            hash     encoder fingerprint -> D
+    vidlex:{NAMESPACE}:vectors:<fingerprint>  hash     label id -> vector (see vectors.py)
+
+The braces are a hash tag: in a cluster all keys of a namespace lie in one slot, so one transaction may touch them.
+A label id is ``lbl_`` and 24 characters: the revision that created it (8), its place in that step (4), random (12).
+Ids therefore sort by creation without trusting anybody's clock.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import dataclass
+from typing import Literal
+
+PREFIX = "vidlex"
+SCHEMA_VERSION_KEY = "vidlex-schema:{schema}:version"
+"""Written by the migrations, read here: see LabelStore.check_schema."""
+
+Kind = Literal["changes", "names", "records", "order", "generations", "category", "vectors"]
+_PLAIN_KINDS = frozenset({"changes", "names", "records", "order", "generations"})
+_KINDS_WITH_ARGUMENT = frozenset({"category", "vectors"})
+
+_NAMESPACE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_FINGERPRINT = re.compile(r"[!-~]{1,200}")
+_KEY = re.compile(r"vidlex:\{(?P<namespace>[^{}]+)\}:(?P<kind>[a-z]+)(?::(?P<argument>.+))?", re.DOTALL)
+
+_BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"
+"""Crockford's alphabet: in ASCII order, and without letters that look alike."""
+_LABEL_ID = re.compile(rf"lbl_[{_BASE32}]{{24}}")
+MAX_LABELS_PER_STEP = 32**4
+
+
+@dataclass(frozen=True)
+class ParsedKey:
+    namespace: str
+    kind: str
+    argument: str | None
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys of one namespace."""
+
+    namespace: str
+
+    def __post_init__(self) -> None:
+        if not _NAMESPACE.fullmatch(self.namespace):
+            raise ValueError(f"a namespace is 1 to 64 of a-z 0-9 _ - and starts with a-z 0-9, got {self.namespace!r}")
+
+    @property
+    def changes(self) -> str:
+        return self._key("changes")
+
+    @property
+    def names(self) -> str:
+        return self._key("names")
+
+    @property
+    def records(self) -> str:
+        return self._key("records")
+
+    @property
+    def order(self) -> str:
+        return self._key("order")
+
+    @property
+    def generations(self) -> str:
+        return self._key("generations")
+
+    def category(self, category: str) -> str:
+        return self._key("category", category)
+
+    def vectors(self, fingerprint: str) -> str:
+        check_fingerprint(fingerprint)
+        return self._key("vectors", fingerprint)
+
+    def _key(self, kind: Kind, argument: str | None = None) -> str:
+        base = f"{PREFIX}:{{{self.namespace}}}:{kind}"
+        return base if argument is None else f"{base}:{argument}"
+
+
+def parse_key(key: str | bytes) -> ParsedKey | None:
+    """The inverse of ``Keys``; None for a key that is not ours."""
+    text = key.decode("utf-8", "replace") if isinstance(key, bytes) else key
+    match = _KEY.fullmatch(text)
+    if match is None or not _NAMESPACE.fullmatch(match["namespace"]):
+        return None
+    kind, argument = match["kind"], match["argument"]
+    known = kind in _PLAIN_KINDS if argument is None else kind in _KINDS_WITH_ARGUMENT
+    return ParsedKey(match["namespace"], kind, argument) if known else None
+
+
+def check_fingerprint(fingerprint: str) -> None:
+    if not _FINGERPRINT.fullmatch(fingerprint):
+        raise ValueError(f"a fingerprint is 1 to 200 printable ASCII characters without spaces, got {fingerprint!r}")
+
+
+def make_label_id(revision: int, index: int, token: str) -> str:
+    """Id of the ``index``-th label that the step ``revision`` creates; ``token`` from ``random_token()``."""
+    if not (0 <= revision < 32**8 and 0 <= index < MAX_LABELS_PER_STEP):
+        raise ValueError(f"out of range: {revision = }, {index = }")
+    return f"lbl_{_base32(revision, 8)}{_base32(index, 4)}{token}"
+
+
+def is_label_id(text: str) -> bool:
+    return _LABEL_ID.fullmatch(text) is not None
+
+
+def random_token() -> str:
+    """60 random bits as 12 characters."""
+    return _base32(secrets.randbits(60), 12)
+
+
+def change_entry_id(revision: int) -> str:
+    """The stream's entry id of a revision."""
+    return f"{revision}-0"
+
+
+def parse_change_entry_id(entry_id: str | bytes) -> int:
+    text = entry_id.decode() if isinstance(entry_id, bytes) else entry_id
+    return int(text.partition("-")[0])
+
+
+def _base32(number: int, width: int) -> str:
+    digits = []
+    for _ in range(width):
+        number, digit = divmod(number, 32)
+        digits.append(_BASE32[digit])
+    return "".join(reversed(digits))

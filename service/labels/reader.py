@@ -1,0 +1,223 @@
+"""Reading the labels of one namespace. LabelStore adds the writing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import redis
+from numpy.typing import NDArray
+
+from service.errors import InvalidParameter, NotFound, StoreUnavailable
+from service.labels.changes import Change, Head, parse_read_reply
+from service.labels.client import store_errors
+from service.labels.keys import SCHEMA_VERSION_KEY, Keys, change_entry_id, is_label_id
+from service.labels.names import fold, normalize_name
+from service.labels.records import Label, Page, label_from_json, matches_text
+from service.labels.transaction import read_head
+from service.labels.vectors import VectorCorrupt, decode_vector
+
+SCHEMA_VERSION = 1
+"""The layout of keys.py. The migrations bring a store to it."""
+MAX_PAGE_LABELS = 1000
+_SCAN_LABELS = 500
+_MAX_CHANGES_PER_READ = 1000
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredLabel:
+    """A label and its vector [D] of one encoder; None when it is missing or corrupt."""
+
+    label: Label
+    vector: NDArray[np.float32] | None
+
+
+LabelList = list[Label]
+IdList = list[str]
+ChangeList = list[Change]
+StoredLabels = list[StoredLabel]
+"""Named here, because inside the class ``list`` is the method."""
+
+
+class LabelReader:
+    """See the module's text. Thread-safe; every method raises StoreUnavailable when the store does not answer."""
+
+    def __init__(self, client: redis.Redis, namespace: str = "default") -> None:
+        self.namespace = namespace
+        self._client: Any = client
+        self._keys = Keys(namespace)
+
+    # -- the store as a whole -----------------------------------------------------------------------------------------
+
+    def ping(self) -> None:
+        with store_errors():
+            self._client.ping()
+
+    def check_schema(self) -> None:
+        """Raise StoreUnavailable unless the migrations have brought the store to exactly this code's layout."""
+        with store_errors():
+            raw = self._client.get(SCHEMA_VERSION_KEY)
+        version = 0 if raw is None else int(raw)
+        if version != SCHEMA_VERSION:
+            raise StoreUnavailable(
+                "The label store has another schema than this version of the service",
+                internal=f"schema {version} in the store, {SCHEMA_VERSION} expected; run the migrations",
+            )
+
+    def head(self) -> Head:
+        with store_errors():
+            return read_head(self._client, self._keys)
+
+    def revision(self) -> int:
+        """Number of atomic steps that the namespace has seen: grows by one with each, without holes."""
+        return self.head().revision
+
+    def changes(self, after_revision: int, block_ms: int = 0) -> ChangeList:
+        """The steps after a revision, oldest first, at most 1000; waits up to ``block_ms`` for the first (0: no wait).
+
+        The oldest ones may be gone: see Change.follows.
+        """
+        with store_errors():
+            return parse_read_reply(
+                self._client.xread(
+                    {self._keys.changes: change_entry_id(after_revision)},
+                    count=_MAX_CHANGES_PER_READ,
+                    block=block_ms if block_ms > 0 else None,
+                )
+            )
+
+    # -- labels -------------------------------------------------------------------------------------------------------
+
+    def count(self) -> int:
+        with store_errors():
+            return int(self._client.zcard(self._keys.order))
+
+    def get(self, label_id: str) -> Label:
+        """Raises NotFound."""
+        with store_errors():
+            return self._get_through(self._client, label_id)
+
+    def get_many(self, label_ids: Sequence[str]) -> LabelList:
+        """Those of the labels that exist, in the order asked for."""
+        with store_errors():
+            return self._get_many_through(self._client, label_ids)
+
+    def find(self, name: str) -> Label | None:
+        """The label that has this name or alias, after normalisation. Raises LabelTextInvalid."""
+        key = normalize_name(name)
+        with store_errors():
+            owner = self._client.hget(self._keys.names, key)
+        found = self.get_many([owner.decode()]) if owner is not None else []
+        return found[0] if found else None
+
+    def list(
+        self, limit: int = 20, after: str | None = None, category: str | None = None, q: str | None = None
+    ) -> Page:
+        """One page of labels in the order of creation: those after the id ``after``.
+
+        ``q`` keeps labels of which a name or alias contains it, ignoring case; that looks at every label until the
+        page is full. Raises InvalidParameter, LabelTextInvalid for a category that none can have.
+        """
+        if not 1 <= limit <= MAX_PAGE_LABELS:
+            raise InvalidParameter(f"limit is 1 to {MAX_PAGE_LABELS}")
+        if after is not None and not is_label_id(after):
+            raise InvalidParameter("after is not a label id")
+        index = self._keys.order if category is None else self._keys.category(normalize_name(category))
+        text = fold(q) if q else ""
+        found: LabelList = []
+        page_size = limit + 1 if not text else _SCAN_LABELS
+        for ids in self._pages_of_ids(index, page_size, after):
+            found += [label for label in self.get_many(ids) if not text or matches_text(label, text)]
+            if len(found) > limit:
+                return Page(found[:limit], has_more=True)
+        return Page(found, has_more=False)
+
+    # -- vectors ------------------------------------------------------------------------------------------------------
+
+    def generations(self) -> dict[str, int]:
+        """Encoders that have vectors here: fingerprint to D."""
+        with store_errors():
+            return self._generations_through(self._client)
+
+    def vectors(self, fingerprint: str, batch: int = 1000) -> Iterator[tuple[LabelList, NDArray[np.float32]]]:
+        """All labels that have a sound vector of this encoder, with the vectors [n, D], in the order of creation."""
+        for rows in self.scan(fingerprint, batch):
+            sound = [(row.label, row.vector) for row in rows if row.vector is not None]
+            if sound:
+                yield [label for label, _ in sound], np.stack([vector for _, vector in sound])
+
+    def missing_vectors(self, fingerprint: str) -> Iterator[Label]:
+        """The labels that this encoder has yet to encode: never done, or the stored bytes fail their checksum."""
+        for rows in self.scan(fingerprint, 1000):
+            yield from (row.label for row in rows if row.vector is None)
+
+    def scan(self, fingerprint: str, batch: int = 1000) -> Iterator[StoredLabels]:
+        """All labels in the order of creation, each with its vector of this encoder or None."""
+        dim = self.generations().get(fingerprint)
+        for ids in self._pages_of_ids(self._keys.order, batch):
+            with store_errors():
+                rows = self._rows(ids, fingerprint, dim)
+            yield rows
+
+    def fetch(self, label_ids: Sequence[str], fingerprint: str) -> StoredLabels:
+        """Those of the labels that exist, each with its vector, read at one moment."""
+        if not label_ids:
+            return []
+        with store_errors():
+            return self._rows(label_ids, fingerprint, self._generations_through(self._client).get(fingerprint))
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _pages_of_ids(self, index: str, size: int, after: str | None = None) -> Iterator[IdList]:
+        """Ids in a sorted set, page by page. Steps that happen meanwhile never make it skip or repeat an id."""
+        low = "-" if after is None else f"({after}"
+        while True:
+            with store_errors():
+                ids = [i.decode() for i in self._client.zrange(index, low, "+", bylex=True, offset=0, num=size)]
+            if ids:
+                yield ids
+            if len(ids) < size:
+                return
+            low = f"({ids[-1]}"
+
+    def _rows(self, label_ids: Sequence[str], fingerprint: str, dim: int | None) -> StoredLabels:
+        # In one transaction: a rename between two reads would marry the old name to the new name's vector.
+        with self._client.pipeline(transaction=True) as pipe:
+            pipe.hmget(self._keys.records, list(label_ids))
+            pipe.hmget(self._keys.vectors(fingerprint), list(label_ids))
+            records, vectors = pipe.execute()
+        return [
+            StoredLabel(label_from_json(label_id, record), self._decode(label_id, raw, dim))
+            for label_id, record, raw in zip(label_ids, records, vectors, strict=True)
+            if record is not None
+        ]
+
+    def _decode(self, label_id: str, raw: bytes | None, dim: int | None) -> NDArray[np.float32] | None:
+        if raw is None or dim is None:
+            return None
+        try:
+            return decode_vector(raw, dim)
+        except VectorCorrupt as error:
+            _log.error("label %s of namespace %s has a corrupt vector: %s", label_id, self.namespace, error)
+            return None
+
+    def _get_through(self, pipe: Any, label_id: str) -> Label:
+        raw = pipe.hget(self._keys.records, label_id) if is_label_id(label_id) else None
+        if raw is None:
+            raise NotFound("There is no label of this id")
+        return label_from_json(label_id, raw)
+
+    def _get_many_through(self, pipe: Any, label_ids: Sequence[str]) -> LabelList:
+        possible = [label_id for label_id in label_ids if is_label_id(label_id)]
+        if not possible:
+            return []
+        rows = pipe.hmget(self._keys.records, possible)
+        return [label_from_json(i, raw) for i, raw in zip(possible, rows, strict=True) if raw is not None]
+
+    def _generations_through(self, pipe: Any) -> dict[str, int]:
+        return {key.decode(): int(value) for key, value in pipe.hgetall(self._keys.generations).items()}
