@@ -1,0 +1,128 @@
+"""`vidlex classify FILE...`: which labels apply to video files, asked of a running service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from service.commands.client import DEFAULT_URL, ServiceClient, UrlOption
+from service.commands.output import CommandError, JsonFlag, print_json, progress, report, stdout, use_json
+
+BAR_WIDTH = 24
+
+
+def classify(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Video files.")],
+    *,
+    url: UrlOption = DEFAULT_URL,
+    label: Annotated[
+        list[str] | None, typer.Option(help="Score only these names, stored or not; may be repeated.")
+    ] = None,
+    include_category: Annotated[list[str] | None, typer.Option(help="Only labels of this category.")] = None,
+    exclude_category: Annotated[list[str] | None, typer.Option(help="No labels of this category.")] = None,
+    top_k: Annotated[int, typer.Option(min=0, help="At most so many labels; 0 for all.")] = 20,
+    min_score: Annotated[float, typer.Option(min=0, max=1, help="Only labels that score at least this.")] = 0.0,
+    num_frames: Annotated[int | None, typer.Option(min=1, help="Frames to look at; default: the model's own.")] = None,
+    aggregate_by: Annotated[
+        Literal["video", "segments", "timestamps"], typer.Option(help="One answer per video, segment or frame.")
+    ] = "video",
+    segment_ms: Annotated[int | None, typer.Option(min=1, help="Length of a segment in milliseconds.")] = None,
+    start_ms: Annotated[int | None, typer.Option(min=0, help="Look only from this time on.")] = None,
+    end_ms: Annotated[int | None, typer.Option(min=0, help="Look only up to this time.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, max=64, help="Files to have in flight at once.")] = 2,
+    as_json: JsonFlag = False,
+) -> None:
+    """Rank the labels of a running service for each video file. With --json one answer a line.
+
+    A file that cannot be classified gets its line of error; the others are classified all the same, and the exit
+    code is 1 at the end.
+    """
+    use_json(as_json)
+    given: dict[str, Any] = {
+        "candidate_labels": label,
+        "include_categories": include_category,
+        "exclude_categories": exclude_category,
+        "num_frames": num_frames,
+        "segment_ms": segment_ms,
+        "start_ms": start_ms,
+        "end_ms": end_ms,
+    }
+    params: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    params |= {"top_k": top_k, "min_score": min_score, "aggregate_by": aggregate_by}
+    num_failed, worst = 0, 0
+    with ServiceClient(url) as client:
+        for path, answer in _answers(client, files, params, jobs):
+            if isinstance(answer, CommandError):
+                num_failed, worst = num_failed + 1, max(worst, answer.exit_code)
+                if as_json:
+                    print_json({"file": str(path), **answer.document()})
+                else:
+                    report(_with_file(answer, path))
+            elif as_json:
+                print_json({"file": str(path), **answer})
+            else:
+                stdout().print(ranking(answer, title=str(path)))
+    if num_failed:
+        if len(files) > 1:
+            report(CommandError(f"{num_failed} of {len(files)} files could not be classified"))
+        raise typer.Exit(worst)
+
+
+def ranking(answer: dict[str, Any], *, title: str, truth: frozenset[str] = frozenset()) -> Table:
+    """The ranked labels of one answer as a table; names in ``truth`` are marked as known to be right."""
+    columns = ["label", "score", ""] + (["in the video"] if truth else [])
+    table = Table(*columns, title=escape(title), title_justify="left", caption=_caption(answer), caption_justify="left")
+    for found in answer["labels"]:
+        name = escape(found["name"])
+        bar = "█" * round(found["score"] * BAR_WIDTH)
+        row = [f"[bold green]{name}[/]" if found["matched"] else name, f"{found['score']:.3f}", f"[cyan]{bar}[/]"]
+        table.add_row(*row, *(["✓" if found["name"] in truth else ""] if truth else []))
+        for segment in found.get("segments") or ():
+            table.add_row(
+                f"  [dim]{segment['start_ms'] / 1000:.1f} to {segment['end_ms'] / 1000:.1f} s[/]",
+                f"[dim]{segment['score']:.3f}[/]",
+                *([""] * (len(columns) - 2)),
+            )
+    return table
+
+
+def _caption(answer: dict[str, Any]) -> str:
+    video, usage = answer["video"], answer["usage"]
+    size = f"{video['width']}x{video['height']}, {video['duration_ms'] / 1000:.1f} s, {video['codec']}"
+    frames = f"{answer['coverage']['frames_decoded']} frames"
+    times = ", ".join(f"{key.removesuffix('_ms')} {value} ms" for key, value in usage.items())
+    notes = "".join(f"\nnote: {escape(note['detail'])}" for note in answer.get("warnings") or ())
+    return f"{size}; {frames}; {escape(str(answer['model']['id']))}; {times}{notes}"
+
+
+def _answers(
+    client: ServiceClient, files: Sequence[Path], params: dict[str, Any], jobs: int
+) -> Iterator[tuple[Path, dict[str, Any] | CommandError]]:
+    """Answers in the order of the files, up to ``jobs`` of them in flight."""
+
+    def one(path: Path) -> dict[str, Any] | CommandError:
+        try:
+            return client.classify(path, params)
+        except CommandError as error:
+            return error
+
+    with progress("classifying", total=len(files)) as bar, ThreadPoolExecutor(min(jobs, len(files))) as pool:
+        try:
+            for path, answer in zip(files, pool.map(one, files), strict=True):
+                bar.advance(bar.task_ids[0])
+                bar.stop()
+                yield path, answer
+                bar.start()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _with_file(error: CommandError, path: Path) -> CommandError:
+    text = str(error)
+    return error if text.startswith(str(path)) else CommandError(f"{path}: {text}", exit_code=error.exit_code)
