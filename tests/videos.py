@@ -128,9 +128,7 @@ def write_corner_video(path: Path, *, width: int = 160, height: int = 96, rotati
     picture[:middle_y, middle_x:] = (20, 200, 20)
     picture[middle_y:, :middle_x] = (20, 20, 230)
     picture[middle_y:, middle_x:] = 230
-    return write_video(
-        path, width=width, height=height, num_frames=6, rotation=rotation, picture=lambda _: picture
-    )
+    return write_video(path, width=width, height=height, num_frames=6, rotation=rotation, picture=lambda _: picture)
 
 
 def corner_names(frame: NDArray[np.uint8]) -> tuple[str, str, str, str]:

@@ -14,17 +14,14 @@ def scaled_size(geometry: FrameGeometry, width: int, height: int) -> tuple[int, 
     if geometry.resize_mode == "squash":
         return size, size
     short, long = min(width, height), max(width, height)
-    if geometry.resize_mode == "shortest":
-        other = size * long // short
-    else:
-        other = max(1, round(size * short / long))
+    other = size * long // short if geometry.resize_mode == "shortest" else max(1, round(size * short / long))
     return (size, other) if (width <= height) == (geometry.resize_mode == "shortest") else (other, size)
 
 
 def fit_square(picture: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
     """Put a scaled picture [h, w, 3] into ``out`` [S, S, 3]: the centre where it is larger, black where smaller."""
     size = out.shape[0]
-    top, left = (int(round((side - size) / 2)) for side in picture.shape[:2])
+    top, left = (round((side - size) / 2) for side in picture.shape[:2])
     crop = picture[max(0, top) : max(0, top) + size, max(0, left) : max(0, left) + size]
     height, width = crop.shape[:2]
     if (height, width) == (size, size):

@@ -74,7 +74,8 @@ def select_frames(
             within = before[-1:] if len(before) else np.zeros(1, np.int64)
         if len(within) <= num_frames:
             return _padded(within, num_frames)
-        return within[(2 * np.arange(num_frames) + 1) * len(within) // (2 * num_frames)]
+        places = (2 * np.arange(num_frames, dtype=np.int64) + 1) * len(within) // (2 * num_frames)
+        return np.take(within, places)
     raise ValueError(f"unknown {policy = }; known: uniform, keyframes")
 
 

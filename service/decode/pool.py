@@ -1,0 +1,314 @@
+"""Decode processes that may crash, hang or be taken over, and a service that goes on: ``DecodePool``.
+
+Each process belongs to one thread of the pool, which starts it, hands it one file at a time, kills it when it takes
+too long and starts another in its place. Frames come back through sealed shared memory; nothing that a process says
+is believed before it is checked. The service's own process never loads a decoder.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import queue
+import threading
+import time
+from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as WaitTimeout
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.types import FrameBatch, FrameGeometry, FramePolicy, VideoInfo
+from model.video.limits import DecodeLimits
+from service.decode.process import DecodeProcess, ProcessCrashed, ProcessTimeout, StartFailed, shared_memory
+from service.errors import (
+    InvalidParameter,
+    Overloaded,
+    ResolutionTooLarge,
+    UndecodableVideo,
+    UnsupportedMedia,
+    VideoTooLong,
+    VidlexError,
+)
+
+_log = logging.getLogger(__name__)
+
+_ERRORS: dict[str, type[VidlexError]] = {
+    error.code: error
+    for error in (UndecodableVideo, VideoTooLong, ResolutionTooLarge, UnsupportedMedia, InvalidParameter)
+}
+_MAX_TEXT = 500
+
+
+@dataclass(frozen=True)
+class PoolLimits:
+    """What one decode may cost, and how many may wait."""
+
+    max_waiting: int = 64
+    timeout_seconds: float = 60.0
+    """Wall-clock time of one file, after which its process is killed."""
+    memory_bytes: int = 2 * 2**30
+    """Address space of one process."""
+    max_jobs_per_process: int = 500
+    """After so many files a process is replaced, should a native library leak."""
+    start_timeout_seconds: float = 60.0
+    decode: DecodeLimits = field(default_factory=DecodeLimits)
+
+
+@dataclass(frozen=True)
+class DecodeJob:
+    """Which frames of a file are wanted, and in which shape."""
+
+    geometry: FrameGeometry
+    num_frames: int
+    policy: FramePolicy = "uniform"
+    start_ms: int | None = None
+    end_ms: int | None = None
+
+
+@dataclass(frozen=True)
+class _Task:
+    path: Path
+    job: DecodeJob
+    answer: Future[FrameBatch]
+
+
+class DecodePool:
+    """``start`` before the first ``decode``; ``close`` at the end. Every method may be called from any thread.
+
+    ``entry`` names the function that decodes, as module:function with the signature of
+    `model.video.decode.decode_frames`; ``num_threads`` is what each process decodes with (default: its share of the
+    cores, but two where there are two, so that a lone request is fast).
+    """
+
+    def __init__(
+        self,
+        num_workers: int,
+        limits: PoolLimits | None = None,
+        *,
+        entry: str = "model.video.decode:decode_frames",
+        num_threads: int | None = None,
+    ) -> None:
+        if num_workers < 1:
+            raise ValueError(f"num_workers must be positive, got {num_workers = }")
+        self._limits = limits or PoolLimits()
+        self._setup = {
+            "entry": entry,
+            "limits": asdict(self._limits.decode),
+            "memory_bytes": self._limits.memory_bytes,
+            "num_threads": num_threads or _default_threads(num_workers),
+        }
+        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._unfinished = 0
+        self._processes: list[DecodeProcess | None] = [None] * num_workers
+        self._stopping = threading.Event()
+        self._first_start: list[Future[None]] = [Future() for _ in range(num_workers)]
+        self._threads = [
+            threading.Thread(target=self._run, args=(slot,), name=f"decode-{slot}", daemon=True)
+            for slot in range(num_workers)
+        ]
+
+    def start(self) -> None:
+        """Start all processes and wait until each has loaded its decoder. Raises `StartFailed`."""
+        for thread in self._threads:
+            thread.start()
+        try:
+            for started in self._first_start:
+                started.result()
+        except StartFailed:
+            self.close()
+            raise
+
+    @property
+    def alive_workers(self) -> int:
+        """Processes that live at this moment; one that was just killed counts again when its successor is ready."""
+        return sum(process is not None and process.alive for process in self._processes)
+
+    @property
+    def worker_pids(self) -> list[int]:
+        return [process.pid for process in self._processes if process is not None and process.alive]
+
+    def decode(self, path: Path, job: DecodeJob, *, wait_seconds: float | None = None) -> FrameBatch:
+        """Decode in one of the processes; blocks until it is done.
+
+        Raises UndecodableVideo, VideoTooLong, ResolutionTooLarge, UnsupportedMedia or InvalidParameter for what is
+        wrong with the file or the job, and Overloaded if too many others wait, or if this one had to wait for a
+        process longer than ``wait_seconds``.
+        """
+        task = _Task(path.absolute(), job, Future())
+        with self._lock:
+            if self._stopping.is_set():
+                raise Overloaded("The service is stopping.")
+            if self._unfinished >= len(self._threads) + self._limits.max_waiting:
+                raise Overloaded("Too many videos are waiting to be decoded.")
+            if self._threads[0].ident is None:
+                raise RuntimeError("the pool was not started")
+            self._unfinished += 1
+            self._tasks.put(task)  # inside the lock: after close() nothing may come that nobody would answer
+        try:
+            try:
+                return task.answer.result(wait_seconds)
+            except WaitTimeout:
+                if task.answer.cancel():
+                    raise Overloaded("No decoder was free in time.") from None
+                return task.answer.result()  # it has begun, so it ends: its own time is bounded
+        except CancelledError:
+            raise Overloaded("The service is stopping.") from None
+        finally:
+            with self._lock:
+                self._unfinished -= 1
+
+    def close(self) -> None:
+        """Kill all processes; those who still wait in ``decode`` get Overloaded. Safe to call again."""
+        with self._lock:
+            self._stopping.set()
+        for process in self._processes:
+            if process is not None:
+                process.kill()
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
+
+    def __enter__(self) -> DecodePool:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- one thread per process: the process dies with the thread that started it (PR_SET_PDEATHSIG) --------------
+
+    def _run(self, slot: int) -> None:
+        try:
+            self._begin(slot)
+            while not self._stopping.is_set():
+                try:
+                    task = self._tasks.get(timeout=1.0)
+                except queue.Empty:
+                    self._revive(slot)  # one that died while idle is replaced before anybody needs it
+                    continue
+                if task is None:
+                    break
+                if task.answer.set_running_or_notify_cancel():
+                    self._answer(slot, task)
+                self._revive(slot)
+        finally:
+            process = self._processes[slot]
+            if process is not None:
+                process.kill()
+            if self._stopping.is_set():
+                self._refuse_rest()
+
+    def _begin(self, slot: int) -> None:
+        try:
+            self._processes[slot] = DecodeProcess(self._setup, self._limits.start_timeout_seconds)
+        except StartFailed as error:
+            self._first_start[slot].set_exception(error)
+        else:
+            self._first_start[slot].set_result(None)
+
+    def _revive(self, slot: int) -> None:
+        """See to it that ``slot`` has a live process that is not too old."""
+        process = self._processes[slot]
+        fresh = process is not None and process.jobs < self._limits.max_jobs_per_process
+        if self._stopping.is_set() or (process is not None and process.alive and fresh):
+            return
+        if process is not None:
+            process.kill()
+        try:
+            self._processes[slot] = DecodeProcess(self._setup, self._limits.start_timeout_seconds)
+        except StartFailed as error:
+            _log.error("a decode process cannot be started: %s", error)
+            self._stopping.wait(1.0)
+        if self._stopping.is_set() and (late := self._processes[slot]) is not None:
+            late.kill()  # close() may have looked before it was there
+
+    def _answer(self, slot: int, task: _Task) -> None:
+        try:
+            self._revive(slot)
+            process = self._processes[slot]
+            if process is None or not process.alive:
+                raise Overloaded("No decoder can be started at the moment.")
+            task.answer.set_result(self._decode_in(process, task))
+        except VidlexError as error:
+            task.answer.set_exception(error)
+        except Exception as error:
+            _log.exception("a decode process gave a reply that makes no sense, and is killed")
+            if (process := self._processes[slot]) is not None:
+                process.kill()
+            task.answer.set_exception(UndecodableVideo(internal=f"{type(error).__name__}: {error}"))
+
+    def _decode_in(self, process: DecodeProcess, task: _Task) -> FrameBatch:
+        job, limits = task.job, self._limits
+        size = job.geometry.image_size
+        if not 1 <= job.num_frames <= limits.decode.max_frames:
+            raise InvalidParameter(f"num_frames must be between 1 and {limits.decode.max_frames}.")
+        request = {
+            "path": os.fspath(task.path),
+            "image_size": size,
+            "resize_mode": job.geometry.resize_mode,
+            "num_frames": job.num_frames,
+            "policy": job.policy,
+            "start_ms": job.start_ms,
+            "end_ms": job.end_ms,
+        }
+        shape = (job.num_frames, size, size, 3)
+        descriptor, memory = shared_memory(job.num_frames * size * size * 3)
+        began = time.monotonic()
+        try:
+            reply = process.ask(request, descriptor, limits.timeout_seconds)
+        except ProcessTimeout:
+            _log.warning("a decode process was killed after %.1f s", limits.timeout_seconds)
+            raise UndecodableVideo(f"Decoding the video took longer than {limits.timeout_seconds:g} s.") from None
+        except ProcessCrashed as error:
+            if self._stopping.is_set():
+                raise Overloaded("The service is stopping.") from None
+            _log.warning("a decode process died after %.1f s: %s", time.monotonic() - began, error)
+            raise UndecodableVideo("The video made the decoder fail.", internal=str(error)) from None
+        finally:
+            os.close(descriptor)
+        return _checked(reply, memory, shape)
+
+    def _refuse_rest(self) -> None:
+        while True:
+            try:
+                task = self._tasks.get_nowait()
+            except queue.Empty:
+                return
+            if task is None:  # meant for another thread
+                self._tasks.put(None)
+                return
+            task.answer.cancel()
+
+
+def _default_threads(num_workers: int) -> int:
+    cores = os.cpu_count() or 1
+    return min(cores, max(2, cores // num_workers))
+
+
+def _checked(reply: dict[str, Any], memory: mmap.mmap, shape: tuple[int, int, int, int]) -> FrameBatch:
+    """The reply as a FrameBatch over ``memory``, or as the error that it is."""
+    if "error" in reply:
+        error = _ERRORS.get(str(reply["error"]), UndecodableVideo)
+        raise error(str(reply.get("message", ""))[:_MAX_TEXT], internal=str(reply.get("internal", "")))
+    if "failed" in reply:
+        _log.error("a decode process failed: %s", reply["failed"])
+        raise UndecodableVideo(internal=str(reply["failed"]))
+    frames = np.frombuffer(memory, np.uint8).reshape(shape)
+    video = reply["video"]
+    info = VideoInfo(
+        duration_ms=int(video["duration_ms"]),
+        width=int(video["width"]),
+        height=int(video["height"]),
+        fps=float(video["fps"]),
+        codec=str(video["codec"])[:32],
+        num_frames=int(video["num_frames"]),
+        num_bytes=int(video["num_bytes"]),
+    )
+    return FrameBatch(frames, tuple(int(t) for t in reply["timestamps_ms"]), info)

@@ -1,0 +1,118 @@
+"""One decode process: started by `service.decode.pool`, it locks itself in and then decodes one file after another.
+
+What it gives up before anything native is loaded: core dumps, writing files, address space beyond a limit, the
+network (where the system lets a process leave it), new privileges, and its life when its parent dies. It never
+imports torch. Standard library alone up to `_load`, for a short start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import mmap
+import os
+import resource
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from service.decode import wire
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NO_NEW_PRIVS = 38
+_CLONE_NEWUSER = 0x10000000
+_CLONE_NEWNET = 0x40000000
+_MAX_OPEN_FILES = 64
+
+
+def main() -> None:
+    """``python -m service.decode.worker SOCKET_DESCRIPTOR PARENT_PID``; the first message says the rest."""
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    setup, _ = wire.receive(channel)
+    isolated = _lock_in(int(setup["memory_bytes"]))
+    _die_with_parent(int(sys.argv[2]))  # after _lock_in: the kernel forgets this when a process changes its rights
+    try:
+        serve = _load(setup)
+    except Exception as error:
+        wire.send(channel, {"failed": f"{type(error).__name__}: {error}"})
+        raise SystemExit(1) from error
+    wire.send(channel, {"ready": True, "isolated": isolated})
+    with contextlib.suppress(wire.WireClosed):  # the pool closes its end when it has no more work
+        while True:
+            request, descriptor = wire.receive(channel)
+            wire.send(channel, serve(request, descriptor))
+
+
+def _die_with_parent(parent: int) -> None:
+    for number in (signal.SIGINT, signal.SIGHUP):  # a Ctrl-C in the terminal is the parent's to answer
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before we asked
+        raise SystemExit(0)
+
+
+def _lock_in(memory_bytes: int) -> bool:
+    """Take the limits; True if this process has no network any more."""
+    for kind, value in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_AS, memory_bytes),
+        (resource.RLIMIT_NOFILE, _MAX_OPEN_FILES),
+    ):
+        with contextlib.suppress(ValueError, OSError):  # a stricter limit is in force already
+            resource.setrlimit(kind, (value, value))
+    if sys.platform != "linux":
+        return False
+    libc = ctypes.CDLL(None)
+    # a user namespace lets an ordinary user leave the network, and takes root's power over files from root
+    isolated = any(libc.unshare(flags) == 0 for flags in (_CLONE_NEWUSER | _CLONE_NEWNET, _CLONE_NEWNET))
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    return isolated
+
+
+def _load(setup: dict[str, Any]) -> Any:
+    """Import what decodes, and return the function from a request to its reply."""
+    from model.types import FrameGeometry
+    from model.video.limits import DecodeError, DecodeLimits
+
+    module, _, name = str(setup["entry"]).partition(":")
+    decode = getattr(importlib.import_module(module), name)
+    limits = DecodeLimits(**setup["limits"])
+    num_threads = int(setup["num_threads"])
+
+    def serve(request: dict[str, Any], descriptor: int | None) -> dict[str, Any]:
+        try:
+            batch = decode(
+                Path(request["path"]),
+                geometry=FrameGeometry(request["image_size"], request["resize_mode"]),
+                num_frames=request["num_frames"],
+                policy=request["policy"],
+                start_ms=request["start_ms"],
+                end_ms=request["end_ms"],
+                limits=limits,
+                num_threads=num_threads,
+            )
+            if descriptor is None:
+                raise ValueError("no memory for the frames came with the request")
+            with mmap.mmap(descriptor, batch.frames.nbytes) as shared:
+                shared[:] = batch.frames.data.cast("B")
+        except DecodeError as error:
+            return {"error": error.code, "message": str(error), "internal": error.internal[:2000]}
+        except MemoryError:
+            return {"error": "undecodable_video", "message": "Decoding the video takes more memory than is allowed."}
+        except Exception as error:
+            return {"failed": f"{type(error).__name__}: {error}"[:2000]}
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+        return {"timestamps_ms": batch.timestamps_ms, "video": vars(batch.video)}
+
+    return serve
+
+
+if __name__ == "__main__":
+    main()
