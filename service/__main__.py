@@ -1,0 +1,21 @@
+"""``python -m service``: the service, configured by VIDLEX_* variables alone."""
+
+from __future__ import annotations
+
+import sys
+
+from service.server import serve
+from service.settings import SettingsError, load_settings
+
+
+def main() -> int:
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return serve(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""The application: routes, middleware and error handlers around a Runtime, which holds the parts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+
+import anyio
+from fastapi import FastAPI
+
+from model.classifier import Classifier
+from service.metrics import Metrics
+from service.routes import classify, health, labels, openapi, problems, web
+from service.routes.middleware import RequestContext
+from service.runtime import Runtime
+from service.settings import Settings
+
+
+def create_app(
+    settings: Settings, *, classifier: Classifier | None = None, on_fatal: Callable[[], None] | None = None
+) -> FastAPI:
+    """The application; everything is made when its lifespan begins.
+
+    ``classifier`` replaces the one that ``settings.model`` names. ``on_fatal`` is called, on another thread, when the
+    service can never become ready; without it the service stays up and /readyz says so.
+    """
+    metrics = Metrics()
+    running: list[Runtime] = []
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        runtime = Runtime(settings, metrics, classifier, on_fatal or (lambda: None))
+        app.state.context = runtime.context
+        running[:] = [runtime]
+        runtime.start()
+        try:
+            yield
+        finally:
+            await anyio.to_thread.run_sync(runtime.stop)
+
+    def gauge(read: Callable[[Runtime], float]) -> Callable[[], float]:
+        return lambda: read(running[0]) if running else 0.0
+
+    metrics.gauge("vidlex_labels", "Labels that videos are compared with", gauge(lambda r: r.num_labels))
+    metrics.gauge("vidlex_decode_workers_alive", "Decode processes", gauge(lambda r: r.pool.alive_workers))
+    metrics.gauge("vidlex_videos_at_work", "Classify requests", gauge(lambda r: r.context.admission.count))
+    metrics.gauge("vidlex_uploads_in_progress", "Uploads", gauge(lambda r: r.context.spool.num_uploads))
+    metrics.gauge("vidlex_queued_frames", "Frames that wait for the encoder", gauge(lambda r: r.queued_frames))
+    metrics.gauge("vidlex_ready", "1 when /readyz says ready", gauge(lambda r: r.readiness().status == "ready"))
+
+    app = FastAPI(
+        title="Vidlex",
+        version=_version(),
+        description="Video tagging with an open vocabulary. Every path is also served under /v1.",
+        docs_url=None,  # the viewers load scripts from the network
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
+    app.add_middleware(RequestContext, metrics=metrics, answered_hosts=settings.answered_hosts())
+    problems.install(app)
+    for router in (labels.router, classify.router, health.router):
+        app.include_router(router)
+        app.include_router(router, prefix="/v1", include_in_schema=False)
+    app.include_router(web.router)
+    openapi.install(app)
+    return app
+
+
+def _version() -> str:
+    try:
+        return version("vidlex")
+    except PackageNotFoundError:  # run from a bare checkout
+        return "0"

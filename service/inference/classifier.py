@@ -1,0 +1,335 @@
+"""One video file to its ranked labels: decode, encode, search, score. Blocks; call it in a thread.
+
+Each label's score comes from its own similarity alone, so it does not depend on which other labels are asked for.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.classifier import Classifier
+from model.scoring import Scorer
+from model.types import FrameBatch, FrameGeometry
+from service.decode.pool import DecodeJob, DecodePool
+from service.errors import InvalidParameter, Overloaded
+from service.inference.engine import Engine
+from service.inference.labeler import Labeler
+from service.labels.index import LabelIndex
+from service.labels.records import Label
+from service.labels.sync import IndexSync
+from service.metrics import Metrics
+from service.schemas import (
+    ClassificationView,
+    ClassifyParams,
+    CoverageView,
+    ModelView,
+    ScoredLabelView,
+    SegmentView,
+    UsageView,
+    VideoView,
+    WarningView,
+)
+
+MAX_SEGMENT_SCORES = 500_000
+"""Bounds the answer: labels in it times segments."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What does not change while a classifier is served; safe to read from any thread."""
+
+    id: str
+    fingerprint: str
+    dim: int
+    geometry: FrameGeometry
+    num_frames: int
+    scorer: Scorer
+    default_threshold: float
+
+    @classmethod
+    def of(cls, classifier: Classifier) -> ModelFacts:
+        return cls(
+            classifier.id,
+            classifier.fingerprint,
+            classifier.dim,
+            classifier.geometry,
+            classifier.num_frames,
+            classifier.scorer,
+            classifier.default_threshold,
+        )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A stretch of the video that is encoded by itself."""
+
+    start_ms: int
+    end_ms: int
+    frames: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """What the video is compared with: n stored or ad hoc labels, and the similarity of each part [S, n]."""
+
+    names: Sequence[str]
+    labels: Sequence[Label] | None
+    similarity: NDArray[np.float32]
+    revision: int
+
+
+class VideoClassifier:
+    """Thread-safe. ``close`` nothing: the parts belong to whoever made them."""
+
+    def __init__(
+        self,
+        facts: ModelFacts,
+        *,
+        engine: Engine,
+        pool: DecodePool,
+        index: LabelIndex,
+        sync: IndexSync,
+        labeler: Labeler,
+        metrics: Metrics,
+        max_frames: int,
+        store_answers: Callable[[], bool],
+    ) -> None:
+        self.facts = facts
+        self._engine = engine
+        self._pool = pool
+        self._index = index
+        self._sync = sync
+        self._labeler = labeler
+        self._metrics = metrics
+        self._max_frames = max_frames
+        self._store_answers = store_answers
+
+    def classify(
+        self,
+        path: Path,
+        params: ClassifyParams,
+        *,
+        sha256: str,
+        timeout_seconds: float,
+        cancelled: threading.Event,
+    ) -> ClassificationView:
+        """The answer of POST /classify. Raises what the decode pool, the engine and the labeler raise, and
+        InvalidParameter for ids and categories that do not fit; Overloaded when ``cancelled`` is set on the way."""
+        deadline = time.monotonic() + timeout_seconds
+        started = time.monotonic()
+        batch, parts = self._decode(path, params, deadline, cancelled)
+        decode_seconds = time.monotonic() - started
+        self._metrics.observe("decode", decode_seconds)
+
+        encoded = self._engine.encode_videos(
+            [part.frames for part in parts], timeout_seconds=deadline - time.monotonic(), cancelled=cancelled
+        )
+        queue_seconds = max(e.queue_seconds for e in encoded)
+        encode_seconds = max(e.encode_seconds for e in encoded)
+        if len(encoded) > 1:  # parts went through one after another: the time from the first to the last
+            encode_seconds += queue_seconds - min(e.queue_seconds for e in encoded)
+            queue_seconds = min(e.queue_seconds for e in encoded)
+        self._metrics.observe("queue", queue_seconds)
+        self._metrics.observe("encode", encode_seconds)
+
+        started = time.monotonic()
+        features = np.stack([e.vector for e in encoded])
+        candidates = self._compare(features, params)
+        labels = self._rank(candidates, parts, params)
+        match_seconds = time.monotonic() - started
+        self._metrics.observe("match", match_seconds)
+
+        video = batch.video
+        return ClassificationView(
+            video=VideoView(
+                sha256=sha256,
+                duration_ms=video.duration_ms,
+                width=video.width,
+                height=video.height,
+                fps=video.fps,
+                codec=video.codec,
+                bytes=video.num_bytes,
+            ),
+            coverage=CoverageView(
+                frames_requested=(params.num_frames or self.facts.num_frames)
+                * (len(parts) if params.aggregate_by == "segments" else 1),
+                frames_decoded=len(set(batch.timestamps_ms)),
+                timestamps_ms=list(batch.timestamps_ms),
+            ),
+            labels=labels,
+            model=ModelView(id=self.facts.id, fingerprint=self.facts.fingerprint),
+            vocabulary_revision=candidates.revision,
+            usage=UsageView(
+                decode_ms=_ms(decode_seconds),
+                encode_ms=_ms(encode_seconds),
+                match_ms=_ms(match_seconds),
+                queue_ms=_ms(queue_seconds),
+            ),
+            warnings=self._warnings(candidates),
+        )
+
+    # --- frames
+
+    def _decode(
+        self, path: Path, params: ClassifyParams, deadline: float, cancelled: threading.Event
+    ) -> tuple[FrameBatch, list[_Part]]:
+        """The sampled frames, and how they fall into parts (at least one)."""
+        num_frames = params.num_frames or self.facts.num_frames
+        if num_frames > self._max_frames:
+            raise _too_many_frames(self._max_frames)
+        if params.aggregate_by != "segments":
+            batch = self._frames(path, params, num_frames, deadline, cancelled)
+            if params.aggregate_by == "timestamps":
+                # A short video repeats its last frame to fill up: once is enough here.
+                places = {t: i for i, t in enumerate(batch.timestamps_ms)}
+                return batch, [_Part(t, t, batch.frames[i : i + 1]) for t, i in places.items()]
+            return batch, [_Part(params.start_ms or 0, batch.video.duration_ms, batch.frames)]
+        # The video's length decides how many frames the segments need: one frame tells it.
+        first = self._frames(path, params, 1, deadline, cancelled)
+        start_ms = params.start_ms or 0
+        end_ms = min(params.end_ms or first.video.duration_ms, max(first.video.duration_ms, start_ms + 1))
+        starts = range(start_ms, end_ms, params.segment_ms)
+        if len(starts) * num_frames > self._max_frames:
+            raise _too_many_frames(self._max_frames)
+        batch = self._frames(path, params, len(starts) * num_frames, deadline, cancelled)
+        times = np.asarray(batch.timestamps_ms)
+        parts = []
+        for segment_start in starts:
+            segment_end = min(segment_start + params.segment_ms, end_ms)
+            first_inside, first_after = np.searchsorted(times, [segment_start, segment_end])
+            if first_inside == first_after:  # slow video: the picture that was on screen since before
+                first_inside = max(0, first_inside - 1)
+                first_after = first_inside + 1
+            parts.append(_Part(segment_start, segment_end, batch.frames[first_inside:first_after]))
+        return batch, parts
+
+    def _frames(
+        self, path: Path, params: ClassifyParams, num_frames: int, deadline: float, cancelled: threading.Event
+    ) -> FrameBatch:
+        if cancelled.is_set():
+            raise Overloaded("The request was given up")
+        job = DecodeJob(
+            geometry=self.facts.geometry, num_frames=num_frames, start_ms=params.start_ms, end_ms=params.end_ms
+        )
+        return self._pool.decode(path, job, wait_seconds=max(0.0, deadline - time.monotonic()))
+
+    # --- labels
+
+    def _compare(self, features: NDArray[np.float32], params: ClassifyParams) -> _Candidates:
+        if params.candidate_labels is not None:
+            names, vectors = self._labeler.candidates(params.candidate_labels)
+            # One product per label and part, as in the index: no label's digits depend on its neighbours.
+            similarity = np.vecdot(vectors[None], features[:, None])
+            return _Candidates(names, None, similarity, self._index.revision)
+        matches = self._index.search(
+            features,
+            label_ids=params.label_ids,
+            include_categories=params.include_categories,
+            exclude_categories=params.exclude_categories,
+            fingerprint=self.facts.fingerprint,
+        )
+        if matches.unknown_ids:
+            assert params.label_ids is not None
+            unknown = set(matches.unknown_ids)
+            problems = [
+                {"pointer": f"/label_ids/{i}", "detail": "there is no such label"}
+                for i, label_id in enumerate(params.label_ids)
+                if label_id in unknown
+            ]
+            raise InvalidParameter("Some label_ids do not exist", errors=problems[:100])
+        return _Candidates(_Names(matches.labels), matches.labels, matches.similarity, matches.revision)
+
+    def _rank(self, found: _Candidates, parts: Sequence[_Part], params: ClassifyParams) -> list[ScoredLabelView]:
+        if found.similarity.shape[1] == 0:
+            return []
+        scores = self.facts.scorer.probability(found.similarity)  # [S, n]
+        best_part = scores.argmax(axis=0)
+        best = np.take_along_axis(scores, best_part[None], axis=0)[0]
+        order = top_rows(best, found.names, params.top_k, params.min_score)
+        with_parts = params.aggregate_by != "video"
+        if with_parts and len(order) * len(parts) > MAX_SEGMENT_SCORES:
+            raise InvalidParameter("The answer would be too long; lower top_k or raise segment_ms")
+        views = []
+        for row in order:
+            label = found.labels[row] if found.labels is not None else None
+            own = None if label is None else label.threshold
+            threshold = self.facts.default_threshold if own is None else own
+            score = float(best[row])
+            segments = [
+                SegmentView(start_ms=part.start_ms, end_ms=part.end_ms, score=float(part_score))
+                for part, part_score in zip(parts, scores[:, row], strict=True)
+            ]
+            views.append(
+                ScoredLabelView(
+                    id=None if label is None else label.id,
+                    name=found.names[row],
+                    score=score,
+                    similarity=float(found.similarity[best_part[row], row]),
+                    threshold=threshold,
+                    matched=score >= threshold,
+                    categories=[] if label is None else list(label.categories),
+                    segments=segments if with_parts else [],
+                )
+            )
+        return views
+
+    def _warnings(self, found: _Candidates) -> list[WarningView]:
+        warnings = []
+        if found.labels is not None:
+            if len(self._index) == 0:
+                detail = "No label is registered yet; POST /labels adds some"
+                warnings.append(WarningView(code="vocabulary_empty", detail=detail))
+            elif found.similarity.shape[1] == 0:
+                detail = "No label passes the filters of this request"
+                warnings.append(WarningView(code="no_label_selected", detail=detail))
+            if not (self._sync.healthy and self._store_answers()):
+                detail = "The label store does not answer; labels are those of the stated vocabulary_revision"
+                warnings.append(WarningView(code="store_unavailable", detail=detail))
+            if self._sync.num_missing:
+                detail = f"{self._sync.num_missing} labels are not encoded by this model (yet) and were left out"
+                warnings.append(WarningView(code="labels_not_encoded", detail=detail))
+        return warnings
+
+
+class _Names(Sequence[str]):
+    """The names of labels, without a second list of a hundred thousand."""
+
+    def __init__(self, labels: Sequence[Label]) -> None:
+        self._labels = labels
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._labels[place].name
+
+
+def top_rows(scores: NDArray[np.float64], names: Sequence[str], top_k: int, min_score: float) -> list[int]:
+    """Rows with at least ``min_score``, best first, equal scores by name; at most ``top_k`` (0: all)."""
+    rows = np.flatnonzero(scores >= min_score) if min_score > 0 else np.arange(len(scores))
+    if 0 < top_k < len(rows):
+        kept = scores[rows]
+        kth = np.partition(kept, len(kept) - top_k)[len(kept) - top_k]
+        rows = rows[kept >= kth]  # with all that equal the last one: the name decides among them
+    order = sorted((int(row) for row in rows), key=lambda row: (-scores[row], names[row]))
+    return order[:top_k] if top_k else order
+
+
+def _too_many_frames(max_frames: int) -> InvalidParameter:
+    return InvalidParameter(
+        f"The request would sample more than {max_frames} frames; lower num_frames, raise segment_ms or shorten the "
+        "window",
+        max_frames=max_frames,
+    )
+
+
+def _ms(seconds: float) -> int:
+    return max(0, round(seconds * 1000))

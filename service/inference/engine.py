@@ -1,0 +1,372 @@
+"""The one owner of the device: a thread that runs the classifier for all requests, in small batches.
+
+Requests wait in two bounded queues, videos (counted in frames) and label names (counted in names), and take turns,
+so that a thousand new labels do not keep a video waiting and the other way round. A batch holds only what is
+already waiting; nothing waits for a batch to fill.
+
+Batching and numbers: videos of one forward pass do not exchange information, but matrix products of another shape
+may round otherwise, so the same video alone and in a batch agrees to about 1e-5, not bit for bit. What is exact is
+the independence of stored labels: a video is encoded once per request and each label has its own product with it.
+
+A batch that fails is repeated item by item, so that one bad item fails alone. After such a failure the warm-up input
+is run; ``healthy`` is false until it works again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from model.classifier import Classifier, LabelTextError
+from service.errors import EncodeFailed, LabelTextInvalid, Overloaded, VidlexError
+
+log = structlog.get_logger("vidlex.engine")
+
+LabelResult = NDArray[np.float32] | VidlexError
+"""The vector of one label [D], or why there is none."""
+
+PROBE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    max_queued_frames: int = 4096
+    max_queued_labels: int = 4096
+    max_batch_frames: int = 128
+    max_batch_labels: int = 32
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedVideo:
+    vector: NDArray[np.float32]
+    """[D], unit length."""
+    queue_seconds: float
+    encode_seconds: float
+    """Time of the forward pass that held this video; shared with whoever was in the same batch."""
+
+
+@dataclass(eq=False)
+class _VideoItem:
+    frames: NDArray[np.uint8]
+    deadline: float
+    cancelled: threading.Event
+    queued_at: float
+    future: Future[EncodedVideo] = field(default_factory=Future)
+
+
+@dataclass(eq=False)
+class _LabelItem:
+    names: Sequence[str]
+    deadline: float
+    results: list[LabelResult] = field(default_factory=list)
+    future: Future[list[LabelResult]] = field(default_factory=Future)
+
+
+class Engine:
+    """``start()`` first, ``close()`` last; everything else from any thread."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        limits: EngineLimits = EngineLimits(),
+        *,
+        on_batch: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """``on_batch(num_videos, num_frames)`` is told of each forward pass over videos."""
+        self._classifier = classifier
+        self._limits = limits
+        self._on_batch = on_batch
+        self._wake = threading.Condition()
+        self._videos: deque[_VideoItem] = deque()
+        self._labels: deque[_LabelItem] = deque()
+        self._queued_frames = 0
+        self._queued_labels = 0
+        self._closing = False
+        self._running: list[Future[Any]] = []
+        self._labels_next = False
+        self._works = False
+        self._thread = threading.Thread(target=self._run, name="vidlex-engine", daemon=True)
+
+    # --- life
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self, timeout_seconds: float = 10.0) -> None:
+        """Refuse new work, fail what still waits, and end the thread after its present batch."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify_all()
+        if self._thread.ident is None:
+            self._fail_all("The service is stopping")
+        else:
+            self._thread.join(timeout_seconds)  # the thread itself fails what still waits
+
+    @property
+    def healthy(self) -> bool:
+        """The thread lives and its last forward pass (of a request or of the probe) worked."""
+        return self._works and self._thread.is_alive()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def queued_frames(self) -> int:
+        return self._queued_frames
+
+    @property
+    def queued_labels(self) -> int:
+        return self._queued_labels
+
+    # --- work
+
+    def encode_video(
+        self,
+        frames: NDArray[np.uint8],
+        *,
+        timeout_seconds: float = 60.0,
+        cancelled: threading.Event | None = None,
+    ) -> EncodedVideo:
+        """One video [T, H, W, 3] uint8 RGB. Blocks.
+
+        Raises Overloaded (queue full, or no turn before the timeout) or EncodeFailed. A video whose ``cancelled``
+        is set is dropped when its turn comes.
+        """
+        return self.encode_videos([frames], timeout_seconds=timeout_seconds, cancelled=cancelled)[0]
+
+    def encode_videos(
+        self,
+        videos: Sequence[NDArray[np.uint8]],
+        *,
+        timeout_seconds: float = 60.0,
+        cancelled: threading.Event | None = None,
+    ) -> list[EncodedVideo]:
+        """Several videos of one request (segments, say), admitted all or none. As ``encode_video``."""
+        now = time.monotonic()
+        deadline = now + timeout_seconds
+        event = cancelled or threading.Event()
+        items = [_VideoItem(frames, deadline, event, now) for frames in videos]
+        cost = sum(len(item.frames) for item in items)
+        with self._wake:
+            self._check_open()
+            # One request that alone exceeds the bound is admitted when nothing else waits.
+            if self._queued_frames and self._queued_frames + cost > self._limits.max_queued_frames:
+                raise Overloaded("Too many videos are waiting to be encoded")
+            self._queued_frames += cost
+            self._videos.extend(items)
+            self._wake.notify()
+        return [self._wait(item.future, deadline) for item in items]
+
+    def encode_labels(self, names: Sequence[str], *, timeout_seconds: float = 300.0) -> list[LabelResult]:
+        """One result for each name, in order: a vector [D], LabelTextInvalid or EncodeFailed. Blocks.
+
+        Raises Overloaded (queue full, or not done before the timeout) or EncodeFailed (the engine is stopped).
+        """
+        if not names:
+            return []
+        deadline = time.monotonic() + timeout_seconds
+        item = _LabelItem(list(names), deadline)
+        with self._wake:
+            self._check_open()
+            if self._queued_labels and self._queued_labels + len(item.names) > self._limits.max_queued_labels:
+                raise Overloaded("Too many labels are waiting to be encoded")
+            self._queued_labels += len(item.names)
+            self._labels.append(item)
+            self._wake.notify()
+        results: list[LabelResult] = self._wait(item.future, deadline)
+        return results
+
+    def _check_open(self) -> None:
+        if self._closing or not self._thread.is_alive():
+            raise EncodeFailed("The encoder is not running")
+
+    @staticmethod
+    def _wait(future: Future[Any], deadline: float) -> Any:
+        try:
+            # The engine itself gives up items past their deadline; the margin is for a batch already under way.
+            return future.result(timeout=max(0.0, deadline - time.monotonic()) + 30.0)
+        except TimeoutError:
+            future.cancel()
+            raise Overloaded("The encoder did not answer in time") from None
+
+    # --- the thread
+
+    def _run(self) -> None:
+        try:
+            self._probe()
+            while True:
+                with self._wake:
+                    if not self._closing and not self._videos and not self._labels:
+                        self._wake.wait(None if self._works else PROBE_SECONDS)
+                    if self._closing:
+                        return
+                    use_labels = bool(self._labels) and (self._labels_next or not self._videos)
+                    self._labels_next = not use_labels
+                    batch = [] if use_labels else self._take_videos()
+                    names = self._labels[0] if use_labels else None
+                    self._running = [names.future] if names is not None else [item.future for item in batch]
+                if names is not None:
+                    self._step_labels(names)
+                elif batch:
+                    self._encode_batch(batch)
+                if not self._works:
+                    self._probe()
+        except BaseException:
+            log.exception("engine_died")
+            raise
+        finally:
+            with self._wake:
+                self._closing = True
+            self._works = False
+            self._fail_all("The encoder has stopped")
+
+    def _take_videos(self) -> list[_VideoItem]:
+        """The next batch: oldest first, at least one video, at most ``max_batch_frames``. Call with the lock."""
+        batch: list[_VideoItem] = []
+        num_frames = 0
+        now = time.monotonic()
+        while self._videos:
+            item = self._videos[0]
+            size = len(item.frames)
+            if batch and num_frames + size > self._limits.max_batch_frames:
+                break
+            self._videos.popleft()
+            self._queued_frames -= size
+            if item.cancelled.is_set():
+                _fail(item.future, Overloaded("The request was given up"))
+            elif now > item.deadline:
+                _fail(item.future, Overloaded("The video waited too long for the encoder"))
+            elif item.future.set_running_or_notify_cancel():
+                batch.append(item)
+                num_frames += size
+        return batch
+
+    def _encode_batch(self, batch: list[_VideoItem]) -> None:
+        started = time.monotonic()
+        try:
+            vectors = self._forward([item.frames for item in batch])
+        except Exception as error:
+            if len(batch) > 1:
+                log.warning("batch_failed", num_videos=len(batch), error=repr(error))
+                for item in batch:
+                    self._encode_batch([item])
+                return
+            log.exception("encode_failed", shape=list(batch[0].frames.shape))
+            self._works = False
+            _fail(batch[0].future, EncodeFailed("The encoder failed on this video", internal=repr(error)))
+            return
+        self._works = True
+        seconds = time.monotonic() - started
+        if self._on_batch is not None:
+            self._on_batch(len(batch), sum(len(item.frames) for item in batch))
+        for item, vector in zip(batch, vectors, strict=True):
+            if np.isfinite(vector).all():
+                encoded = EncodedVideo(vector.copy(), started - item.queued_at, seconds)
+                _settle(item.future, encoded)
+            else:
+                log.error("encode_not_finite", shape=list(item.frames.shape))
+                _fail(item.future, EncodeFailed("The encoder gave no usable feature for this video"))
+
+    def _step_labels(self, item: _LabelItem) -> None:
+        """Encode the next few names of the oldest label request; settle it when it is done or too late."""
+        start = len(item.results)
+        if item.future.cancelled() or time.monotonic() > item.deadline:
+            self._finish_labels(item, len(item.names) - start)
+            _fail(item.future, Overloaded("The labels waited too long for the encoder"))
+            return
+        names = item.names[start : start + self._limits.max_batch_labels]
+        item.results.extend(self._encode_names(names))
+        done = len(item.results) == len(item.names)
+        self._finish_labels(item, len(names), remove=done)
+        if done:
+            _settle(item.future, item.results)
+
+    def _finish_labels(self, item: _LabelItem, num_names: int, *, remove: bool = True) -> None:
+        with self._wake:
+            self._queued_labels -= num_names
+            if remove and self._labels and self._labels[0] is item:
+                self._labels.popleft()
+            elif self._labels and self._labels[0] is item:
+                self._labels.rotate(-1)  # the next request gets the next turn
+
+    def _encode_names(self, names: Sequence[str]) -> list[LabelResult]:
+        results: dict[int, LabelResult] = {}
+        for i, name in enumerate(names):
+            try:
+                self._classifier.check_label(name)
+            except LabelTextError as error:
+                results[i] = LabelTextInvalid(str(error)[:200])
+            except Exception as error:
+                log.exception("check_label_failed")
+                results[i] = EncodeFailed("The encoder failed on this label", internal=repr(error))
+        rest = [i for i in range(len(names)) if i not in results]
+        if rest:
+            results.update(zip(rest, self._encode_checked([names[i] for i in rest]), strict=True))
+        return [results[i] for i in range(len(names))]
+
+    def _encode_checked(self, names: list[str]) -> list[LabelResult]:
+        try:
+            vectors = np.asarray(self._classifier.encode_labels(names), dtype=np.float32)
+            if vectors.shape != (len(names), self._classifier.dim):
+                raise ValueError(f"encode_labels gave {vectors.shape} for {len(names)} names")
+        except LabelTextError as error:
+            if len(names) == 1:
+                return [LabelTextInvalid(str(error)[:200])]
+        except Exception as error:
+            if len(names) == 1:
+                log.exception("encode_label_failed")
+                self._works = False
+                return [EncodeFailed("The encoder failed on this label", internal=repr(error))]
+            log.warning("label_batch_failed", num_labels=len(names), error=repr(error))
+        else:
+            failed = EncodeFailed("The encoder gave no usable feature for this label")
+            return [vector.copy() if np.isfinite(vector).all() else failed for vector in vectors]
+        return [result for name in names for result in self._encode_checked([name])]
+
+    def _forward(self, videos: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        vectors = np.asarray(self._classifier.encode_video(videos), dtype=np.float32)
+        if vectors.shape != (len(videos), self._classifier.dim):
+            raise ValueError(f"encode_video gave {vectors.shape} for {len(videos)} videos")
+        return vectors
+
+    def _probe(self) -> None:
+        """Warm-up and test in one: a grey video of the usual size."""
+        side = self._classifier.geometry.image_size
+        frames = np.full((self._classifier.num_frames, side, side, 3), 127, np.uint8)
+        try:
+            self._works = bool(np.isfinite(self._forward([frames])).all())
+        except Exception:
+            log.exception("probe_failed")
+            self._works = False
+
+    def _fail_all(self, detail: str) -> None:
+        with self._wake:
+            futures: list[Future[Any]] = [*self._running]
+            futures += [video.future for video in self._videos]
+            futures += [label.future for label in self._labels]
+            self._videos.clear()
+            self._labels.clear()
+            self._queued_frames = self._queued_labels = 0
+        for future in futures:
+            _fail(future, EncodeFailed(detail))
+
+
+def _settle(future: Future[Any], value: object) -> None:
+    with contextlib.suppress(InvalidStateError):  # its waiter gave up
+        future.set_result(value)
+
+
+def _fail(future: Future[Any], error: VidlexError) -> None:
+    with contextlib.suppress(InvalidStateError):
+        future.set_exception(error)

@@ -1,0 +1,190 @@
+"""From a label's text to a stored label with its vector, and back for changes. Blocks; call it in a thread."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from service.errors import LabelExists, LabelTextInvalid, StoreUnavailable, VidlexError
+from service.inference.engine import Engine, LabelResult
+from service.labels.names import display_name
+from service.labels.records import Label, LabelChanges, NewLabel, Unset, clean
+from service.labels.store import LabelStore
+from service.labels.sync import IndexSync
+
+log = structlog.get_logger("vidlex.labels")
+
+_REENCODE_LABELS = 256
+_CACHED_CANDIDATES = 4096
+_SYNC_SECONDS = 5.0
+"""How long a write waits until this replica's index has it. Later the follower brings it anyway."""
+
+
+@dataclass(frozen=True)
+class Registered:
+    label: Label
+    created: bool
+
+
+class Labeler:
+    """Thread-safe. Every method raises StoreUnavailable when the store does not answer."""
+
+    def __init__(
+        self, engine: Engine, store: LabelStore, sync: IndexSync, fingerprint: str, *, timeout_seconds: float = 900.0
+    ) -> None:
+        self._engine = engine
+        self._store = store
+        self._sync = sync
+        self._fingerprint = fingerprint
+        self._timeout_seconds = timeout_seconds
+        self._cache: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+        self._cache_lock = threading.Lock()
+
+    def register(self, items: Sequence[NewLabel], *, return_existing: bool = False) -> list[Registered | VidlexError]:
+        """One result for each item, in order: one bad item fails alone.
+
+        With ``return_existing`` a name that a label has already (as name or alias) gives that label, unchanged.
+        Raises Overloaded when the whole request cannot be taken.
+        """
+        results: dict[int, Registered | VidlexError] = {}
+        wanted: list[tuple[int, NewLabel]] = []
+        for i, item in enumerate(items):
+            try:
+                cleaned = clean(item)
+                # Looked up before the encoder works for it; add_many decides in the end.
+                existing = self._store.find(cleaned.name)
+            except StoreUnavailable:
+                raise
+            except VidlexError as error:
+                results[i] = error
+                continue
+            if existing is None:
+                wanted.append((i, cleaned))
+            else:
+                results[i] = _existing(existing, return_existing)
+        names = list(dict.fromkeys(item.name for _, item in wanted))
+        vectors = dict(
+            zip(names, self._engine.encode_labels(names, timeout_seconds=self._timeout_seconds), strict=True)
+        )
+        ready: list[tuple[int, NewLabel, NDArray[np.float32]]] = []
+        for i, item in wanted:
+            vector = vectors[item.name]
+            if isinstance(vector, VidlexError):
+                results[i] = vector
+            else:
+                ready.append((i, item, vector))
+        added = self._store.add_many([(item, vector) for _, item, vector in ready], self._fingerprint) if ready else []
+        for (i, item, _), outcome in zip(ready, added, strict=True):
+            results[i] = self._outcome(item, outcome, return_existing)
+        self._catch_up(r.label.revision for r in results.values() if isinstance(r, Registered) and r.created)
+        return [results[i] for i in range(len(items))]
+
+    def _outcome(self, item: NewLabel, outcome: Label | VidlexError, return_existing: bool) -> Registered | VidlexError:
+        if isinstance(outcome, Label):
+            return Registered(outcome, created=True)
+        if isinstance(outcome, LabelExists) and return_existing:
+            existing = self._store.find(item.name)  # None when one of its aliases is what is taken
+            if existing is not None:
+                return Registered(existing, created=False)
+        return outcome
+
+    def update(self, label_id: str, changes: LabelChanges) -> Label:
+        """Only a name that reads differently is encoded anew. Raises NotFound, LabelExists, LabelTextInvalid ..."""
+        vector: NDArray[np.float32] | None = None
+        if not isinstance(changes.name, Unset) and display_name(changes.name) != self._store.get(label_id).name:
+            (result,) = self._engine.encode_labels([display_name(changes.name)], timeout_seconds=self._timeout_seconds)
+            if isinstance(result, VidlexError):
+                raise result
+            vector = result
+        label = self._store.update(
+            label_id, changes, vector=vector, fingerprint=None if vector is None else self._fingerprint
+        )
+        self._catch_up([label.revision])
+        return label
+
+    def remove(self, label_id: str) -> None:
+        """Raises NotFound."""
+        self._store.remove(label_id)
+        self._catch_up([self._store.revision()])
+
+    def candidates(self, names: Sequence[str]) -> tuple[list[str], NDArray[np.float32]]:
+        """Names to score once, without storing: their display names, without repeats, and vectors [n, D].
+
+        Raises LabelTextInvalid or EncodeFailed with the place of the first bad name.
+        """
+        shown = []
+        for i, name in enumerate(names):
+            try:
+                shown.append(display_name(name))
+            except LabelTextInvalid as error:
+                raise _at_candidate(error, i) from None
+        unique = list(dict.fromkeys(shown))
+        with self._cache_lock:
+            found: dict[str, LabelResult] = {n: self._cache[n] for n in unique if n in self._cache}
+        rest = [n for n in unique if n not in found]
+        found.update(zip(rest, self._engine.encode_labels(rest, timeout_seconds=self._timeout_seconds), strict=True))
+        vectors = []
+        for name in unique:
+            result = found[name]
+            if isinstance(result, VidlexError):
+                raise _at_candidate(result, shown.index(name))
+            vectors.append(result)
+        with self._cache_lock:
+            for name, vector in zip(unique, vectors, strict=True):
+                self._cache[name] = vector
+                self._cache.move_to_end(name)
+            while len(self._cache) > _CACHED_CANDIDATES:
+                self._cache.popitem(last=False)
+        return unique, np.stack(vectors)
+
+    def encode_missing(
+        self, labels: Iterable[Label], *, on_progress: Callable[[int], None], stop: threading.Event
+    ) -> list[str]:
+        """Give stored labels the vectors of this encoder that they lack; returns the ids that it cannot encode.
+
+        ``on_progress(num_done)`` after each few hundred. A label whose text this encoder refuses stays stored, with
+        the vectors it has of other encoders.
+        """
+        rest = iter(labels)
+        refused: list[str] = []
+        num_done = 0
+        while not stop.is_set() and (part := list(islice(rest, _REENCODE_LABELS))):
+            results = self._engine.encode_labels([x.name for x in part], timeout_seconds=self._timeout_seconds)
+            vectors: dict[str, NDArray[np.float32]] = {}
+            for label, result in zip(part, results, strict=True):
+                if isinstance(result, VidlexError):
+                    log.warning("label_not_encoded", label_id=label.id, name=label.name, code=result.code)
+                    refused.append(label.id)
+                else:
+                    vectors[label.id] = result
+            if vectors:
+                self._store.put_vectors(self._fingerprint, vectors, names={x.id: x.name for x in part})
+            num_done += len(part)
+            on_progress(num_done)
+        return refused
+
+    def _catch_up(self, revisions: Iterable[int]) -> None:
+        newest = max(revisions, default=0)
+        if newest and not self._sync.caught_up(newest, _SYNC_SECONDS):
+            log.warning("index_is_behind", revision=newest)
+
+
+def _existing(label: Label, return_existing: bool) -> Registered | VidlexError:
+    if return_existing:
+        return Registered(label, created=False)
+    return LabelExists("A label of this name exists", existing_id=label.id)
+
+
+def _at_candidate(error: VidlexError, place: int) -> VidlexError:
+    """The same error, saying which of the candidates it is about."""
+    if not isinstance(error, LabelTextInvalid):
+        return error
+    detail = str(error)
+    return LabelTextInvalid(detail, errors=[{"pointer": f"/candidate_labels/{place}", "detail": detail}])

@@ -1,0 +1,70 @@
+"""What /metrics tells. One registry for each application, so that several live in one process (tests, say)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+Stage = Literal["upload", "queue", "decode", "encode", "match"]
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+class Metrics:
+    content_type = "text/plain; version=0.0.4; charset=utf-8"
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.requests = Counter(
+            "vidlex_requests_total", "Answered requests", ["method", "route", "status"], registry=self.registry
+        )
+        self.request_seconds = Histogram(
+            "vidlex_request_seconds",
+            "Time from the request's head to the end of its answer",
+            ["route"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.stage_seconds = Histogram(
+            "vidlex_stage_seconds",
+            "Time of each stage of a classification",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.upload_bytes = Counter("vidlex_upload_bytes_total", "Bytes of received videos", registry=self.registry)
+        self.batch_videos = Histogram(
+            "vidlex_batch_videos",
+            "Videos in one forward pass",
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+            registry=self.registry,
+        )
+        self.encoded_frames = Counter("vidlex_encoded_frames_total", "Frames encoded", registry=self.registry)
+        for stage in ("upload", "queue", "decode", "encode", "match"):
+            self.stage_seconds.labels(stage)  # shown as zero before the first video
+
+    def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
+        """A value that is read at each scrape."""
+        Gauge(name, text, registry=self.registry).set_function(read)
+
+    def observe(self, stage: Stage, seconds: float) -> None:
+        self.stage_seconds.labels(stage).observe(seconds)
+
+    @contextmanager
+    def timed(self, stage: Stage) -> Iterator[None]:
+        """Observes the time of a block that ends well."""
+        started = monotonic()
+        yield
+        self.observe(stage, monotonic() - started)
+
+    def on_batch(self, num_videos: int, num_frames: int) -> None:
+        self.batch_videos.observe(num_videos)
+        self.encoded_frames.inc(num_frames)
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)

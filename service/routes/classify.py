@@ -1,0 +1,86 @@
+"""POST /classify: a video file to its ranked labels."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from time import monotonic
+from typing import Any
+
+import anyio
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from service.routes.context import Context, Parts, context_of
+from service.routes.uploads import Upload
+from service.schemas import ClassificationView, ClassifyParams, ProblemView, validate
+
+router = APIRouter(tags=["classify"], responses={"default": {"model": ProblemView, "description": "problem+json"}})
+
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary", "description": "the video"},
+                        "params": ClassifyParams.model_json_schema(),
+                    },
+                },
+                "encoding": {"params": {"contentType": "application/json"}},
+            }
+        },
+    }
+}
+
+
+@router.post("/classify", response_model=ClassificationView, summary="What is in this video?", openapi_extra=_BODY)
+async def classify(request: Request) -> Response:
+    context = context_of(request)
+    parts = context.require_parts()  # before the upload: a service that is not ready asks for no bytes
+    started = monotonic()
+    async with context.spool.receive(request) as upload:
+        params = validate(ClassifyParams, {} if upload.params is None else upload.params)
+        context.metrics.upload_bytes.inc(upload.num_bytes)
+        context.metrics.observe("upload", monotonic() - started)
+        with context.admission.admit():
+            async with _until_client_leaves(request) as gone:
+                answer = await anyio.to_thread.run_sync(
+                    lambda: _answer(context, parts, upload, params, gone), limiter=context.video_threads
+                )
+    return Response(answer, media_type="application/json")
+
+
+def _answer(context: Context, parts: Parts, upload: Upload, params: ClassifyParams, gone: threading.Event) -> str:
+    """In a thread: the work and also the writing of what may be a long answer."""
+    view = parts.videos.classify(
+        upload.path,
+        params,
+        sha256=upload.sha256,
+        timeout_seconds=context.request_timeout_seconds,
+        cancelled=gone,
+    )
+    return view.model_dump_json()
+
+
+@asynccontextmanager
+async def _until_client_leaves(request: Request) -> AsyncIterator[threading.Event]:
+    """An event that is set when the client hangs up, so that nobody works on for nobody."""
+    gone = threading.Event()
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone.set()
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch)
+            yield gone
+            tasks.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise (group.exceptions[0] if len(group.exceptions) == 1 else group) from None

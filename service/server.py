@@ -1,0 +1,59 @@
+"""Runs the application under uvicorn."""
+
+from __future__ import annotations
+
+import math
+import socket
+
+import structlog
+import uvicorn
+
+from service.app import create_app
+from service.logs import configure_logging
+from service.settings import Settings, unknown_variables
+
+log = structlog.get_logger("vidlex.server")
+
+
+def serve(settings: Settings, *, sockets: list[socket.socket] | None = None) -> int:
+    """Run until a signal. Returns the process's exit status: 1 when the service could not start.
+
+    ``sockets`` that are bound already take the place of the settings' host and port.
+    """
+    configure_logging(settings.log_level, settings.log_format)
+    for line in unknown_variables():
+        log.warning("unknown_variable", detail=line)
+    failed = False
+
+    def on_fatal() -> None:
+        nonlocal failed
+        failed = True
+        server.should_exit = True
+
+    app = create_app(settings, on_fatal=on_fatal)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_seconds),
+        timeout_keep_alive=15,
+        h11_max_incomplete_event_size=64 << 10,
+        ws="none",
+    )
+    server = _Server(config)
+    server.run(sockets)
+    return 1 if failed or not server.started else 0
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens, which matters when port 0 was asked for."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in self.servers:
+            for sock in listener.sockets:
+                host, port = sock.getsockname()[:2]
+                log.info("listening", host=host, port=port, url=f"http://{f'[{host}]' if ':' in host else host}:{port}")
