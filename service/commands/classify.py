@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
@@ -74,10 +75,10 @@ def classify(
         raise typer.Exit(worst)
 
 
-def ranking(answer: dict[str, Any], *, title: str, truth: frozenset[str] = frozenset()) -> Table:
-    """The ranked labels of one answer as a table; names in ``truth`` are marked as known to be right."""
+def ranking(answer: dict[str, Any], *, title: str, truth: frozenset[str] = frozenset()) -> Group:
+    """The ranked labels of one answer for the terminal; names in ``truth`` are marked as known to be right."""
     columns = ["label", "score", ""] + (["in the video"] if truth else [])
-    table = Table(*columns, title=escape(title), title_justify="left", caption=_caption(answer), caption_justify="left")
+    table = Table(*columns, title=escape(title), title_justify="left")
     for found in answer["labels"]:
         name = escape(found["name"])
         bar = "█" * round(found["score"] * BAR_WIDTH)
@@ -89,10 +90,10 @@ def ranking(answer: dict[str, Any], *, title: str, truth: frozenset[str] = froze
                 f"[dim]{segment['score']:.3f}[/]",
                 *([""] * (len(columns) - 2)),
             )
-    return table
+    return Group(table, f"[dim]{_facts(answer)}[/]")
 
 
-def _caption(answer: dict[str, Any]) -> str:
+def _facts(answer: dict[str, Any]) -> str:
     video, usage = answer["video"], answer["usage"]
     size = f"{video['width']}x{video['height']}, {video['duration_ms'] / 1000:.1f} s, {video['codec']}"
     frames = f"{answer['coverage']['frames_decoded']} frames"
