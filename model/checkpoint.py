@@ -72,9 +72,7 @@ class CheckpointConfig:
             geometry = FrameGeometry(**clip.pop("geometry"))
             scorer = data.pop("scorer")
             return cls(
-                clip=ClipSource(
-                    mean=tuple(clip.pop("mean")), std=tuple(clip.pop("std")), geometry=geometry, **clip
-                ),
+                clip=ClipSource(mean=tuple(clip.pop("mean")), std=tuple(clip.pop("std")), geometry=geometry, **clip),
                 video=VideoEncoderConfig(**data.pop("video")),
                 label=LabelEncoderConfig(**data.pop("label")),
                 scorer=Scorer(scorer["logit_scale"], scorer["logit_bias"], Calibration(**scorer["calibration"])),

@@ -12,7 +12,7 @@ import numpy as np
 import open_clip
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.baselines.class_name import ClassNameLabelEncoder
 from model.checkpoint import (
@@ -47,7 +47,8 @@ class ModelNotFound(ValueError):
 class Clip:
     """A loaded open_clip model and how pictures and words are prepared for it."""
 
-    model: nn.Module
+    model: Any
+    """open_clip's CLIP or CustomTextCLIP, in evaluation mode, frozen."""
     tokenizer: Any
     source: ClipSource
     model_cfg: dict[str, Any]
@@ -72,11 +73,13 @@ def create_clip(name: str) -> Clip:
             model = open_clip.create_model(architecture, pretrained=tag or None, precision="fp32", device="cpu")
         tokenizer = open_clip.get_tokenizer(architecture)
     except UserWarning as warning:
-        raise ModelNotFound(f"open_clip warns about {name!r}: {warning}. For openai weights use the -quickgelu name.") from None
+        raise ModelNotFound(
+            f"open_clip warns about {name!r}: {warning}. For openai weights use the -quickgelu name."
+        ) from None
     except (RuntimeError, OSError, ValueError) as error:
         raise ModelNotFound(
-            f"cannot load the open_clip model {name!r} ({type(error).__name__}: {error}). Without a hub, give a folder: "
-            "open_clip:local-dir:/path/with/open_clip_config.json"
+            f"cannot load the open_clip model {name!r} ({type(error).__name__}: {error}). Without a hub, give a "
+            "folder: open_clip:local-dir:/path/with/open_clip_config.json"
         ) from error
     prepare = model.visual.preprocess_cfg
     size = prepare["size"]
@@ -129,7 +132,8 @@ class TorchClassifier:
         self.video = video.to(device).eval()
         self.label = label.to(device).eval()
         self.facts = facts
-        self.dim = int(self.encode_video([np.zeros((1, geometry.image_size, geometry.image_size, 3), np.uint8)]).shape[1])
+        side = geometry.image_size
+        self.dim = int(self.encode_video([np.zeros((1, side, side, 3), np.uint8)]).shape[1])
 
     def encode_video(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """See Classifier. Videos of equal length share a pass of at most MAX_FRAMES_PER_PASS frames."""
@@ -186,7 +190,9 @@ def _from_checkpoint(folder: Path, device: str) -> Classifier:
     else:
         clip = create_clip(config.clip.source)
         if clip.digest != config.clip.digest:
-            raise CheckpointError(f"the backbone {config.clip.source} has other weights than this checkpoint was trained on")
+            raise CheckpointError(
+                f"the backbone {config.clip.source} has other weights than this checkpoint was trained on"
+            )
     video = VideoEncoder(clip.model.visual, config.video, mean=config.clip.mean, std=config.clip.std)
     label, llm_folder = create_label_encoder(config.label, clip)
     if config.llm_digest not in (None, digest_llm(llm_folder)):
@@ -227,6 +233,7 @@ def _zero_shot(name: str, device: str) -> Classifier:
         std=clip.source.std,
     )
     label = ClassNameLabelEncoder(ClipText(clip.model, clip.tokenizer), ZERO_SHOT_TEMPLATES)
+    shown = Path(name).name if name.startswith("local-dir:") else name
     scale = float(clip.model.logit_scale.exp())
     bias = getattr(clip.model, "logit_bias", None)
     scorer = Scorer(scale, float(bias) if bias is not None else -0.25 * scale)
@@ -235,7 +242,7 @@ def _zero_shot(name: str, device: str) -> Classifier:
         clip.source.geometry.image_size, clip.source.geometry.resize_mode,
     )  # fmt: skip
     return TorchClassifier(
-        id=f"open_clip:{name}" if not name.startswith("local-dir:") else f"open_clip:{Path(name).name}",
+        id=f"open_clip:{shown}",
         fingerprint=identity,
         video=video,
         label=label,
@@ -243,7 +250,7 @@ def _zero_shot(name: str, device: str) -> Classifier:
         geometry=clip.source.geometry,
         default_threshold=0.5,
         device=device,
-        facts={"backbone": name if not name.startswith("local-dir:") else Path(name).name, "llm": None, "branch_blocks": 0},
+        facts={"backbone": shown, "llm": None, "branch_blocks": 0},
     )
 
 

@@ -33,7 +33,7 @@ class Calibration:
 
 def similarity_to_logit(similarity: ArrayT, logit_scale: Any, logit_bias: Any) -> ArrayT:
     """``logit_scale * similarity + logit_bias``, element by element; any shape, e.g. [B, V]."""
-    return similarity * logit_scale + logit_bias  # type: ignore[operator,no-any-return]
+    return similarity * logit_scale + logit_bias  # type: ignore[no-any-return]
 
 
 def sigmoid(logit: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.art import tiny_sheet
 
 from model.data.emoji.assets import ArtPackage, ArtUnavailable, fetch_package, load_sheet
 from model.data.emoji.motion import STILL, Pose, sample_pose
@@ -20,6 +19,7 @@ from model.data.emoji.scenes import scene_bank
 from model.data.emoji.vocabulary import ACTIONS, SCENES, build_nouns
 from model.data.emoji.world import World
 from model.data.emoji.writer import write_mp4
+from tests.art import tiny_sheet
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_every_label_occurs_and_has_a_kind(world: World) -> None:
     targets = world.videos(400, 1, world.generator(1)).targets
     assert targets.any(dim=0).all()
     assert set(world.kinds()) == set(world.labels)
-    assert {k for k in world.kinds().values()} == {"noun", "hypernym", "scene", "action"}
+    assert set(world.kinds().values()) == {"noun", "hypernym", "scene", "action"}
 
 
 def poses(action: str, t: int = 24) -> Pose:

@@ -84,7 +84,7 @@ def test_fold_keeps_the_function(frames: Tensor) -> None:
 
 
 def test_interpolation_scales_the_gradient_by_alpha(frames: Tensor) -> None:
-    """Where the interpolated weights are equal (trained = frozen), the gradient is exactly alpha times the plain one."""
+    """Where trained and frozen weights are equal, the gradient is exactly alpha times the plain one."""
     encoder = make(small_clip(), 1)
     with torch.no_grad():  # a branch that differs from CLIP, so that there is a gradient
         encoder.branch[0].temporal.out.weight.normal_(std=0.1)

@@ -1,4 +1,4 @@
-"""``vidlex eval``: a classifier against a manifest of real files, through the same decoding and scoring as the service."""
+"""``vidlex eval``: a classifier against a manifest of real files, decoded and scored as the service does it."""
 
 from __future__ import annotations
 

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 BoolArray = NDArray[np.bool_]
+FloatArray = NDArray[np.float64]
 
 
-def _curve(scores: ArrayLike, targets: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+def _curve(scores: ArrayLike, targets: ArrayLike) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Precision and recall after each distinct threshold (descending), and the thresholds."""
     s = np.asarray(scores, dtype=np.float64).ravel()
     y = np.asarray(targets, dtype=bool).ravel()

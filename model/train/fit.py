@@ -14,17 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from model.data.emoji.world import World
+from model.eval.metrics import summarise
 from model.train.loop import console
 from model.train.losses import weighted_bce
 from model.train.optim import Group, make_optimizer
 from model.train.task import OpenVocabularyNetwork, kind_weights, sample_labels
-from model.eval.metrics import summarise
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,7 @@ class FitConfig:
     one_sprite_until: float = 0.35
     """Part of the joint stage in which videos go from one sprite only to half with two."""
     num_cached_videos: int = 6000
+    num_validation_videos: int = 1024
     num_prefix_steps: int = 60
     num_prefix_labels: int = 16
     prefix_learning_rate: float = 3e-3
@@ -107,7 +107,12 @@ class JointTask:
     def evaluate(self) -> Mapping[str, float]:
         """Micro AUPR over all labels, and by kind, on validation videos (the step's mean alpha)."""
         logits, targets = evaluate_network(
-            self.network, self.worlds["val"], self.states, self.config, num_videos=256, alpha=0.5
+            self.network,
+            self.worlds["val"],
+            self.states,
+            self.config,
+            num_videos=min(256, self.config.num_validation_videos),
+            alpha=0.5,
         )
         return figures_by_kind(logits, targets, self.worlds["val"])
 
@@ -119,6 +124,7 @@ class LabelTask:
         self,
         name: str,
         network: OpenVocabularyNetwork,
+        *,
         cached: tuple[Tensor, Tensor],
         world: World,
         states: Tensor | None,
@@ -163,7 +169,7 @@ class LabelTask:
 
 @torch.no_grad()
 def video_features(
-    network: OpenVocabularyNetwork, world: World, num_videos: int, config: FitConfig, seed: int, alpha: float | None
+    network: OpenVocabularyNetwork, world: World, num_videos: int, config: FitConfig, *, seed: int, alpha: float | None
 ) -> tuple[Tensor, Tensor]:
     """Unit features [n, D] and targets [n, V] of ``num_videos`` videos of a world, half of them with two sprites."""
     features, targets = [], []
@@ -177,10 +183,16 @@ def video_features(
 
 @torch.no_grad()
 def evaluate_network(
-    network: OpenVocabularyNetwork, world: World, states: Tensor, config: FitConfig, *, num_videos: int, alpha: float | None
+    network: OpenVocabularyNetwork,
+    world: World,
+    states: Tensor,
+    config: FitConfig,
+    *,
+    num_videos: int,
+    alpha: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Logits and targets [n, V] of validation videos against every label of the world."""
-    videos, targets = video_features(network, world, num_videos, config, 300_000, alpha)
+    videos, targets = video_features(network, world, num_videos, config, seed=300_000, alpha=alpha)
     labels = network.label.forward_from_states(list(world.labels), states.to(config.device))
     return network.logits(videos, labels).cpu(), targets
 
@@ -199,11 +211,10 @@ def choose_alpha(network: OpenVocabularyNetwork, world: World, states: Tensor, c
     """The interpolation with the best micro AUPR on validation videos; the network is folded at it."""
     found = {}
     for alpha in (0.25, 0.5, 0.75, 1.0):
-        logits, targets = evaluate_network(network, world, states, config, num_videos=384, alpha=alpha)
+        num_videos = min(384, config.num_validation_videos)
+        logits, targets = evaluate_network(network, world, states, config, num_videos=num_videos, alpha=alpha)
         found[alpha] = summarise(logits.numpy(), targets.numpy())["micro_aupr"]
         console.print(f"alpha {alpha}: validation micro AUPR {found[alpha]:.4f}", highlight=False)
     best = max(found, key=lambda a: found[a])
     network.video.fold(best)
     return best
-
-

@@ -25,8 +25,12 @@ class Task(Protocol):
     """Model, data and loss of one training stage."""
 
     name: str
-    module: nn.Module
-    optimizer: torch.optim.Optimizer
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer: ...
 
     def training_step(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
         """Loss of the batch of this step (the same batch for the same step) and figures to log."""
@@ -73,7 +77,7 @@ def run(task: Task, config: LoopConfig, out: Path, description: Mapping[str, Any
             loss, figures = task.training_step(step)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"{task.name}: the loss is {loss.item()} at step {step}")
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         clip_grad_norm_(
             [p for g in task.optimizer.param_groups for p in g["params"]], config.clip_grad_norm, foreach=True
         )

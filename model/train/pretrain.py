@@ -177,7 +177,8 @@ class TextTask:
         scale = self.clip.logit_scale.exp()
         by_name = shared_cross_entropy(image @ self._encode(texts).T * scale, targets)
         captioned = min(96, len(image))
-        captions = [caption([self.names[i] for i in row.nonzero()[:, 0].tolist()], generator) for row in targets[:captioned]]
+        shown = [[self.names[i] for i in row.nonzero()[:, 0].tolist()] for row in targets[:captioned]]
+        captions = [caption(names, generator) for names in shown]
         logits = image[:captioned] @ self._encode(captions).T * scale  # [captioned, captioned]
         diagonal = torch.arange(captioned, device=logits.device)
         by_caption = (F.cross_entropy(logits, diagonal) + F.cross_entropy(logits.T, diagonal)) / 2

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from model.checkpoint import CheckpointConfig, ClipSource, digest_llm, save_checkpoint
 from model.config import LabelEncoderConfig, VideoEncoderConfig
+from model.data.emoji.assets import SpriteSheet
 from model.data.emoji.world import World
 from model.eval.calibration import fit_platt
 from model.eval.metrics import peak_f1
@@ -33,11 +35,13 @@ def main(
     checkpoint_id: str,
     store_clip: bool = True,
     half: bool = True,
+    sheet: SpriteSheet | None = None,
 ) -> Path:
     """Train all stages, resuming what is in ``out``, and write ``out/checkpoint``. Returns that folder.
 
-    ``clip_name`` is any open_clip model (``local-dir:<folder>``, ``NAME/PRETRAINED``). ``store_clip`` puts its weights
-    into the checkpoint; otherwise the checkpoint names it and keeps a digest. ``half`` stores float16.
+    ``clip_name`` is any open_clip model (``local-dir:<folder>``, ``NAME/PRETRAINED``). ``store_clip`` puts its
+    weights into the checkpoint; otherwise the checkpoint names it and keeps a digest. ``half`` stores float16.
+    ``sheet``: sprites other than the downloaded ones.
     """
     torch.manual_seed(config.seed)
     clip = create_clip(clip_name)
@@ -45,14 +49,18 @@ def main(
     label_encoder, llm_folder = create_label_encoder(label, clip)
     network = OpenVocabularyNetwork(video_encoder, label_encoder).to(config.device)
     canvas = clip.source.geometry.image_size
-    train = World(art_cache, canvas=canvas)
+    train = World(art_cache, canvas=canvas, sheet=sheet)
     worlds: Mapping[str, World] = {
         "train": train,
         "val": World(art_cache, canvas=canvas, split="val", sheet=train.sheet),
     }
     names = list(train.labels)
     description: dict[str, Any] = {
-        **asdict(config), "video": asdict(video), "label": asdict(label), "clip": clip_name, "clip_digest": clip.digest
+        **asdict(config),
+        "video": asdict(video),
+        "label": asdict(label),
+        "clip": clip_name,
+        "clip_digest": clip.digest,
     }
 
     console.print(f"LLM states of {len(names)} labels under the starting prefixes")
@@ -63,19 +71,21 @@ def main(
     choose_alpha(network, worlds["val"], states, config)
 
     console.print(f"features of {config.num_cached_videos} training videos")
-    cached = video_features(network, train, config.num_cached_videos, config, 700_000, None)
+    cached = video_features(network, train, config.num_cached_videos, config, seed=700_000, alpha=None)
     loop = LoopConfig(config.num_prefix_steps, num_warmup_steps=5, evaluate_every=10**9, bf16=False)
-    run(LabelTask("prefix", network, cached, train, None, config), loop, out, description)
+    run(LabelTask("prefix", network, cached=cached, world=train, states=None, config=config), loop, out, description)
     states = label_encoder.cache_states(names)
     loop = LoopConfig(config.num_label_steps, num_warmup_steps=20, evaluate_every=10**9, bf16=config.bf16)
-    run(LabelTask("label", network, cached, train, states, config), loop, out, description)
+    run(LabelTask("label", network, cached=cached, world=train, states=states, config=config), loop, out, description)
 
-    logits, targets = evaluate_network(network, worlds["val"], states, config, num_videos=1024, alpha=None)
+    logits, targets = evaluate_network(
+        network, worlds["val"], states, config, num_videos=config.num_validation_videos, alpha=None
+    )
     calibration = fit_platt(logits.numpy(), targets.numpy())
     _, best_logit = peak_f1(logits.numpy(), targets.numpy())
     threshold = float(sigmoid(torch.tensor(best_logit * calibration.slope + calibration.intercept).numpy()))
-    source = clip.source
-    tensors = {f"branch.{name}": value for name, value in video_encoder.trainable().items()}
+    source = replace(clip.source, digest=clip.digest)
+    tensors: dict[str, Tensor] = {f"branch.{name}": value for name, value in video_encoder.trainable().items()}
     tensors |= {f"label.{name}": value for name, value in label_encoder.trainable_state_dict().items()}
     if store_clip:
         source = ClipSource("stored", source.mean, source.std, source.geometry, clip.model_cfg)

@@ -6,7 +6,6 @@ No pickle. The file is replaced in one rename, so a kill at any moment leaves th
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -25,7 +24,7 @@ def save_state(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, 
             tensors[f"optimizer/{index}/{key}"] = value.detach().contiguous()
     temporary = path.with_suffix(".partial")
     save_file(tensors, temporary, metadata={"version": str(_VERSION), "step": str(step), "config": config})
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def load_state(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, config: str) -> int:

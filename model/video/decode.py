@@ -1,6 +1,6 @@
 """From a video file to the frames that a model looks at: ``decode_frames``.
 
-The file comes from a stranger, so `model.video.probe` judges it first (with PyAV); then decord decodes the sampled
+The file comes from a stranger, so `model.video.probe` judges it first; then `model.video.readers` decodes the sampled
 frames, which FFmpeg scales to the model's size on the way. A native decoder can still crash or hang: run this in a
 process that can be killed when the file is not your own.
 
@@ -9,38 +9,22 @@ No torch here: a decode process imports this file.
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.types import FrameBatch, FrameGeometry, FramePolicy, VideoInfo
 from model.video.framing import fit_square, scaled_size
-from model.video.limits import DecodeError, DecodeLimits, check_duration, check_file_frames
+from model.video.index import FrameIndex
+from model.video.limits import DecodeError, DecodeLimits, check_duration
 from model.video.probe import Header, other_streams_reach, probe, read_header
+from model.video.readers import Picture, read_by_count, read_by_time
 from model.video.sampling import centre_times, select_frames
 
 __all__ = ["DecodeError", "DecodeLimits", "decode_frames", "probe"]
-
-
-def _import_decord() -> Any:
-    """decord loads every CUDA library it finds installed (600 MB of memory), of which decoding on the CPU uses none."""
-    hidden = sys.modules.get("nvidia")
-    sys.modules["nvidia"] = None  # type: ignore[assignment]
-    try:
-        import decord
-    finally:
-        if hidden is None:
-            del sys.modules["nvidia"]
-        else:
-            sys.modules["nvidia"] = hidden
-    decord.logging.set_level(decord.logging.QUIET)  # FFmpeg repeats on stderr what a file tells it to
-    return decord
-
-
-decord = _import_decord()
 
 
 def decode_frames(
@@ -60,60 +44,70 @@ def decode_frames(
     there. ``num_threads`` = 0 lets the decoder choose. Raises `DecodeError`, or OSError if the file cannot be read.
     """
     _check_parameters(num_frames, policy, start_ms, end_ms, limits)
-    header = read_header(path, limits)
-    info = header.info
-    width, height = scaled_size(geometry, info.width, info.height)
-    try:
-        reader = decord.VideoReader(str(path.absolute()), width=width, height=height, num_threads=num_threads)
-        stored = len(reader)
-        check_file_frames(stored, limits)
-        times = np.rint(reader.get_frame_timestamp(np.arange(stored)) * 1000.0).astype(np.int64)
-        starts_ms = np.maximum.accumulate(times[:, 0])
-        duration_ms = _true_duration(path, header, int(max(times[:, 1].max(), starts_ms[-1] + 1)), stored, limits)
-        start, end = _window(start_ms, end_ms, duration_ms)
-        _check_present(centre_times(num_frames, start, end), times, duration_ms)
-        indices = select_frames(
-            starts_ms,
-            num_frames=num_frames,
-            start_ms=start,
-            end_ms=end,
-            policy=policy,
-            keyframes=reader.get_key_indices() if policy == "keyframes" else (),
-        )
-        frames = _read_frames(reader, indices, width, height, geometry.image_size)
-    except DecodeError:
-        raise
-    except Exception as error:  # decord raises its own errors, RuntimeError, AssertionError and StopIteration
-        raise DecodeError(
-            "undecodable_video",
-            "The video stream cannot be decoded: its data is damaged or incomplete.",
-            internal=f"{type(error).__name__}: {error}",
-        ) from error
-    fps = info.fps or stored * 1000 / duration_ms
+    header = read_header(path, limits, with_index=True)
+    info, index = header.info, header.index
+    if index is None:
+        raise DecodeError("undecodable_video", "The video has no frames.")
+    duration_ms = _true_duration(path, header, index.end_ms, len(index), limits)
+    start, end = _window(start_ms, end_ms, duration_ms)
+    _check_present(int(centre_times(num_frames, start, end)[-1]), index.end_ms, len(index), duration_ms)
+    indices = select_frames(
+        index.starts_ms,
+        num_frames=num_frames,
+        start_ms=start,
+        end_ms=end,
+        policy=policy,
+        keyframes=index.keyframes,
+    )
+    frames = _read(path, header, index, indices, geometry=geometry, limits=limits, num_threads=num_threads)
+    fps = info.fps or len(index) * 1000 / duration_ms
     return FrameBatch(
         frames,
-        tuple(int(t) for t in starts_ms[indices]),
-        VideoInfo(duration_ms, info.width, info.height, fps, info.codec, stored, info.num_bytes),
+        tuple(int(t) for t in index.starts_ms[indices]),
+        VideoInfo(duration_ms, info.width, info.height, fps, info.codec, len(index), info.num_bytes),
     )
 
 
-def _read_frames(
-    reader: Any, indices: NDArray[np.int64], width: int, height: int, image_size: int
+def _read(
+    path: Path,
+    header: Header,
+    index: FrameIndex,
+    indices: NDArray[np.int64],
+    *,
+    geometry: FrameGeometry,
+    limits: DecodeLimits,
+    num_threads: int,
 ) -> NDArray[np.uint8]:
-    """Frame by frame rather than ``get_batch``: as fast, no second copy of all frames, and right for every width.
+    """[T, S, S, 3]: with decord where it finds the right frames, else (and where it fails) with PyAV."""
+    wanted, copies = np.unique(indices, return_counts=True)
+    size = scaled_size(geometry, header.info.width, header.info.height)
+    by_count = partial(read_by_count, path, index, wanted, size=size, num_threads=num_threads)
+    by_time = partial(read_by_time, path, header, index, wanted, size=size, limits=limits, num_threads=num_threads)
+    frames = np.empty((len(indices), geometry.image_size, geometry.image_size, 3), np.uint8)
+    failures = []
+    for read in (by_count, by_time) if index.is_simple else (by_time,):
+        try:
+            _fill(frames, read(), copies)
+        except MemoryError:
+            raise
+        except Exception as error:  # decord raises its own errors, RuntimeError, AssertionError and StopIteration
+            failures.append(f"{type(error).__name__}: {error}")
+        else:
+            return frames
+    raise DecodeError(
+        "undecodable_video",
+        "The video stream cannot be decoded: its data is damaged or incomplete.",
+        internal="; then ".join(failures),
+    )
 
-    decord hands out rows that FFmpeg padded for alignment and takes the padding for more channels when it happens
-    to be a multiple of the width (96 pixels: four "channels"); ``get_batch`` fails on them, so undo it here.
-    """
-    frames = np.empty((len(indices), image_size, image_size, 3), np.uint8)
-    for place, index in enumerate(indices):
-        if place and index == indices[place - 1]:
-            frames[place] = frames[place - 1]
-            continue
-        reader.seek_accurate(int(index))
-        rows = reader.next().asnumpy().reshape(height, -1)
-        fit_square(rows[:, : 3 * width].reshape(height, width, 3), frames[place])
-    return frames
+
+def _fill(frames: NDArray[np.uint8], pictures: Iterator[Picture], copies: NDArray[np.int64]) -> None:
+    """Lay each picture into as many of the ``frames`` as it stands for."""
+    place = 0
+    for picture, count in zip(pictures, copies.tolist(), strict=True):
+        fit_square(picture, frames[place])
+        frames[place + 1 : place + count] = frames[place]
+        place += count
 
 
 # --- judging a request -------------------------------------------------------------------------------------------
@@ -157,11 +151,10 @@ def _true_duration(path: Path, header: Header, seen_ms: int, num_frames: int, li
     return claimed
 
 
-def _check_present(wanted_ms: NDArray[np.int64], times: NDArray[np.int64], duration_ms: int) -> None:
-    """Refuse if a sampled time lies behind the last frame of a file that was cut off."""
-    end = int(times[:, 1].max())
-    if wanted_ms[-1] >= end + _slack_ms(end, len(times)):
+def _check_present(last_ms: int, seen_ms: int, num_frames: int, duration_ms: int) -> None:
+    """Refuse if the last sampled time lies behind the last frame of a file that was cut off."""
+    if last_ms >= seen_ms + _slack_ms(seen_ms, num_frames):
         raise DecodeError(
             "undecodable_video",
-            f"The video is incomplete: it should last {duration_ms} ms, but its data ends after {end} ms.",
+            f"The video is incomplete: it should last {duration_ms} ms, but its data ends after {seen_ms} ms.",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,21 +21,23 @@ class VideoEncoder(nn.Module):
     Raises ValueError when a branch is asked for on another kind of tower, or with more blocks than it has.
     """
 
-    def __init__(
-        self, visual: nn.Module, config: VideoEncoderConfig, *, mean: Sequence[float], std: Sequence[float]
-    ) -> None:
+    visual: Any
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, visual: Any, config: VideoEncoderConfig, *, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.config = config
         self.visual = visual.requires_grad_(False).eval()
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255, persistent=False)
-        self.branch = nn.ModuleList()
+        self.branch: Any = nn.ModuleList()  # of BranchBlock
         self.fold_alpha = 1.0
         """Weight of the trained spatial weights outside training; folded in before a checkpoint is saved."""
         if config.num_branch_blocks:
             self._add_branch(visual, config)
 
-    def _add_branch(self, visual: nn.Module, config: VideoEncoderConfig) -> None:
+    def _add_branch(self, visual: Any, config: VideoEncoderConfig) -> None:
         if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None or visual.pool_type != "tok":
             raise ValueError(
                 "the temporal branch needs an open_clip VisionTransformer that pools its CLS token, "
@@ -72,7 +75,8 @@ class VideoEncoder(nn.Module):
         if not self.branch:
             with torch.no_grad():
                 pooled = self.visual(pixels)
-            return pooled.float().view(b, t, -1).mean(dim=1)
+            clip_mean: Tensor = pooled.float().view(b, t, -1).mean(dim=1)
+            return clip_mean
         with torch.no_grad():
             frame_features, tokens = self._trunk(pixels)  # [B * T, D], [B * T, 1 + P, width]
         x = tokens.view(b, t, *tokens.shape[1:])
@@ -101,7 +105,8 @@ class VideoEncoder(nn.Module):
     def _project(self, x: Tensor) -> Tensor:
         """CLIP's own end: [..., width] -> [..., D]. LayerNorm is per token, so pooling first changes nothing."""
         x = self.visual.ln_post(x)
-        return x if self.visual.proj is None else x @ self.visual.proj
+        projected: Tensor = x if self.visual.proj is None else x @ self.visual.proj
+        return projected
 
     @torch.no_grad()
     def encode_video(self, frames: Tensor) -> Tensor:

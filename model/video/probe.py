@@ -6,16 +6,20 @@ then one frame is decoded under a pixel limit, because a stream may be larger th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import av
 
 from model.types import VideoInfo
+from model.video.index import FrameIndex, index_frames
 from model.video.limits import DecodeError, DecodeLimits, check_duration, check_file_frames, check_size
 from model.video.sniff import CONTAINERS, HEAD_BYTES, demuxer_for
 
@@ -38,18 +42,23 @@ class Header:
     duration_is_shared: bool
     """The claim is the container's, and another stream may be what lasts that long."""
     demuxer: str
+    rotation: int
+    """Degrees counter-clockwise by which the stored picture has to be turned; ``info`` is upright already."""
+    index: FrameIndex | None
+    """None unless asked for, or if the file holds no frame."""
 
 
 def probe(path: Path, limits: DecodeLimits = DecodeLimits()) -> VideoInfo:
     """Facts about a file from its header and first frame, in a few milliseconds. Raises `DecodeError`."""
-    return read_header(path, limits).info
+    return read_header(path, limits, with_index=False).info
 
 
-def read_header(path: Path, limits: DecodeLimits) -> Header:
+def read_header(path: Path, limits: DecodeLimits, *, with_index: bool) -> Header:
+    """As `probe`; the index reads every packet of the file, at more than half a million a second."""
     num_bytes, demuxer = _sniff(path, limits)
     try:
-        with _open(path, demuxer) as container:
-            return _judge(container, demuxer, num_bytes, limits)
+        with open_video(path, demuxer) as container:
+            return _judge(container, demuxer, num_bytes, limits, with_index)
     except (av.FFmpegError, OSError, ValueError, EOFError) as error:
         raise DecodeError(
             "undecodable_video",
@@ -75,7 +84,8 @@ def _sniff(path: Path, limits: DecodeLimits) -> tuple[int, str]:
     return facts.st_size, demuxer
 
 
-def _open(path: Path, demuxer: str) -> Any:
+def open_video(path: Path, demuxer: str) -> Any:
+    """The container for reading, with the one demuxer that its first bytes named. Close it."""
     # an absolute path cannot be taken for a protocol; without a permitted codec the header is read, nothing decoded
     return av.open(
         os.fspath(path.absolute()),
@@ -84,7 +94,7 @@ def _open(path: Path, demuxer: str) -> Any:
     )
 
 
-def _judge(container: Any, demuxer: str, num_bytes: int, limits: DecodeLimits) -> Header:
+def _judge(container: Any, demuxer: str, num_bytes: int, limits: DecodeLimits, with_index: bool) -> Header:
     if len(container.streams) > limits.max_streams:
         raise DecodeError(
             "unsupported_media",
@@ -94,7 +104,7 @@ def _judge(container: Any, demuxer: str, num_bytes: int, limits: DecodeLimits) -
     if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
         raise DecodeError("undecodable_video", "The file has no video stream.")
     decoder = stream.codec_context
-    codec = decoder.codec.canonical_name
+    codec = "" if decoder is None else decoder.codec.canonical_name
     if codec not in CODECS:
         raise DecodeError("unsupported_media", "The video's codec is not supported.", internal=codec)
 
@@ -108,10 +118,15 @@ def _judge(container: Any, demuxer: str, num_bytes: int, limits: DecodeLimits) -
         raise DecodeError(
             "undecodable_video", f"The video has {fps:.0f} frames per second; at most {limits.max_fps:g} are allowed."
         )
-    width, height = _first_frame_size(container, stream, limits)
+    seen: list[Any] = []
+    packets = _until_broken(container.demux(stream))
+    first = _first_frame(packets, seen, decoder, limits)
+    turned = first.rotation % 180 == 90
+    width, height = (first.height, first.width) if turned else (first.width, first.height)
     check_size(width, height, limits)
     info = VideoInfo(duration_ms or 0, width, height, fps, codec, num_frames, num_bytes)
-    return Header(info, duration_ms, shared, demuxer)
+    index = index_frames(chain(seen, packets), stream.time_base, limits) if with_index else None
+    return Header(info, duration_ms, shared, demuxer, first.rotation, index)
 
 
 def _claimed_duration(container: Any, demuxer: str, stream: Any) -> tuple[int | None, bool]:
@@ -131,24 +146,34 @@ def _claimed_duration(container: Any, demuxer: str, stream: Any) -> tuple[int | 
     return None, False
 
 
-def _first_frame_size(container: Any, stream: Any, limits: DecodeLimits) -> tuple[int, int]:
-    """Upright (width, height) of the first frame that decodes, with a decoder that refuses larger pictures."""
-    decoder = stream.codec_context
-    decoder.options = {"max_pixels": str(limits.max_pixels)}
+def decoder_options(limits: DecodeLimits) -> dict[str, str]:
+    """Options that make a decoder refuse larger pictures. FFmpeg counts a row as up to 64 pixels wider than it is."""
+    return {"max_pixels": str(limits.max_pixels + 64 * limits.max_side)}
+
+
+def _until_broken(packets: Iterator[Any]) -> Iterator[Any]:
+    """Packets up to the place where the file is damaged or ends too soon."""
+    with contextlib.suppress(av.FFmpegError):
+        yield from packets
+
+
+def _first_frame(packets: Iterator[Any], seen: list[Any], decoder: Any, limits: DecodeLimits) -> Any:
+    """The first frame that decodes, with a decoder that refuses larger pictures. Packets read go to ``seen``."""
+    decoder.options = decoder_options(limits)
     decoder.thread_count, decoder.thread_type = 1, "NONE"
     decoder.skip_frame, failure = "NONKEY", ""
-    for count, packet in enumerate(container.demux(stream)):
+    for packet in packets:
+        seen.append(packet)
         try:
             # drain after each packet: a decoder that reorders would hold the frame back for several more
             frames = decoder.decode(packet) or (decoder.decode(None) if packet.size else [])
             decoder.flush_buffers()
         except (av.FFmpegError, ValueError) as error:
             failure, frames = f"{type(error).__name__}: {error}", []
-        for frame in frames:
-            turned = frame.rotation % 180 == 90
-            return (frame.height, frame.width) if turned else (frame.width, frame.height)
+        if frames:
+            return frames[0]
         check_size(decoder.width, decoder.height, limits)
-        if count == _PROBE_PACKETS:
+        if len(seen) > _PROBE_PACKETS:
             break
     raise DecodeError(
         "undecodable_video", "No frame of the video can be decoded: its data is damaged or missing.", internal=failure
@@ -156,7 +181,7 @@ def _first_frame_size(container: Any, stream: Any, limits: DecodeLimits) -> tupl
 
 
 def other_streams_reach(path: Path, demuxer: str, time_ms: int) -> bool:
-    with _open(path, demuxer) as container:
+    with open_video(path, demuxer) as container:
         container.seek(max(0, time_ms - 1000) * 1000)  # in microseconds
         for packet in container.demux():
             if packet.pts is not None and packet.pts * packet.time_base * 1000 >= time_ms:

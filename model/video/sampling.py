@@ -53,7 +53,7 @@ def select_frames(
     start_ms: int,
     end_ms: int,
     policy: FramePolicy = "uniform",
-    keyframes: Sequence[int] = (),
+    keyframes: Sequence[int] | Indices = (),
 ) -> Indices:
     """Indices [T = num_frames] of the frames to decode, not decreasing. ``starts_ms`` must be in order.
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +57,7 @@ class SpatialBlock(nn.Module):
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
-        self.block = copy.deepcopy(block)
+        self.block: Any = copy.deepcopy(block)
 
     def forward(self, x: Tensor, first_only: bool) -> Tensor:
         """[n, N, D] -> [n, N, D], or [n, 1, D] with ``first_only``: the same numbers without the other tokens' work."""
@@ -91,7 +92,8 @@ class BranchBlock(nn.Module):
             flat = self.spatial(flat, first_only)
         else:
             flat = functional_call(self.spatial, interpolate(self.spatial, frozen, alpha), (flat, first_only))
-        return flat.view(b, t, flat.shape[1], d)
+        out: Tensor = flat.view(b, t, flat.shape[1], d)
+        return out
 
     @torch.no_grad()
     def fold(self, frozen: nn.Module, alpha: float) -> None:

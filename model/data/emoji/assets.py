@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import subprocess
 import tarfile
 import tempfile
@@ -103,7 +102,7 @@ def fetch_package(package: ArtPackage, cache: Path) -> Path:
                 raise ArtUnavailable(f"npm is needed to fetch {package.spec}: install Node.js and try again") from None
             except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
                 raise ArtUnavailable(f"npm could not fetch {package.spec}: {error}") from error
-            os.replace(Path(scratch) / target.name, target)
+            (Path(scratch) / target.name).replace(target)
     digest = hashlib.sha256(target.read_bytes()).hexdigest()
     if digest != package.sha256:
         raise ArtUnavailable(f"{target} has sha256 {digest}, expected {package.sha256}: delete it and try again")

@@ -58,5 +58,3 @@ def build(
 
 def true_labels(world: World, targets: Tensor) -> tuple[str, ...]:
     return tuple(world.labels[i] for i in torch.nonzero(targets)[:, 0].tolist())
-
-

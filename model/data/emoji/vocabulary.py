@@ -154,8 +154,8 @@ RENAMED: Mapping[str, str] = {
 """Official emoji name in lower case, without a trailing " face" -> the noun it draws."""
 
 DROPPED = frozenset(
-    word.strip() for word in
-    """paw prints|pig nose|feather|wing|spider web|microbe|nest with eggs|empty nest|cooking|pot of food
+    word.strip()
+    for word in """paw prints|pig nose|feather|wing|spider web|microbe|nest with eggs|empty nest|cooking|pot of food
     |shallow pan of food|cut of meat|canned food|bowl with spoon|flatbread|stuffed flatbread|tamale|fondue
     |railway car|light rail|station|tram car|bus stop|horizontal traffic light|construction sign|wheel
     |police cars revolving light|octagonal sign|oil drum|motorway|railway track|mountain railway|metro|tram

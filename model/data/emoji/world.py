@@ -40,7 +40,9 @@ class Sample:
 class World:
     """``split`` is "train", "val" or "test": it chooses the backgrounds and keeps the seeds apart."""
 
-    def __init__(self, cache: Path, *, canvas: int = 96, split: str = "train", sheet: SpriteSheet | None = None) -> None:
+    def __init__(
+        self, cache: Path, *, canvas: int = 96, split: str = "train", sheet: SpriteSheet | None = None
+    ) -> None:
         salt = {"train": 1, "val": 2, "test": 3}[split]
         self.canvas = canvas
         self.salt = salt

@@ -1,0 +1,188 @@
+"""From training to serving: a few steps on a tiny backbone, saved, loaded and asked; and open_clip zero-shot."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from model.checkpoint import CheckpointConfig, CheckpointError, load_checkpoint
+from model.config import LabelEncoderConfig, VideoEncoderConfig
+from model.data.emoji.world import World
+from model.factory import ModelNotFound, load_classifier
+from model.train.export import write_open_clip_folder
+from model.train.fit import FitConfig
+from model.train.run_fit import main
+from tests.art import tiny_sheet
+from tests.tiny import write_llm
+
+MODEL_CFG = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 40, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+FIT = FitConfig(
+    num_joint_steps=3, batch_size=4, num_frames=3, num_step_labels=16, num_cached_videos=24, num_validation_videos=24,
+    num_prefix_steps=2, num_prefix_labels=3, num_label_steps=2, bf16=False,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    clip = open_clip.CLIP(**MODEL_CFG).eval()
+    return write_open_clip_folder(clip, MODEL_CFG, MEAN, STD, root / "clip"), write_llm(root / "llm")
+
+
+def fit(folders: tuple[Path, Path], out: Path, *, store_clip: bool = True, half: bool = True) -> Path:
+    clip, llm = folders
+    label = LabelEncoderConfig(
+        llm=str(llm), num_prefixes=2, num_attributes=1, tokens_per_attribute=2, prompting_width=16, prompting_heads=2
+    )
+    return main(
+        FIT, VideoEncoderConfig(num_branch_blocks=2, num_frames=3), label, clip_name=f"local-dir:{clip}", out=out,
+        art_cache=out, checkpoint_id="tiny", store_clip=store_clip, half=half, sheet=tiny_sheet(),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fit(folders, tmp_path_factory.mktemp("run"))
+
+
+def test_a_trained_checkpoint_is_served(checkpoint: Path) -> None:
+    classifier = load_classifier(str(checkpoint), device="cpu")
+    assert (classifier.id, classifier.dim, classifier.num_frames) == ("tiny", 24, 3)
+    assert classifier.geometry.image_size == 32 and classifier.geometry.resize_mode == "squash"
+    rng = np.random.default_rng(0)
+    videos = [rng.integers(0, 256, (t, 32, 32, 3), dtype=np.uint8) for t in (3, 5, 3)]
+    features = classifier.encode_video(videos)
+    assert features.dtype == np.float32 and np.allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
+    for i, video in enumerate(videos):
+        assert np.allclose(classifier.encode_video([video])[0], features[i], atol=1e-5)
+    labels = classifier.encode_labels(["ball", "something never seen", "spinning"])
+    assert np.allclose(labels[1], classifier.encode_labels(["something never seen"])[0], atol=1e-5)
+    p = classifier.scorer.probability(features @ labels.T)
+    assert p.shape == (3, 3) and (p > 0).all() and (p < 1).all()
+
+
+def test_serving_scores_what_training_scored(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """The classifier's logits are those of the trained network on the same frames (stored in full precision)."""
+    from model.train.task import OpenVocabularyNetwork
+
+    classifier = load_classifier(str(fit(folders, tmp_path, half=False)), device="cpu")
+    network = OpenVocabularyNetwork(classifier.video, classifier.label)  # type: ignore[attr-defined]
+    config, _, _ = load_checkpoint(tmp_path / "checkpoint")
+    with torch.no_grad():
+        network.log_scale.fill_(float(np.log(config.scorer.logit_scale)))
+        network.bias.fill_(config.scorer.logit_bias)
+        world = World(tmp_path, canvas=32, sheet=tiny_sheet())
+        sample = world.videos(4, 3, world.generator(0))
+        theirs = network.logits(network.video_features(sample.frames), network.label(list(world.labels)))
+    features = classifier.encode_video([v.permute(0, 2, 3, 1).numpy() for v in sample.frames])
+    ours = classifier.scorer.logit(features @ classifier.encode_labels(world.labels).T)
+    assert np.allclose(ours, theirs.numpy(), atol=1e-4)
+
+
+def test_training_moved_the_branch_and_the_prefixes(folders: tuple[Path, Path], checkpoint: Path) -> None:
+    stored = load_file(checkpoint / "model.safetensors")
+    assert stored["branch.branch.0.temporal.out.weight"].abs().max() > 0  # zero at the start
+    assert any(name.startswith("label.prefixes") for name in stored)
+    assert not any("llm" in name for name in stored)
+    clip = load_file(folders[0] / "open_clip_model.safetensors")
+    for name, value in clip.items():  # the frozen backbone did not move
+        assert torch.equal(stored[f"clip.{name}"].float(), value.half().float() if value.is_floating_point() else value)
+
+
+def test_a_checkpoint_may_name_its_backbone(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = fit(folders, tmp_path, store_clip=False)
+    assert not any(name.startswith("clip.") for name in load_file(folder / "model.safetensors"))
+    assert load_classifier(str(folder), device="cpu").dim == 24
+    text = (folder / "config.json").read_text()
+    config = CheckpointConfig.from_json(text)
+    other = replace(config, clip=replace(config.clip, digest="0" * 16))
+    (folder / "config.json").write_text(other.to_json())
+    with pytest.raises(CheckpointError, match="other weights"):
+        load_classifier(str(folder), device="cpu")
+
+
+def test_the_fingerprint_follows_everything_that_shapes_a_vector(checkpoint: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint, copy)
+    config, _, identity = load_checkpoint(copy)
+    assert load_checkpoint(checkpoint)[2] == identity
+
+    def with_config(changed: CheckpointConfig) -> str:
+        (copy / "config.json").write_text(changed.to_json())
+        return load_checkpoint(copy)[2]
+
+    assert with_config(replace(config, id="renamed", default_threshold=0.7)) == identity  # changes no vector
+    assert with_config(replace(config, label=replace(config.label, renormalize=True))) != identity
+    assert with_config(replace(config, clip=replace(config.clip, mean=(0.5, 0.5, 0.5)))) != identity
+    assert with_config(replace(config, llm_digest="other")) != identity
+    assert with_config(config) == identity
+    tensors = load_file(copy / "model.safetensors")
+    tensors["label.prefixes"] = tensors["label.prefixes"] + 1
+    save_file(tensors, copy / "model.safetensors")
+    assert load_checkpoint(copy)[2] != identity
+
+
+def test_what_is_not_a_checkpoint_is_refused_clearly(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match="give a zoo name"):
+        load_classifier(str(tmp_path / "nowhere"))
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint, copy)
+    data = json.loads((copy / "config.json").read_text())
+    for change, message in (({"format": 99}, "format"), ({"video": {"nonsense": 1}}, "config.json")):
+        (copy / "config.json").write_text(json.dumps({**data, **change}))
+        with pytest.raises(CheckpointError, match=message):
+            load_classifier(str(copy))
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"has no model\.safetensors"):
+        load_classifier(str(copy))
+
+
+def test_no_pickle_is_ever_loaded(tmp_path: Path) -> None:
+    torch.save({"x": torch.ones(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError):
+        load_classifier(str(tmp_path))
+
+
+def test_zero_shot_equals_open_clips_own_recipe(folders: tuple[Path, Path]) -> None:
+    """Frame mean and class-name prompts from a local folder in the hub's layout, against open_clip itself."""
+    name = f"local-dir:{folders[0]}"
+    classifier = load_classifier(f"open_clip:{name}", device="cpu")
+    model, _, preprocess = open_clip.create_model_and_transforms(name)
+    model.eval()
+    tokenizer = open_clip.get_tokenizer(name)
+    from PIL import Image
+
+    from model.factory import ZERO_SHOT_TEMPLATES
+
+    frames = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    with torch.no_grad():
+        pictures = torch.stack([preprocess(Image.fromarray(f)) for f in frames])
+        video = torch.nn.functional.normalize(model.encode_image(pictures).mean(dim=0), dim=0)
+        weights = open_clip.build_zero_shot_classifier(
+            model, tokenizer, ["dog", "red car"], [lambda c, t=t: t.format(c) for t in ZERO_SHOT_TEMPLATES]
+        )  # [D, 2]
+    ours = classifier.encode_video([frames]) @ classifier.encode_labels(["dog", "red car"]).T
+    assert np.allclose(ours[0], (video @ weights).numpy(), atol=1e-5)
+    assert classifier.scorer.logit_scale == pytest.approx(float(model.logit_scale.exp()))
+
+
+def test_an_unknown_or_untagged_open_clip_name_says_what_to_write() -> None:
+    with pytest.raises(ModelNotFound, match="NAME/PRETRAINED"):
+        load_classifier("open_clip:ViT-B-16")
+    with pytest.raises(ModelNotFound, match="cannot load"):
+        load_classifier("open_clip:No-Such-Model/openai")

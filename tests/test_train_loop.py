@@ -1,0 +1,135 @@
+"""The loop: it learns, it resumes after kill -9 to the same weights, and it refuses another run's state."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from model.train.loop import LoopConfig, run
+from model.train.losses import weighted_bce
+from model.train.optim import Group, make_optimizer, schedule
+from model.train.task import sample_labels
+
+
+class LineTask:
+    """Learns y = 2 x + 1; the batch depends on the step alone. ``pause`` makes it slow enough to be killed."""
+
+    name = "line"
+
+    def __init__(self, pause: float = 0.0) -> None:
+        torch.manual_seed(0)
+        self.module = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
+        self.optimizer = make_optimizer(
+            [Group([*self.module.parameters()], 0.05)], weight_decay=0.01, betas=(0.9, 0.98)
+        )
+        self.pause = pause
+
+    def training_step(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
+        time.sleep(self.pause)
+        print(step, flush=True)
+        x = torch.randn(32, 1, generator=torch.Generator().manual_seed(step))
+        return (self.module(x).float() - (2 * x + 1)).square().mean(), {}
+
+    def evaluate(self) -> Mapping[str, float]:
+        return {"error": self.training_step(10**6)[0].item()}
+
+
+def settings(num_steps: int) -> LoopConfig:
+    return LoopConfig(num_steps, num_warmup_steps=5, save_every_seconds=0.0, evaluate_every=50, bf16=False)
+
+
+def final_state(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "line.state.safetensors")
+
+
+def test_it_learns_and_logs(tmp_path: Path) -> None:
+    task = LineTask()
+    before = task.evaluate()["error"]
+    run(task, settings(150), tmp_path, {})
+    assert task.evaluate()["error"] < 0.2 * before
+    assert list((tmp_path / "tensorboard" / "line").glob("events*"))
+
+
+def test_killed_and_resumed_equals_unbroken(tmp_path: Path) -> None:
+    run(LineTask(), settings(60), tmp_path / "unbroken", {})
+    code = (
+        "from pathlib import Path\nfrom tests.test_train_loop import LineTask, settings\n"
+        "from model.train.loop import run\n"
+        f"run(LineTask(0.02), settings(60), Path({str(tmp_path / 'broken')!r}), {{}})"
+    )
+    root = Path(__file__).parent.parent
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip() == "23":
+            process.send_signal(signal.SIGKILL)
+            break
+    process.stdout.close()
+    assert process.wait() == -signal.SIGKILL
+    resumed = LineTask()
+    run(resumed, settings(60), tmp_path / "broken", {})
+    ours, theirs = final_state(tmp_path / "broken"), final_state(tmp_path / "unbroken")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_state_of_other_settings_is_refused(tmp_path: Path) -> None:
+    run(LineTask(), settings(10), tmp_path, {"seed": 0})
+    with pytest.raises(ValueError, match="seed: 0 -> 1"):
+        run(LineTask(), settings(10), tmp_path, {"seed": 1})
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    class Broken(LineTask):
+        def training_step(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
+            loss, figures = super().training_step(step)
+            return loss * (float("nan") if step == 3 else 1.0), figures
+
+    with pytest.raises(FloatingPointError, match="step 3"):
+        run(Broken(), settings(10), tmp_path, {})
+
+
+def test_schedule_by_hand() -> None:
+    factors = [schedule(s, num_steps=110, num_warmup_steps=10) for s in (0, 9, 10, 60, 110)]
+    assert factors == pytest.approx([0.1, 1.0, 1.0, 0.51, 0.02])
+
+
+def test_only_matrices_decay_and_frozen_weights_are_left_out() -> None:
+    layer = nn.Linear(3, 2)
+    frozen = nn.Parameter(torch.ones(2, 2), requires_grad=False)
+    groups = make_optimizer(
+        [Group([*layer.parameters(), frozen], 0.1)], weight_decay=0.5, betas=(0.9, 0.9)
+    ).param_groups
+    assert [(g["weight_decay"], [p.ndim for p in g["params"]]) for g in groups] == [(0.5, [2]), (0.0, [1])]
+    with pytest.raises(ValueError, match="nothing to train"):
+        make_optimizer([Group([frozen], 0.1)], weight_decay=0.0, betas=(0.9, 0.9))
+
+
+def test_loss_by_hand() -> None:
+    """One positive at p = 1/2, one negative at p = 1/2 weighed 3 * 2: (ln 2 + 6 ln 2) / 1 positive."""
+    loss = weighted_bce(torch.zeros(1, 2), torch.tensor([[True, False]]), torch.tensor([1.0, 3.0]), negative_weight=2.0)
+    assert float(loss) == pytest.approx(7 * 0.693147, abs=1e-5)
+
+
+def test_sampled_labels_hold_all_positives_and_weigh_for_those_left_out() -> None:
+    targets = torch.zeros(4, 50, dtype=torch.bool)
+    targets[0, 7] = targets[2, 9] = True
+    always = torch.zeros(50, dtype=torch.bool)
+    always[49] = True
+    index, weights = sample_labels(targets, 13, always, torch.Generator().manual_seed(0))
+    assert {7, 9, 49} <= set(index.tolist()) and len(index) == len(set(index.tolist())) == 13
+    assert index.tolist() == sorted(index.tolist())
+    weight_of = dict(zip(index.tolist(), weights.tolist(), strict=True))
+    assert weight_of[7] == weight_of[9] == weight_of[49] == 1.0
+    assert sum(weight_of.values()) == pytest.approx(50)  # 10 drawn stand for 47
+    index, weights = sample_labels(targets, 500, always, torch.Generator().manual_seed(0))
+    assert len(index) == 50 and weights.eq(1).all()
