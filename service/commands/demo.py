@@ -141,7 +141,7 @@ def _show(url: str, samples: Samples, *, as_json: bool) -> float:
 
 def _leave_running(process: subprocess.Popen[bytes], url: str, as_json: bool) -> None:
     _say(
-        f"The service goes on at [bold]{url}[/] (interactive documentation: {url}/docs). In another terminal, say:\n"
+        f"The service goes on; open [bold]{url}[/] in a browser, or say in another terminal:\n"
         f'  vidlex labels add --url {url} "something new"\n'
         f"  vidlex classify --url {url} your-video.mp4\n"
         "Ctrl-C stops it; this demo keeps nothing.",
