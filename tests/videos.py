@@ -77,12 +77,12 @@ def write_video(
     counter-clockwise, as a phone writes it; ``picture`` replaces the numbered picture.
     """
     paint = picture or (lambda number: numbered_picture(number % MAX_NUMBER, width, height))
-    default_options = {"preset": "ultrafast", "crf": "18"} if codec.startswith("libx26") else {}
+    default_options = {"libx": {"preset": "ultrafast", "crf": "18"}, "libv": {"deadline": "realtime", "cpu-used": "8"}}
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream: Any = container.add_stream(codec, rate=fps)
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         stream.gop_size = gop
-        stream.options = {**default_options, **(options or {})}
+        stream.options = {**default_options.get(codec[:4], {}), **(options or {})}
         stream.thread_type = "NONE"
         if codec in ("libvpx-vp9", "libvpx", "mpeg4", "mjpeg"):
             stream.bit_rate = 2_000_000
@@ -231,14 +231,11 @@ def _sps(width: int, height: int) -> bytes:
     return bytes(out)
 
 
-def patch_duration(source: Path, target: Path, *, seconds: int) -> Path:
-    """A copy of an mp4 whose mvhd, tkhd and mdhd boxes claim ``seconds``; the samples stay as they are."""
-    data = bytearray(source.read_bytes())
-    for kind, scale_at, duration_at in ((b"mvhd", 12, 16), (b"mdhd", 12, 16), (b"tkhd", None, 20)):
-        place = bytes(data).index(kind) + 4
-        scale = 1000 if scale_at is None else struct.unpack_from(">I", data, place + scale_at)[0]
-        struct.pack_into(">I", data, place + duration_at, min(seconds * scale, 2**32 - 1))
-    target.write_bytes(bytes(data))
+def claim_duration(source: Path, target: Path, *, seconds: float) -> Path:
+    """A copy of a Matroska or WebM file that claims to last ``seconds``; its frames stay as they are."""
+    data = source.read_bytes().replace(b"DURATION", b"XXXXXXXX")  # the tag that tells a stream's own length
+    place = data.index(bytes([0x44, 0x89, 0x88])) + 3  # Duration, a double, in milliseconds
+    target.write_bytes(data[:place] + struct.pack(">d", seconds * 1000) + data[place + 8 :])
     return target
 
 

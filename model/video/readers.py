@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,9 @@ class _Scaler:
     def _build(self, frame: Any) -> Any:
         graph = av.filter.Graph()
         graph.threads = 1
-        last = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
+        last = graph.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
+        )
         width, height = self._size
         for step in filter(None, [*self._turn.split(","), f"scale={width}:{height}", "format=rgb24", "buffersink="]):
             name, _, arguments = step.partition("=")

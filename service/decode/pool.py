@@ -132,6 +132,16 @@ class DecodePool:
     def worker_pids(self) -> list[int]:
         return [process.pid for process in self._processes if process is not None and process.alive]
 
+    @property
+    def unfinished(self) -> int:
+        """Files being decoded or waiting for it."""
+        return self._unfinished
+
+    @property
+    def isolated(self) -> bool:
+        """Every process has left the network, as far as this system lets it."""
+        return all(process is not None and process.isolated for process in self._processes)
+
     def decode(self, path: Path, job: DecodeJob, *, wait_seconds: float | None = None) -> FrameBatch:
         """Decode in one of the processes; blocks until it is done.
 
