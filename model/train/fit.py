@@ -30,10 +30,10 @@ from model.train.task import OpenVocabularyNetwork, kind_weights, sample_labels
 class FitConfig:
     """Settings of the fine-tuning stages."""
 
-    num_joint_steps: int = 1600
+    num_joint_steps: int = 2000
     batch_size: int = 32
     num_frames: int = 8
-    num_step_labels: int = 128
+    num_step_labels: int = 96
     """Labels per step of the joint stage: the batch's positives and sampled negatives."""
     new_learning_rate: float = 1.5e-3
     copied_learning_rate: float = 4e-4
@@ -44,12 +44,12 @@ class FitConfig:
     action_weight: float = 3.0
     one_sprite_until: float = 0.35
     """Part of the joint stage in which videos go from one sprite only to half with two."""
-    num_cached_videos: int = 6000
+    num_cached_videos: int = 4000
     num_validation_videos: int = 1024
-    num_prefix_steps: int = 60
+    num_prefix_steps: int = 40
     num_prefix_labels: int = 16
     prefix_learning_rate: float = 3e-3
-    num_label_steps: int = 400
+    num_label_steps: int = 200
     weight_decay: float = 0.02
     bf16: bool = True
     device: str = "cpu"

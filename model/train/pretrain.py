@@ -44,7 +44,7 @@ class PretrainConfig:
     vision_layers: int = 6
     text_width: int = 128
     text_layers: int = 3
-    num_image_steps: int = 4000
+    num_image_steps: int = 3600
     batch_size: int = 128
     image_learning_rate: float = 1e-3
     num_text_steps: int = 800
