@@ -44,6 +44,10 @@ SILENT_SECONDS = 3.0
 """A store that has not answered a ping for so long counts as gone, even if the ping has not failed yet."""
 
 
+DECODER_SECONDS = 15.0
+"""A decode process that a file has ended is replaced within seconds; only longer without any is a fault of ours."""
+
+
 class _Stopped(Exception):
     """The service is asked to stop while it starts."""
 
@@ -70,6 +74,7 @@ class Runtime:
         self._store_answered_at = -SILENT_SECONDS
         self._store_fails = True
         self._schema_ok = False
+        self._decoder_seen_at = -DECODER_SECONDS
         self._facts: ModelFacts | None = None
         self._engine: Engine | None = None
         self._index: LabelIndex | None = None
@@ -279,6 +284,8 @@ class Runtime:
                 if not self._store_fails:
                     log.error("store_lost", internal=error.internal)
                 self._store_fails = True
+            if self.pool.alive_workers:
+                self._decoder_seen_at = time.monotonic()
             if self._stopping.wait(PING_SECONDS):
                 return
 
@@ -297,7 +304,10 @@ class Runtime:
 
     def readiness(self) -> ReadyView:
         """Each condition of being ready. Reads flags only: it never waits."""
-        workers = self.pool.alive_workers
+        workers, now = self.pool.alive_workers, time.monotonic()
+        if workers:
+            self._decoder_seen_at = now
+        decoding = now - self._decoder_seen_at < DECODER_SECONDS
         engine, sync, facts = self._engine, self._sync, self._facts
         indexed = sync is not None and sync.healthy
         checks = {
@@ -314,7 +324,7 @@ class Runtime:
                 f"{self.num_labels} labels",
                 "not loaded yet" if self.context.parts is None else "not in touch with the store",
             ),
-            "decoders": _check(workers > 0, f"{workers} of {self._settings.decode_workers} alive", "none alive"),
+            "decoders": _check(decoding, f"{workers} of {self._settings.decode_workers} alive", "none alive"),
         }
         if self._stopping.is_set():
             return ReadyView(status="stopping", checks=checks)
