@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import pytest
 import typer
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -133,6 +133,7 @@ label = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)  # a busy machine is no fault of the code
 @given(st.lists(label))
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
 def test_what_is_exported_can_be_imported(kind: Any, labels: list[dict[str, Any]]) -> None:
@@ -267,3 +268,13 @@ def test_dummy_samples_are_videos(tmp_path: Path) -> None:
     samples = find_samples("dummy", tmp_path)
     assert all(path.stat().st_size > 500 for path, _ in samples.videos)
     assert {name for _, truth in samples.videos for name in truth} < set(samples.labels)
+
+
+def test_samples_of_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "samples.json").write_text('{"a.mp4": ["dog", "beach"], "b.mp4": ["dog", "spinning"]}')
+    (tmp_path / "config.json").write_text(json.dumps({"trained_labels": ["dog", *(f"thing {i}" for i in range(100))]}))
+    samples = find_samples(str(tmp_path), tmp_path)
+    assert samples.videos[0] == (tmp_path / "samples" / "a.mp4", frozenset({"dog", "beach"}))
+    assert samples.labels[:3] == ("beach", "dog", "spinning")
+    assert len(samples.labels) == len(set(samples.labels)) == 20

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,8 @@ from service.commands.training import fetch_llm_with_progress
 READY_TIMEOUT_SECONDS = 300.0
 STOP_TIMEOUT_SECONDS = 30.0
 LOG_LINES = 30
+NUM_LABELS = 20
+MIN_OTHERS = 6
 RIGHT_ENOUGH = 0.5
 """The demo fails when, on average, fewer than this share of a video's n true labels are among its first n."""
 
@@ -96,8 +98,17 @@ def find_samples(model: str, folder: Path) -> Samples:
             f"the model {model} comes with no sample videos to show; "
             f"try `vidlex serve --model {model}` and `vidlex classify FILE`"
         ) from None
-    videos = [(samples / item["file"], frozenset(item["labels"])) for item in document["samples"]]
-    return Samples(tuple(document["labels"]), tuple(videos))
+    truth = {samples / file: frozenset(names) for file, names in document.items()}
+    true_labels = sorted({name for names in truth.values() for name in names})
+    return Samples((*true_labels, *_others(model, true_labels)), tuple(truth.items()))
+
+
+def _others(model: str, true_labels: Sequence[str]) -> list[str]:
+    """Labels that the model was trained on and that are in none of the videos, from all over its vocabulary."""
+    config = json.loads((_checkpoint_folder(model) / "config.json").read_text(encoding="utf-8"))
+    others = [name for name in config.get("trained_labels", ()) if name not in true_labels]
+    num_wanted = max(MIN_OTHERS, NUM_LABELS - len(true_labels))
+    return [others[i * len(others) // num_wanted] for i in range(num_wanted)] if len(others) >= num_wanted else others
 
 
 def right_share(answers: list[tuple[dict[str, Any], frozenset[str]]]) -> float:

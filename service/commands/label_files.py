@@ -38,7 +38,7 @@ def format_of(path: Path, chosen: FileFormat | None) -> FileFormat:
 def parse(text: str, kind: FileFormat) -> list[dict[str, Any]]:
     """Labels as ``POST /labels`` takes them. Raises CommandError that names the line."""
     if kind == "txt":
-        lines = (line.strip() for line in text.splitlines())
+        lines = (line.strip() for line in _lines(text))
         return [{"name": line} for line in lines if line and not line.startswith("#")]
     if kind == "csv":
         return _parse_csv(text)
@@ -48,7 +48,7 @@ def parse(text: str, kind: FileFormat) -> list[dict[str, Any]]:
         if not isinstance(entries, list):
             raise CommandError('the file must hold a list of labels, or {"labels": [...]}')
         return [_entry(entry, f"entry {number}") for number, entry in enumerate(entries, 1)]
-    numbered = ((number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip())
+    numbered = ((number, line) for number, line in enumerate(_lines(text), 1) if line.strip())
     return [_entry(_loads(line, f"line {number}"), f"line {number}") for number, line in numbered]
 
 
@@ -62,6 +62,11 @@ def dump(labels: Iterable[dict[str, Any]], kind: FileFormat) -> str:
     if kind == "csv":
         return _dump_csv(entries)
     return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+
+
+def _lines(text: str) -> list[str]:
+    """Lines as editors and JSON see them; str.splitlines would also break at characters that a name may hold."""
+    return text.replace("\r\n", "\n").split("\n")
 
 
 def _parse_csv(text: str) -> list[dict[str, Any]]:

@@ -23,7 +23,16 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.text import Text
 from typer.core import TyperGroup
 
 EXIT_FAILED = 1
@@ -91,6 +100,13 @@ def stderr() -> Console:
     return Console(stderr=True, highlight=False)
 
 
+class _CountColumn(MofNCompleteColumn):
+    """3/20, and nothing for work whose amount is unknown."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.total is not None else Text()
+
+
 @contextmanager
 def progress(description: str, total: float | None) -> Iterator[Progress]:
     """A progress bar on stderr with one task (id 0), only where a person watches a terminal.
@@ -101,7 +117,7 @@ def progress(description: str, total: float | None) -> Iterator[Progress]:
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        _CountColumn(),
         TimeElapsedColumn(),
         console=stderr(),
         transient=True,

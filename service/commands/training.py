@@ -33,6 +33,12 @@ def fit(ctx: typer.Context) -> None:
     run_entry(ctx, "model.train.run_fit:main", defaults={"out": Path("runs/fit"), "art_cache": _art_cache()})
 
 
+@train.command("ship", context_settings=PASS_THROUGH)
+def ship(ctx: typer.Context) -> None:
+    """Evaluate a trained checkpoint on held-out videos and put it into the zoo, with its card."""
+    run_entry(ctx, "model.train.ship:main", defaults={"art_cache": _art_cache()})
+
+
 @build.command("emoji", context_settings=PASS_THROUGH)
 def build_emoji(ctx: typer.Context) -> None:
     """The procedural world of labelled emoji videos."""
