@@ -95,7 +95,7 @@ def main(
         clip=source,
         video=video,
         label=label,
-        scorer=Scorer(float(network.log_scale.exp()), float(network.bias), calibration),
+        scorer=Scorer(network.log_scale.exp().item(), network.bias.item(), calibration),
         default_threshold=round(threshold, 4),
         llm_digest=digest_llm(llm_folder),
         trained_labels=tuple(names),
