@@ -206,7 +206,9 @@ def answering(folder: Path) -> redis.Redis:
 def test_a_leftover_server_is_ended_before_the_next_start(
     tmp_path: Path, state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.labels.leftover._POLITE_SECONDS", 0.5)
+    if state == "stopped":
+        monkeypatch.setattr("service.labels.leftover._ASK_SECONDS", 0.2)
+        monkeypatch.setattr("service.labels.leftover._POLITE_SECONDS", 0.5)
     leftover = launch_directly(tmp_path)
     try:
         client = answering(tmp_path)

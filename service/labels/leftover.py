@@ -16,6 +16,7 @@ from service.labels.client import connect_socket
 from service.labels.server_files import DataFolderInUse, ServerFiles
 
 _SERVER_NAMES = ("valkey-server", "redis-server")
+_ASK_SECONDS = 2.0
 _POLITE_SECONDS = 10.0
 _FORCED_SECONDS = 5.0
 _POLL_SECONDS = 0.02
@@ -32,8 +33,7 @@ def end_leftover_server(files: ServerFiles) -> None:
     if not files.server_is_locked():
         return
     _log.warning("a store server is left over from an earlier run; ending it")
-    _ask_through_socket(files)
-    if _wait_unlocked(files, _POLITE_SECONDS if _servers_in(files) else 1.0):
+    if _ask_through_socket(files) and _wait_unlocked(files, _POLITE_SECONDS):
         return
     for signal_number, seconds in ((signal.SIGTERM, _POLITE_SECONDS), (signal.SIGKILL, _FORCED_SECONDS)):
         for pid in _servers_in(files):
@@ -47,19 +47,22 @@ def end_leftover_server(files: ServerFiles) -> None:
     )
 
 
-def _ask_through_socket(files: ServerFiles) -> None:
+def _ask_through_socket(files: ServerFiles) -> bool:
+    """True when the server has been told to end."""
     socket = files.last_socket()
     if socket is None or not socket.exists():
-        return
-    client = connect_socket(str(socket), timeout_seconds=2.0)
+        return False
+    client = connect_socket(str(socket), timeout_seconds=_ASK_SECONDS)
     try:
         folder = client.config_get("dir").get("dir")
         if folder is not None and Path(os.fsdecode(folder)) == files.folder:
             client.shutdown(nosave=True)
+            return True
     except (redis.RedisError, OSError) as error:
         _log.info("the leftover server does not obey its socket: %s", error)
     finally:
         client.close()
+    return False
 
 
 def _servers_in(files: ServerFiles) -> list[int]:
