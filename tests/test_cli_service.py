@@ -142,7 +142,8 @@ def test_an_impossible_request_shows_the_services_words(url: str, red: Path) -> 
 
 
 def clean_environment(tmp_path: Path) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("VIDLEX_")}
+    weights = ("VIDLEX_CACHE_DIR", "VIDLEX_LLM_WHEEL")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("VIDLEX_") or key in weights}
     return kept | {"VIDLEX_DATA_DIR": str(tmp_path / "data"), "TMPDIR": str(tmp_path), "VIDLEX_MODEL": "dummy"}
 
 
@@ -158,6 +159,16 @@ def test_demo_ends_by_itself_on_another_port(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "the demo leaves nothing behind"
     with pytest.raises(httpx.TransportError):
         httpx.get(shown["url"], trust_env=False)
+
+
+def test_demo_of_the_shipped_checkpoint_is_right(tmp_path: Path) -> None:
+    """What `make demo DEMO_EXIT=1` shows, with the weights and videos of this repository."""
+    command = [sys.executable, "-m", "service.cli", "demo", "--exit", "--json", "--model", "emoji-small"]
+    done = subprocess.run(command, env=clean_environment(tmp_path), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    assert shown["right_share"] > 0.6 and len(shown["results"]) >= 3
+    assert all(len(result["labels"]) >= 20 for result in shown["results"]), "other labels compete with the true ones"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
