@@ -11,13 +11,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import videos
+from processes import num_descriptors, until, wait_for_end
 
 from model.types import FrameBatch, FrameGeometry
 from model.video.limits import DecodeLimits
@@ -64,31 +65,8 @@ def behave(folder: Path, name: str, content: str = "x") -> Path:
     return path
 
 
-def num_descriptors() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
-def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.005)
-
-
 def numbers(batch: FrameBatch) -> list[int]:
     return [videos.read_number(frame) for frame in batch.frames]
-
-
-def wait_for_end(pid: int, seconds: float = 20.0) -> None:
-    """Until the process is gone (or a zombie of somebody else's)."""
-    try:
-        handle = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        assert select.select([handle], [], [], seconds)[0], f"process {pid} is still there"
-    finally:
-        os.close(handle)
 
 
 # --- answers -----------------------------------------------------------------------------------------------------

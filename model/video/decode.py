@@ -78,14 +78,15 @@ def _read(
     limits: DecodeLimits,
     num_threads: int,
 ) -> NDArray[np.uint8]:
-    """[T, S, S, 3]: with decord where it finds the right frames, else (and where it fails) with PyAV."""
+    """[T, S, S, 3], by time, or where the times make no sense by count."""
     wanted, copies = np.unique(indices, return_counts=True)
     size = scaled_size(geometry, header.info.width, header.info.height)
     by_count = partial(read_by_count, path, index, wanted, size=size, num_threads=num_threads)
     by_time = partial(read_by_time, path, header, index, wanted, size=size, limits=limits, num_threads=num_threads)
     frames = np.empty((len(indices), geometry.image_size, geometry.image_size, 3), np.uint8)
     failures = []
-    for read in (by_count, by_time) if index.is_simple else (by_time,):
+    countable = index.is_simple and header.demuxer != "mpegts"  # decord miscounts there
+    for read in (by_time, by_count) if countable else (by_time,):
         try:
             _fill(frames, read(), copies)
         except MemoryError:

@@ -1,0 +1,109 @@
+"""The two ways of reading frames: each gives exactly the pictures that decoding the whole file gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import videos
+
+from model.types import FrameBatch, FrameGeometry
+from model.video.decode import decode_frames
+from model.video.framing import scaled_size
+from model.video.limits import DecodeError, DecodeLimits
+from model.video.probe import read_header
+from model.video.readers import Unreadable, read_by_count, read_by_time
+
+SQUARE = FrameGeometry(96)
+
+
+def decode(path: Path, num_frames: int = 5, **job: int) -> FrameBatch:
+    return decode_frames(path, geometry=SQUARE, num_frames=num_frames, **job)
+
+
+def numbers(batch: FrameBatch) -> list[int]:
+    return [videos.read_number(frame) for frame in batch.frames]
+
+
+def read_both_ways(path: Path, geometry: FrameGeometry, wanted: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    header = read_header(path, DecodeLimits(), with_index=True)
+    index = header.index
+    assert index is not None and index.is_simple
+    size = scaled_size(geometry, header.info.width, header.info.height)
+    places = np.array(wanted)
+    by_count = read_by_count(path, index, places, size=size, num_threads=1)
+    by_time = read_by_time(path, header, index, places, size=size, limits=DecodeLimits(), num_threads=2)
+    return np.stack(list(by_count)), np.stack(list(by_time))
+
+
+@pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
+@pytest.mark.parametrize("rotation", [0, 90, 180, 270])
+def test_both_readers_give_the_same_pixels(tmp_path: Path, rotation: int, mode: str) -> None:
+    """Which of the two reads a file must not be visible in the scores. 70 and 96: widths with and without padding."""
+    options = {"preset": "medium"}
+    path = videos.write_video(tmp_path / "v.mp4", rotation=rotation, num_frames=60, gop=20, options=options)
+    for size in (70, 96):
+        one, other = read_both_ways(path, FrameGeometry(size, mode), [0, 7, 8, 19, 20, 41, 59])  # type: ignore[arg-type]
+        assert one.shape == other.shape
+        assert (one == other).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mpeg4.avi", {"codec": "mpeg4"}),
+        ("pyramid.mkv", {"options": {"preset": "medium", "x264-params": "bframes=4:b-pyramid=normal"}}),
+        ("av1.mkv", {"codec": "libsvtav1"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_both_readers_agree_on_other_codecs(tmp_path: Path, name: str, options: dict) -> None:
+    """Leaving out the frames that no other refers to must not change the rest."""
+    if not videos.has_encoder(options.get("codec", "libx264")):
+        pytest.skip("this build of FFmpeg cannot write it")
+    path = videos.write_video(tmp_path / name, **options)
+    for wanted in ([2, 11, 13, 29], [0, 12], list(range(30))):
+        one, other = read_both_ways(path, FrameGeometry(70), wanted)
+        assert (one == other).all()
+        assert [videos.read_number(picture, (0.2, 0, 0.8, 1)) for picture in other] == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("b_frames.ts", {"options": {"preset": "medium", "x264-params": "bframes=4:b-pyramid=normal"}}),
+        ("closed.mp4", {"codec": "libx265", "options": {"x265-params": "log-level=none:open-gop=0"}}),
+        ("open.mkv", {"codec": "libx265", "options": {"x265-params": "log-level=none:open-gop=1"}}),
+        ("superframes.webm", {"codec": "libvpx-vp9"}),
+        ("b_frames.avi", {"codec": "mpeg4", "options": {"bf": "2"}}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_exactly_the_pictures_that_decoding_everything_gives(tmp_path: Path, name: str, options: dict) -> None:
+    """Files on most of which decord fails or gives other frames, against plain decoding from the first to the last."""
+    if not videos.has_encoder(options.get("codec", "libx264")):
+        pytest.skip("this build of FFmpeg cannot write it")
+    path = videos.write_video(tmp_path / name, width=96, **options)
+    with av.open(str(path)) as container:
+        everything = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    for start, num_frames in ((0, 30), (0, 5), (1100, 4), (2500, 2)):
+        batch = decode(path, num_frames, start_ms=start)
+        for frame, time in zip(batch.frames, batch.timestamps_ms, strict=True):
+            assert videos.read_number(frame) == time // 100
+            assert (frame == everything[time // 100]).all()
+
+
+def test_counting_is_the_second_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise Unreadable("no frame at any time")
+
+    path = videos.write_video(tmp_path / "plain.mp4")
+    expected = decode(path)
+    monkeypatch.setattr("model.video.decode.read_by_time", fail)
+    assert (decode(path).frames == expected.frames).all()
+    monkeypatch.setattr("model.video.decode.read_by_count", fail)
+    with pytest.raises(DecodeError, match="cannot be decoded") as caught:
+        decode(path)
+    assert caught.value.internal.count("no frame at any time") == 2
