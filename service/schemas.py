@@ -14,7 +14,7 @@ from service.errors import InvalidParameter
 
 MAX_BATCH_LABELS = 1000
 MAX_CANDIDATES = 1000
-MAX_LABEL_IDS = 100_000
+MAX_LABEL_IDS = 30_000
 
 BodyT = TypeVar("BodyT", bound=BaseModel)
 

@@ -157,6 +157,23 @@ def test_many_labels_do_not_keep_a_video_waiting() -> None:
     assert classifier.calls[-1] == "labels:1"
 
 
+def test_slow_labels_take_short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(Held):
+        def encode_labels(self, names: Sequence[str]) -> NDArray[np.float32]:
+            time.sleep(0.004 * len(names))
+            return super().encode_labels(names)
+
+    fast, slow = Held(), Slow()
+    with running(fast) as engine:
+        engine.encode_labels([f"label {i}" for i in range(70)])
+    monkeypatch.setattr("service.inference.engine.LABEL_STEP_SECONDS", 0.01)
+    with running(slow) as engine:
+        engine.encode_labels([f"label {i}" for i in range(12)])
+    assert slow.calls[0] == fast.calls[0] == "labels:4"
+    assert fast.calls[1:3] == ["labels:16", "labels:32"]
+    assert set(slow.calls[1:]) <= {"labels:1", "labels:2"}
+
+
 def test_a_full_queue_refuses_at_once() -> None:
     classifier = Held()
     limits = EngineLimits(max_queued_frames=8, max_queued_labels=3)

@@ -228,6 +228,21 @@ def test_a_client_that_leaves_costs_nothing(server: Server, client: httpx.Client
 
 
 @pytest.mark.usefixtures("goes_on")
+def test_work_for_a_client_that_left_is_dropped(server: Server, client: httpx.Client, red: Path) -> None:
+    wait_until(server.decoders, "no decoder")
+    (pid,) = server.decoders()
+    os.kill(pid, signal.SIGSTOP)
+    body = PART + red.read_bytes() + b"\r\n--bb--\r\n"
+    with connect(client) as connection:
+        connection.sendall(HEAD + f"X-Request-Id: left\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        wait_until(lambda: "vidlex_videos_at_work 1.0" in client.get("/metrics").text, "not at work")
+    time.sleep(0.2)  # the end of the connection has no answer that could be waited for
+    os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: [e for e in server.log if e.get("request_id") == "left"], "no log line")
+    assert [e["status"] for e in server.log if e.get("request_id") == "left"] == [499]
+
+
+@pytest.mark.usefixtures("goes_on")
 def test_many_clients_at_once_get_the_same_numbers(client: httpx.Client, red: Path) -> None:
     alone = classify(client, red).json()["labels"]
     with ThreadPoolExecutor(8) as pool:

@@ -36,6 +36,9 @@ LabelResult = NDArray[np.float32] | VidlexError
 """The vector of one label [D], or why there is none."""
 
 PROBE_SECONDS = 5.0
+LABEL_STEP_SECONDS = 1.0
+"""Aim for one turn of labels: a language model on few cores needs a second for a few, a GPU for hundreds."""
+_FIRST_LABELS = 4
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class EngineLimits:
     max_queued_labels: int = 4096
     max_batch_frames: int = 128
     max_batch_labels: int = 32
+    """At most so many labels in one turn; fewer where they take long."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +98,7 @@ class Engine:
         self._closing = False
         self._running: list[Future[Any]] = []
         self._labels_next = False
+        self._label_step = min(_FIRST_LABELS, limits.max_batch_labels)
         self._works = False
         self._thread = threading.Thread(target=self._run, name="vidlex-engine", daemon=True)
 
@@ -285,8 +290,12 @@ class Engine:
             self._finish_labels(item, len(item.names) - start)
             _fail(item.future, Overloaded("The labels waited too long for the encoder"))
             return
-        names = item.names[start : start + self._limits.max_batch_labels]
+        names = item.names[start : start + self._label_step]
+        started = time.monotonic()
         item.results.extend(self._encode_names(names))
+        seconds_each = max(1e-6, time.monotonic() - started) / len(names)
+        fitting = max(1, min(int(LABEL_STEP_SECONDS / seconds_each), 4 * self._label_step))
+        self._label_step = min(fitting, self._limits.max_batch_labels)
         done = len(item.results) == len(item.names)
         self._finish_labels(item, len(names), remove=done)
         if done:

@@ -12,6 +12,7 @@ import anyio
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from service.errors import Overloaded
 from service.routes.context import Context, Parts, context_of
 from service.routes.uploads import Upload
 from service.schemas import ClassificationView, ClassifyParams, ProblemView, validate
@@ -41,7 +42,9 @@ _BODY: dict[str, Any] = {
 @router.post("/classify", response_model=ClassificationView, summary="What is in this video?", openapi_extra=_BODY)
 async def classify(request: Request) -> Response:
     context = context_of(request)
-    parts = context.require_parts()  # before the upload: a service that is not ready asks for no bytes
+    # Before the upload: a service that is not ready, or full, asks for no bytes.
+    parts = context.require_parts()
+    context.admission.check()
     started = monotonic()
     async with context.spool.receive(request) as upload:
         params = validate(ClassifyParams, {} if upload.params is None else upload.params)
@@ -49,9 +52,14 @@ async def classify(request: Request) -> Response:
         context.metrics.observe("upload", monotonic() - started)
         with context.admission.admit():
             async with _until_client_leaves(request) as gone:
-                answer = await anyio.to_thread.run_sync(
-                    lambda: _answer(context, parts, upload, params, gone), limiter=context.video_threads
-                )
+                try:
+                    answer = await anyio.to_thread.run_sync(
+                        lambda: _answer(context, parts, upload, params, gone), limiter=context.video_threads
+                    )
+                except Overloaded:
+                    if not gone.is_set():
+                        raise
+                    return Response(status_code=499)  # nobody reads it; the log and the count tell it
     return Response(answer, media_type="application/json")
 
 

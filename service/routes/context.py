@@ -50,15 +50,19 @@ class Admission:
     def count(self) -> int:
         return self._count
 
+    def check(self) -> None:
+        """Raises Overloaded when ``admit`` would: asked before an upload, it saves the bytes."""
+        if self._count >= self._max_requests:
+            error = Overloaded("Too many videos are waiting")
+            drain_seconds = self._count * self._mean_seconds / self._num_workers
+            error.retry_after_seconds = min(60, max(1, math.ceil(drain_seconds / 2)))
+            raise error
+
     @contextmanager
     def admit(self) -> Iterator[None]:
         """Raises Overloaded at once when too many are at work."""
         with self._lock:
-            if self._count >= self._max_requests:
-                error = Overloaded("Too many videos are waiting")
-                drain_seconds = self._count * self._mean_seconds / self._num_workers
-                error.retry_after_seconds = min(60, max(1, math.ceil(drain_seconds / 2)))
-                raise error
+            self.check()
             self._count += 1
         started = monotonic()
         try:

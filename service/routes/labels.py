@@ -12,7 +12,6 @@ from service.inference.labeler import Registered
 from service.labels.records import UNSET, Label, LabelChanges, NewLabel
 from service.routes.context import context_of
 from service.routes.problems import problem_of, request_id_of
-from service.routes.uploads import read_json
 from service.schemas import (
     BatchItemView,
     BatchView,
@@ -47,7 +46,7 @@ def _json_body(*models: type[NewLabelBody] | type[LabelBatchBody] | type[LabelCh
 async def add_labels(request: Request, if_exists: Annotated[Literal["error", "return"], Query()] = "error") -> Response:
     context = context_of(request)
     labeler = context.require_parts().labeler
-    body = await read_json(request, context.spool.limits)
+    body = await context.spool.read_json(request)
     return_existing = if_exists == "return"
     if isinstance(body, dict) and "labels" in body:
         batch = validate(LabelBatchBody, body)
@@ -104,7 +103,7 @@ async def get_label(request: Request, label_id: str) -> Response:
 async def change_label(request: Request, label_id: str) -> Response:
     context = context_of(request)
     labeler = context.require_parts().labeler
-    body = validate(LabelChangesBody, await read_json(request, context.spool.limits))
+    body = validate(LabelChangesBody, await context.spool.read_json(request))
     changes = _changes(body)
     return _json(_view(await context.in_label_thread(lambda: labeler.update(label_id, changes))), 200)
 

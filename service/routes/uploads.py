@@ -14,8 +14,8 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -116,25 +116,52 @@ class Spool:
         """
         boundary = _boundary(request)
         await _check_content_length(request, self.limits.max_bytes + _OVERHEAD_BYTES, self.limits.max_bytes)
-        with self._counter:
-            if self._num_uploads >= self.limits.max_uploads:
-                raise Overloaded("Too many uploads at the same time")
-            self._num_uploads += 1
         path = self._folder / secrets.token_hex(16)
         receiver = _Receiver(path, boundary, self)
         try:
-            try:
+            with self._one_more(), closing(receiver):
                 await self._fill(request, receiver)
                 upload = receiver.result()
-            finally:
-                with self._counter:
-                    self._num_uploads -= 1
-                receiver.close()
             yield upload
         finally:
             path.unlink(missing_ok=True)
             with self._counter:
                 self._num_bytes -= receiver.reserved_bytes
+
+    async def read_json(self, request: Request) -> Any:
+        """The JSON body of a request. One of another declared type is refused, which keeps out plain HTML forms.
+
+        Raises UnsupportedMedia, InvalidRequest, UploadTooLarge, UploadTimeout or Overloaded.
+        """
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != "application/json" and not media_type.endswith("+json"):
+            raise UnsupportedMedia("Send JSON, with the header Content-Type: application/json")
+        max_bytes = self.limits.max_json_bytes
+        await _check_content_length(request, max_bytes, max_bytes)
+        body = bytearray()
+        stream = request.stream().__aiter__()
+        try:
+            with self._one_more():
+                async for chunk in _timed(stream, self.limits):
+                    body += chunk
+                    if len(body) > max_bytes:
+                        await _linger(stream)
+                        raise too_large(max_bytes)
+        except ClientDisconnect:
+            raise InvalidRequest("The request broke off") from None
+        return parse_json(bytes(body), what="The body")
+
+    @contextmanager
+    def _one_more(self) -> Iterator[None]:
+        with self._counter:
+            if self._num_uploads >= self.limits.max_uploads:
+                raise Overloaded("Too many uploads at the same time")
+            self._num_uploads += 1
+        try:
+            yield
+        finally:
+            with self._counter:
+                self._num_uploads -= 1
 
     async def _fill(self, request: Request, receiver: _Receiver) -> None:
         stream = request.stream().__aiter__()
@@ -276,28 +303,6 @@ class _Receiver:
 
     def _on_end(self) -> None:
         self._ended = True
-
-
-async def read_json(request: Request, limits: UploadLimits) -> Any:
-    """The JSON body of a request. A body of another declared type is refused, which also keeps out plain HTML forms.
-
-    Raises UnsupportedMedia, InvalidRequest, UploadTooLarge or UploadTimeout.
-    """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json" and not media_type.endswith("+json"):
-        raise UnsupportedMedia("Send JSON, with the header Content-Type: application/json")
-    await _check_content_length(request, limits.max_json_bytes, limits.max_json_bytes)
-    body = bytearray()
-    stream = request.stream().__aiter__()
-    try:
-        async for chunk in _timed(stream, limits):
-            body += chunk
-            if len(body) > limits.max_json_bytes:
-                await _linger(stream)
-                raise too_large(limits.max_json_bytes)
-    except ClientDisconnect:
-        raise InvalidRequest("The request broke off") from None
-    return parse_json(bytes(body), what="The body")
 
 
 def parse_json(data: bytes, *, what: str) -> Any:
