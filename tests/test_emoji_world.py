@@ -117,6 +117,17 @@ def test_scenes_differ_and_are_seeded() -> None:
     assert not torch.equal(bank[0, 0], bank[0, 1])
 
 
+def test_a_canvas_larger_than_the_backgrounds(tmp_path: Path) -> None:
+    """Backbones of 224 pixels and more see the same world, drawn larger."""
+    world = World(tmp_path, canvas=224, sheet=tiny_sheet())
+    sample = world.videos(2, 2, world.generator(0))
+    assert sample.frames.shape == (2, 2, 3, 224, 224)
+    small = World(tmp_path, canvas=96, sheet=tiny_sheet()).videos(2, 2, world.generator(0))
+    assert torch.equal(sample.targets, small.targets)
+    shrunk = torch.nn.functional.interpolate(sample.frames.flatten(0, 1).float(), size=(96, 96), mode="area")
+    assert (shrunk - small.frames.flatten(0, 1).float()).abs().mean() < 6
+
+
 def test_mp4_has_the_frames(tmp_path: Path) -> None:
     import av
 

@@ -15,7 +15,8 @@ from model.classifier import Classifier
 from model.data.manifest import Entry, read_manifest
 from model.eval.calibration import expected_calibration_error
 from model.eval.metrics import f1_at, summarise
-from model.video.decode import DecodeError, decode_frames
+from model.video.decode import decode_frames
+from model.video.limits import DecodeError
 
 
 @dataclass(frozen=True, eq=False)

@@ -43,8 +43,12 @@ def _inverse_affine(pose: Pose, layer: int) -> Tensor:
 
 
 def crop_backgrounds(bank: Tensor, scene: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """[B, 3, size, size] uint8: for each entry of ``scene`` [B] a random picture, crop and mirroring of the bank."""
+    """[B, 3, size, size] uint8: for each entry of ``scene`` [B] a random picture, crop and mirroring of the bank.
+
+    A crop covers at most two thirds of the picture's side; for a larger canvas it is scaled up.
+    """
     n, pictures, side = scene.shape[0], bank.shape[1], bank.shape[-1]
+    canvas, size = size, min(size, side * 2 // 3)
     which = torch.randint(0, pictures, (n,), generator=generator)
     offset = torch.randint(0, side - size + 1, (n, 2), generator=generator)
     mirrored = torch.rand(n, generator=generator) < 0.5
@@ -53,4 +57,7 @@ def crop_backgrounds(bank: Tensor, scene: Tensor, size: int, generator: torch.Ge
         top, left = int(offset[i, 0]), int(offset[i, 1])
         crop = bank[scene[i], which[i], :, top : top + size, left : left + size]
         crops.append(crop.flip(-1) if mirrored[i] else crop)
-    return torch.stack(crops)
+    stacked = torch.stack(crops)
+    if canvas == size:
+        return stacked
+    return F.interpolate(stacked.float(), size=(canvas, canvas), mode="bilinear").round_().to(torch.uint8)
