@@ -173,9 +173,8 @@ def _store(settings: Settings) -> Iterator[Finding]:
 
 
 def _decoder(_: Settings) -> Iterator[Finding]:
-    from model.video.decode import decode_frames
-
     from model.types import FrameGeometry
+    from model.video.decode import decode_frames
     from service.commands.sample_videos import write_colour_video
 
     with tempfile.TemporaryDirectory(prefix="vidlex-doctor-") as folder:
