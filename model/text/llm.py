@@ -85,7 +85,9 @@ class FrozenLLM:
     def load(cls, folder: Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> FrozenLLM:
         """From a local folder in the hub's layout. bfloat16 is for GPUs; a CPU is slower in it."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it would run through the service's log at every start
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
         )

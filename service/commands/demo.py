@@ -262,6 +262,8 @@ def _signals_stop() -> Iterator[None]:
         raise Stopped
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    # A shell that puts a job into the background has it ignore Ctrl-C's signal; who sends it still means it.
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
