@@ -178,7 +178,7 @@ def test_zero_shot_equals_open_clips_own_recipe(folders: tuple[Path, Path]) -> N
         )  # [D, 2]
     ours = classifier.encode_video([frames]) @ classifier.encode_labels(["dog", "red car"]).T
     assert np.allclose(ours[0], (video @ weights).numpy(), atol=1e-5)
-    assert classifier.scorer.logit_scale == pytest.approx(float(model.logit_scale.exp()))
+    assert classifier.scorer.logit_scale == pytest.approx(model.logit_scale.exp().item())
 
 
 def test_an_unknown_or_untagged_open_clip_name_says_what_to_write() -> None:

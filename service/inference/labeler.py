@@ -103,9 +103,14 @@ class Labeler:
             if isinstance(result, VidlexError):
                 raise result
             vector = result
-        label = self._store.update(
-            label_id, changes, vector=vector, fingerprint=None if vector is None else self._fingerprint
-        )
+        try:
+            label = self._store.update(
+                label_id, changes, vector=vector, fingerprint=None if vector is None else self._fingerprint
+            )
+        except ValueError:
+            if vector is not None or isinstance(changes.name, Unset):
+                raise
+            return self.update(label_id, changes)  # another request renamed it since: now the name wants a vector
         self._catch_up([label.revision])
         return label
 

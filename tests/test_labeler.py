@@ -1,0 +1,52 @@
+"""A rename that another request overtakes: nothing is lost, and no error reaches the client."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from model.dummy import DummyClassifier
+from service.inference.labeler import Labeler
+from service.labels.records import Label, LabelChanges
+
+
+@dataclass
+class OvertakenStore:
+    """Says at first that the label is called "red"; by the time of the update it is called "green"."""
+
+    names: list[str] = field(default_factory=lambda: ["red", "green"])
+    written: list[Any] = field(default_factory=list)
+
+    def get(self, label_id: str) -> Any:
+        return _label(label_id, self.names.pop(0))
+
+    def update(self, label_id: str, changes: LabelChanges, *, vector: Any, fingerprint: str | None) -> Label:
+        if vector is None:
+            raise ValueError("a renamed label needs the vector of its new name")
+        self.written.append((vector.tolist(), fingerprint))
+        return _label(label_id, "red")
+
+
+class Engine:
+    def encode_labels(self, names: list[str], *, timeout_seconds: float) -> list[Any]:
+        return list(DummyClassifier().encode_labels(names))
+
+
+class Sync:
+    def caught_up(self, *_: Any, **__: Any) -> bool:
+        return True
+
+
+def _label(label_id: str, name: str) -> Label:
+    return Label(label_id, name, (), (), None, {}, 0, 0, 1)
+
+
+def test_a_name_that_stopped_being_the_present_one_is_encoded() -> None:
+    store: Any = OvertakenStore()
+    engine: Any = Engine()
+    sync: Any = Sync()
+    labeler = Labeler(engine, store, sync, "dummy-1", timeout_seconds=5.0)
+    assert labeler.update("lbl_1", LabelChanges(name="red")).name == "red"
+    assert store.written == [(np.array([1.0, 0.0, 0.0]).tolist(), "dummy-1")]
