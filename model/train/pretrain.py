@@ -22,8 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.data.emoji.assets import SpriteSheet, load_sheet
 from model.data.emoji.vocabulary import ACTIONS
 from model.data.emoji.world import Sample, World
+from model.train.export import write_open_clip_folder
 from model.train.loop import LoopConfig, console, run
 from model.train.optim import Group, make_optimizer
 
@@ -215,19 +217,17 @@ def to_pixels(frames: Tensor, device: str) -> Tensor:
     return (frames.to(device).float() - mean) / std
 
 
-def main(config: PretrainConfig, out: Path, art_cache: Path) -> Path:
+def main(config: PretrainConfig, out: Path, art_cache: Path, *, sheet: SpriteSheet | None = None) -> Path:
     """Train both stages, resuming what is there, and write the CLIP to ``out/clip`` in open_clip's folder layout."""
     torch.manual_seed(config.seed)
     clip = open_clip.CLIP(**config.architecture()).to(config.device)
-    sheet = World(art_cache, canvas=config.image_size).sheet
+    sheet = sheet if sheet is not None else load_sheet(art_cache)
     worlds = {split: World(art_cache, canvas=config.image_size, split=split, sheet=sheet) for split in ("train", "val")}
     description = asdict(config)
     loop = LoopConfig(config.num_image_steps, bf16=config.bf16)
     run(ImageTask(clip, worlds, config), loop, out, description)
     loop = LoopConfig(config.num_text_steps, num_warmup_steps=50, evaluate_every=200, bf16=config.bf16)
     run(TextTask(clip, worlds, config), loop, out, description)
-    from model.train.export import write_open_clip_folder
-
     folder = write_open_clip_folder(clip, config.architecture(), PIXEL_MEAN, PIXEL_STD, out / "clip")
     console.print(f"wrote {folder}")
     return folder

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.data.emoji.assets import PACKAGES
+from model.data.emoji.assets import PACKAGES, SpriteSheet
 from model.data.emoji.world import World
 from model.data.emoji.writer import write_mp4
 from model.data.manifest import Entry, write_manifest
@@ -30,12 +30,13 @@ def build(
     max_labels: int = 6,
     size: int = 192,
     progress: Callable[[int, int], None] | None = None,
+    sheet: SpriteSheet | None = None,
 ) -> Path:
     """Write ``num_videos`` videos of 4 s with ``min_labels`` to ``max_labels`` true labels; returns the manifest.
 
     The world draws at 96 pixels, the file shows it at ``size``. Seeded: the same arguments give the same videos.
     """
-    world = World(art_cache, split=split)
+    world = World(art_cache, split=split, sheet=sheet)
     (out / "videos").mkdir(parents=True, exist_ok=True)
     entries: list[Entry] = []
     generator = world.generator(400_000 + seed)

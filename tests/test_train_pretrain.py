@@ -1,0 +1,55 @@
+"""Pretraining a small CLIP: it learns, resumes, and comes out as a folder that open_clip itself loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model.data.emoji.vocabulary import SCENES
+from model.data.emoji.world import World
+from model.train.pretrain import PretrainConfig, caption, main, shared_cross_entropy, to_pixels
+from tests.art import tiny_sheet
+
+TINY = PretrainConfig(
+    image_size=32, patch_size=8, embed_dim=32, vision_width=32, vision_layers=2, text_width=32, text_layers=1,
+    num_image_steps=300, batch_size=32, num_text_steps=150, text_batch_size=32, num_cached_pictures=256, bf16=False,
+    image_learning_rate=3e-3, text_learning_rate=3e-3,
+)  # fmt: skip
+
+
+def test_it_learns_names_that_open_clip_reads(tmp_path: Path) -> None:
+    folder = main(TINY, tmp_path, tmp_path, sheet=tiny_sheet())
+    name = f"local-dir:{folder}"
+    model, _, _ = open_clip.create_model_and_transforms(name)
+    tokenizer = open_clip.get_tokenizer(name)
+    test = World(tmp_path, canvas=32, split="test", sheet=tiny_sheet())
+    sample = test.pictures(128, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        images = F.normalize(model.eval().encode_image(to_pixels(sample.frames[:, 0], "cpu")), dim=-1)
+        texts = F.normalize(model.encode_text(tokenizer([f"a photo of a {scene}" for scene in SCENES])), dim=-1)
+    first = test.labels.index(SCENES[0])
+    truth = sample.targets[:, first : first + len(SCENES)].float().argmax(dim=1)
+    accuracy = ((images @ texts.T).argmax(dim=1) == truth).float().mean().item()
+    assert accuracy > 0.5, f"{accuracy = }, chance is {1 / len(SCENES)}"
+
+    states = sorted(p.name for p in tmp_path.glob("*.state.safetensors"))
+    assert states == ["image.state.safetensors", "text.state.safetensors"]
+    weights = (folder / "open_clip_model.safetensors").read_bytes()
+    main(TINY, tmp_path, tmp_path, sheet=tiny_sheet())  # everything is done: nothing moves
+    assert (folder / "open_clip_model.safetensors").read_bytes() == weights
+
+
+def test_shared_cross_entropy_by_hand() -> None:
+    """Two true names of four at equal logits: -log(1/4)."""
+    loss = shared_cross_entropy(torch.zeros(1, 4), torch.tensor([[True, True, False, False]]))
+    assert loss.item() == pytest.approx(1.386294, abs=1e-6)
+
+
+def test_captions_name_what_is_there() -> None:
+    generator = torch.Generator().manual_seed(0)
+    captions = {caption(["dog", "beach"], generator) for _ in range(50)}
+    assert captions == {"a dog", "a beach", "a dog and a beach", "a beach and a dog"}
