@@ -30,6 +30,10 @@ class Calibration:
         if not (np.isfinite(self.slope) and np.isfinite(self.intercept) and self.slope > 0):
             raise ValueError(f"calibration must be finite with a positive slope, got {self}")
 
+    def probability(self, logit: NDArray[np.floating[Any]] | float) -> NDArray[np.float64]:
+        """``sigmoid(slope * logit + intercept)`` in float64, any shape."""
+        return sigmoid(np.asarray(logit, dtype=np.float64) * self.slope + self.intercept)
+
 
 def similarity_to_logit(similarity: ArrayT, logit_scale: Any, logit_bias: Any) -> ArrayT:
     """``logit_scale * similarity + logit_bias``, element by element; any shape, e.g. [B, V]."""
@@ -58,7 +62,7 @@ class Scorer:
 
     def probability(self, similarity: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """Calibrated probabilities in 0..1, float64, same shape as ``similarity``."""
-        return sigmoid(self.logit(similarity) * self.calibration.slope + self.calibration.intercept)
+        return self.calibration.probability(self.logit(similarity))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

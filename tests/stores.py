@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import redis
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from service.labels.embedded import EmbeddedStore
 from service.labels.records import Label, NewLabel, make_label
+from service.labels.store import LabelStore
 
 FINGERPRINT = "encoder-1"
 DIM = 5
@@ -38,3 +40,15 @@ def label_of(number: int, categories: tuple[str, ...] = (), name: str | None = N
     """A label without a store, for the index."""
     new = NewLabel(name or f"label {number}", categories=categories)
     return make_label(label_id(number), new, created_at_ms=0, updated_at_ms=0, revision=number)
+
+
+def add(store: LabelStore, name: str, **fields: Any) -> Label:
+    return store.add(NewLabel(name, **fields), vector_of(name), FINGERPRINT)
+
+
+def all_vectors(store: LabelStore, fingerprint: str = FINGERPRINT) -> dict[str, NDArray[np.float32]]:
+    found = {}
+    for labels, vectors in store.vectors(fingerprint, batch=3):
+        assert vectors.dtype == np.float32 and len(labels) == len(vectors)
+        found.update({label.id: vector for label, vector in zip(labels, vectors, strict=True)})
+    return found

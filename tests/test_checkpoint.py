@@ -30,7 +30,7 @@ MODEL_CFG = {
 }
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 FIT = FitConfig(
-    num_joint_steps=3, batch_size=4, num_frames=3, num_step_labels=16, num_cached_videos=24, num_validation_videos=24,
+    num_joint_steps=3, batch_size=4, num_step_labels=16, num_cached_videos=24, num_validation_videos=24,
     num_prefix_steps=2, num_prefix_labels=3, num_label_steps=2, bf16=False,
 )  # fmt: skip
 

@@ -3,49 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import redis
-from numpy.typing import NDArray
-from stores import DIM, FINGERPRINT, running_store, vector_of
+from stores import DIM, FINGERPRINT, add, all_vectors, vector_of
 
 from service.errors import EncodeFailed, InvalidParameter, LabelExists, LabelTextInvalid, NotFound
 from service.labels.keys import parse_key
 from service.labels.records import Label, LabelChanges, NewLabel
 from service.labels.store import STEP_LABELS, LabelStore
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis.Redis]:
-    with running_store(tmp_path_factory.mktemp("store")) as client:
-        yield client
-
-
-@pytest.fixture
-def client(server: redis.Redis) -> redis.Redis:
-    server.flushall()
-    return server
-
-
-@pytest.fixture
-def store(client: redis.Redis) -> LabelStore:
-    return LabelStore(client)
-
-
-def add(store: LabelStore, name: str, **fields: Any) -> Label:
-    return store.add(NewLabel(name, **fields), vector_of(name), FINGERPRINT)
-
-
-def all_vectors(store: LabelStore, fingerprint: str = FINGERPRINT) -> dict[str, NDArray[np.float32]]:
-    found = {}
-    for labels, vectors in store.vectors(fingerprint, batch=3):
-        assert vectors.dtype == np.float32 and len(labels) == len(vectors)
-        found.update({label.id: vector for label, vector in zip(labels, vectors, strict=True)})
-    return found
-
 
 # -- one label --------------------------------------------------------------------------------------------------------
 

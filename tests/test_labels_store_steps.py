@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,43 +22,13 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from numpy.typing import NDArray
-from stores import FINGERPRINT, label_id, running_store, vector_of
+from stores import FINGERPRINT, add, all_vectors, label_id, vector_of
 
 from service.errors import LabelExists, NotFound, StoreUnavailable
 from service.labels.client import connect_socket
 from service.labels.names import fold
 from service.labels.records import Label, LabelChanges, NewLabel
 from service.labels.store import LabelStore
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis.Redis]:
-    with running_store(tmp_path_factory.mktemp("store")) as client:
-        yield client
-
-
-@pytest.fixture
-def client(server: redis.Redis) -> redis.Redis:
-    server.flushall()
-    return server
-
-
-@pytest.fixture
-def store(client: redis.Redis) -> LabelStore:
-    return LabelStore(client)
-
-
-def add(store: LabelStore, name: str, **fields: Any) -> Label:
-    return store.add(NewLabel(name, **fields), vector_of(name), FINGERPRINT)
-
-
-def all_vectors(store: LabelStore, fingerprint: str = FINGERPRINT) -> dict[str, NDArray[np.float32]]:
-    found = {}
-    for labels, vectors in store.vectors(fingerprint, batch=3):
-        assert vectors.dtype == np.float32 and len(labels) == len(vectors)
-        found.update({label.id: vector for label, vector in zip(labels, vectors, strict=True)})
-    return found
 
 
 def test_1000_concurrent_registrations_of_10_names(client: redis.Redis) -> None:

@@ -6,13 +6,12 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-from stores import FINGERPRINT, running_store, vector_of
+from stores import FINGERPRINT, vector_of
 
 from migrations import m001_initial, runner
 from migrations.runner import Migration, MigrationError, MigrationLocked, SchemaTooNew, find_migrations, migrate
@@ -21,18 +20,6 @@ from service.labels.keys import SCHEMA_VERSION_KEY, parse_key
 from service.labels.reader import SCHEMA_VERSION
 from service.labels.records import NewLabel
 from service.labels.store import LabelStore
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis.Redis]:
-    with running_store(tmp_path_factory.mktemp("store")) as client:
-        yield client
-
-
-@pytest.fixture
-def client(server: redis.Redis) -> redis.Redis:
-    server.flushall()
-    return server
 
 
 def nothing(_: Any) -> None:

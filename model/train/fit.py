@@ -32,7 +32,6 @@ class FitConfig:
 
     num_joint_steps: int = 2000
     batch_size: int = 32
-    num_frames: int = 8
     num_step_labels: int = 96
     """Labels per step of the joint stage: the batch's positives and sampled negatives."""
     new_learning_rate: float = 1.5e-3
@@ -69,7 +68,7 @@ class JointTask:
         world = worlds["train"]
         self.labels = world.labels
         kinds = world.kinds()
-        self.weights = kind_weights(self.labels, kinds, {"action": config.action_weight}).to(config.device)
+        self.weights = kind_weights(self.labels, kinds, {"action": config.action_weight})
         self.always = torch.tensor([kinds[name] != "noun" for name in self.labels])
         self.module = network
         network.label.prefixes.requires_grad_(False)
@@ -89,7 +88,9 @@ class JointTask:
         config, world = self.config, self.worlds["train"]
         generator = world.generator(config.seed * 10_000_019 + 50_000_000 + step)
         eased = min(1.0, step / max(1.0, config.one_sprite_until * config.num_joint_steps))
-        sample = world.videos(config.batch_size, config.num_frames, generator, one_sprite=1.0 - 0.5 * eased)
+        sample = world.videos(
+            config.batch_size, self.network.video.config.num_frames, generator, one_sprite=1.0 - 0.5 * eased
+        )
         alpha = float(torch.rand((), generator=generator)) * config.interpolation_lambda
         if config.interpolation_lambda == 0:
             alpha = 1.0
@@ -98,9 +99,12 @@ class JointTask:
         videos = self.network.video_features(sample.frames.to(config.device), alpha)
         labels = self.network.label.forward_from_states(names, self.states[index].to(config.device))
         logits = self.network.logits(videos, labels)
-        targets = sample.targets[:, index].to(config.device)
-        weights = weights.to(config.device) * self.weights[index.to(config.device)]
-        loss = weighted_bce(logits, targets, weights, config.negative_weight)
+        loss = weighted_bce(
+            logits,
+            sample.targets[:, index].to(config.device),
+            (weights * self.weights[index]).to(config.device),
+            config.negative_weight,
+        )
         return loss, {"scale": self.network.log_scale.exp().item(), "bias": self.network.bias.item()}
 
     @torch.no_grad()
@@ -133,9 +137,7 @@ class LabelTask:
         self.name, self.network, self.config, self.states = name, network, config, states
         self.features, self.targets = cached
         self.labels = world.labels
-        kinds = world.kinds()
-        self.weights = kind_weights(self.labels, kinds, {"action": config.action_weight}).to(config.device)
-        self.never = torch.zeros(len(self.labels), dtype=torch.bool)
+        self.weights = kind_weights(self.labels, world.kinds(), {"action": config.action_weight})
         self.module = network
         end_to_end = states is None
         network.video.requires_grad_(False)
@@ -149,19 +151,16 @@ class LabelTask:
     def training_step(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
         config = self.config
         generator = torch.Generator().manual_seed(config.seed * 10_000_019 + 90_000_000 + step)
-        if self.states is None:  # few labels: draw labels first, then videos that know them
+        if self.states is None:  # through the LLM: few labels
             index = torch.randperm(len(self.labels), generator=generator)[: config.num_prefix_labels].sort().values
-            weights = torch.ones(len(index))
-            names = [self.labels[i] for i in index.tolist()]
-            labels = self.network.label(names)
+            labels = self.network.label([self.labels[i] for i in index.tolist()])
         else:
-            index, weights = torch.arange(len(self.labels)), torch.ones(len(self.labels))
+            index = torch.arange(len(self.labels))
             labels = self.network.label.forward_from_states(list(self.labels), self.states.to(config.device))
         pick = torch.randint(0, len(self.features), (1024,), generator=generator)
         logits = self.network.logits(self.features[pick], labels)
         targets = self.targets[pick][:, index].to(config.device)
-        weights = weights.to(config.device) * self.weights[index.to(config.device)]
-        return weighted_bce(logits, targets, weights, config.negative_weight), {}
+        return weighted_bce(logits, targets, self.weights[index].to(config.device), config.negative_weight), {}
 
     def evaluate(self) -> Mapping[str, float]:
         return {}
@@ -173,8 +172,9 @@ def video_features(
 ) -> tuple[Tensor, Tensor]:
     """Unit features [n, D] and targets [n, V] of ``num_videos`` videos of a world, half of them with two sprites."""
     features, targets = [], []
+    num_frames = network.video.config.num_frames
     for chunk in range((num_videos + 63) // 64):
-        sample = world.videos(min(64, num_videos - 64 * chunk), config.num_frames, world.generator(seed + chunk))
+        sample = world.videos(min(64, num_videos - 64 * chunk), num_frames, world.generator(seed + chunk))
         with torch.autocast(torch.device(config.device).type, dtype=torch.bfloat16, enabled=config.bf16):
             features.append(network.video_features(sample.frames.to(config.device), alpha).float())
         targets.append(sample.targets)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from model.data.emoji.assets import SpriteSheet, load_sheet
 from model.data.emoji.vocabulary import ACTIONS
 from model.data.emoji.world import Sample, World
+from model.text.clip_text import ClipText
 from model.train.export import write_open_clip_folder
 from model.train.loop import LoopConfig, console, run
 from model.train.optim import Group, make_optimizer
@@ -136,7 +137,7 @@ class TextTask:
 
     def __init__(self, clip: open_clip.CLIP, worlds: Mapping[str, World], config: PretrainConfig) -> None:
         self.clip, self.config = clip, config
-        self.tokenizer = open_clip.SimpleTokenizer(context_length=77)
+        self.text = ClipText(clip, open_clip.SimpleTokenizer(context_length=77))
         clip.visual.requires_grad_(False).eval()
         world = worlds["train"]
         self.names = world.labels[: len(world.labels) - len(ACTIONS)]
@@ -161,14 +162,8 @@ class TextTask:
         return torch.cat(features), torch.cat(targets)
 
     def _encode(self, texts: Sequence[str]) -> Tensor:
-        """[n, D] unit features; the causal tower is cut to the longest text."""
-        ids = self.tokenizer(list(texts)).to(self.config.device)
-        length = int(ids.argmax(dim=1).max()) + 1
-        clip = self.clip
-        x = clip.token_embedding(ids[:, :length]) + clip.positional_embedding[:length]
-        x = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask[:length, :length]))
-        x = x[torch.arange(len(x)), ids.argmax(dim=1)] @ clip.text_projection
-        return F.normalize(x.float(), dim=-1)
+        """[n, D] unit features."""
+        return F.normalize(self.text.encode(texts), dim=-1)
 
     def training_step(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
         generator = torch.Generator().manual_seed(self.config.seed * 10_000_019 + step)

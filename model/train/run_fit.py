@@ -17,7 +17,7 @@ from model.data.emoji.world import World
 from model.eval.calibration import fit_platt
 from model.eval.metrics import peak_f1
 from model.factory import create_clip, create_label_encoder
-from model.scoring import Scorer, sigmoid
+from model.scoring import Scorer
 from model.train.fit import FitConfig, JointTask, LabelTask, choose_alpha, evaluate_network, video_features
 from model.train.loop import LoopConfig, console, run
 from model.train.task import OpenVocabularyNetwork
@@ -55,12 +55,13 @@ def main(
         "val": World(art_cache, canvas=canvas, split="val", sheet=train.sheet),
     }
     names = list(train.labels)
+    clip_digest = clip.digest
     description: dict[str, Any] = {
         **asdict(config),
         "video": asdict(video),
         "label": asdict(label),
         "clip": clip_name,
-        "clip_digest": clip.digest,
+        "clip_digest": clip_digest,
     }
 
     console.print(f"LLM states of {len(names)} labels under the starting prefixes")
@@ -83,8 +84,7 @@ def main(
     )
     calibration = fit_platt(logits.numpy(), targets.numpy())
     _, best_logit = peak_f1(logits.numpy(), targets.numpy())
-    threshold = float(sigmoid(torch.tensor(best_logit * calibration.slope + calibration.intercept).numpy()))
-    source = replace(clip.source, digest=clip.digest)
+    source = replace(clip.source, digest=clip_digest)
     tensors: dict[str, Tensor] = {f"branch.{name}": value for name, value in video_encoder.trainable().items()}
     tensors |= {f"label.{name}": value for name, value in label_encoder.trainable_state_dict().items()}
     if store_clip:
@@ -96,7 +96,7 @@ def main(
         video=video,
         label=label,
         scorer=Scorer(network.log_scale.exp().item(), network.bias.item(), calibration),
-        default_threshold=round(threshold, 4),
+        default_threshold=round(float(calibration.probability(best_logit)), 4),
         llm_digest=digest_llm(llm_folder),
         trained_labels=tuple(names),
     )

@@ -20,11 +20,9 @@ from model.types import FrameBatch, FrameGeometry, FramePolicy, VideoInfo
 from model.video.framing import fit_square, scaled_size
 from model.video.index import FrameIndex
 from model.video.limits import DecodeError, DecodeLimits, check_duration
-from model.video.probe import Header, other_streams_reach, probe, read_header
+from model.video.probe import Header, other_streams_reach, read_header
 from model.video.readers import Picture, read_by_count, read_by_time
 from model.video.sampling import centre_times, select_frames
-
-__all__ = ["DecodeError", "DecodeLimits", "decode_frames", "probe"]
 
 
 def decode_frames(
