@@ -34,7 +34,7 @@ from service.labels.sync import IndexSync
 from service.metrics import Metrics
 from service.routes.context import Admission, Context, Parts
 from service.routes.uploads import Spool, UploadLimits
-from service.schemas import CheckView, ReadyView
+from service.schemas.health import CheckView, ReadyView
 from service.settings import Settings
 
 log = structlog.get_logger("vidlex.runtime")

@@ -26,7 +26,7 @@ from service.labels.index import LabelIndex
 from service.labels.records import Label
 from service.labels.sync import IndexSync
 from service.metrics import Metrics
-from service.schemas import (
+from service.schemas.classify import (
     ClassificationView,
     ClassifyParams,
     CoverageView,

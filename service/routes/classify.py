@@ -15,7 +15,8 @@ from starlette.responses import Response
 from service.errors import Overloaded
 from service.routes.context import Context, Parts, context_of
 from service.routes.uploads import Upload
-from service.schemas import ClassificationView, ClassifyParams, ProblemView, validate
+from service.schemas.base import ProblemView, validate
+from service.schemas.classify import ClassificationView, ClassifyParams
 
 router = APIRouter(tags=["classify"], responses={"default": {"model": ProblemView, "description": "problem+json"}})
 

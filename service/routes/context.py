@@ -19,7 +19,7 @@ from service.inference.labeler import Labeler
 from service.labels.store import LabelStore
 from service.metrics import Metrics
 from service.routes.uploads import Spool
-from service.schemas import ReadyView
+from service.schemas.health import ReadyView
 
 ResultT = TypeVar("ResultT")
 

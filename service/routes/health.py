@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from service.routes.context import context_of
-from service.schemas import ReadyView
+from service.schemas.health import ReadyView
 
 router = APIRouter(tags=["health"])
 

@@ -12,7 +12,8 @@ from service.inference.labeler import Registered
 from service.labels.records import UNSET, Label, LabelChanges, NewLabel
 from service.routes.context import context_of
 from service.routes.problems import problem_of, request_id_of
-from service.schemas import (
+from service.schemas.base import ProblemView, validate
+from service.schemas.labels import (
     BatchItemView,
     BatchView,
     LabelBatchBody,
@@ -20,8 +21,6 @@ from service.schemas import (
     LabelListView,
     LabelView,
     NewLabelBody,
-    ProblemView,
-    validate,
 )
 
 router = APIRouter(tags=["labels"], responses={"default": {"model": ProblemView, "description": "problem+json"}})

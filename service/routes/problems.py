@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from service.errors import InvalidParameter, InvalidRequest, VidlexError
-from service.schemas import problem_items
+from service.schemas.base import problem_items
 
 log = structlog.get_logger("vidlex.http")
 
