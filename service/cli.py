@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from service.commands import classify, demo, doctor, evaluate, labels, migrate, serve, training
+from service.commands import bench, classify, demo, doctor, evaluate, labels, migrate, serve, training
 from service.commands.output import Root
 
 HELP = """Tag videos with an open, growing vocabulary.
@@ -46,6 +46,7 @@ app.add_typer(training.train, name="train")
 app.command("eval")(evaluate.evaluate)
 app.add_typer(training.data, name="data")
 app.add_typer(training.weights, name="weights")
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:

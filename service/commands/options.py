@@ -1,6 +1,6 @@
 """Command-line options made from a function's signature: dataclass parameters are spread into one option a field.
 
-The fields of a parameter named ``config`` keep their names (``--seed``); those of another carry the parameter's
+The fields of a parameter named ``config`` or ``options`` keep their names (``--seed``); those of another carry its
 (``label: LabelEncoderConfig`` gives ``--label-num-prefixes``), because two dataclasses may share a field's name.
 So a setting of training exists once, in its dataclass, and the command line cannot fall behind it. The function's
 module is imported only when the command runs (or is asked for its help), because it brings torch.
@@ -16,7 +16,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import typer
 
@@ -28,6 +28,15 @@ PASS_THROUGH: dict[str, Any] = {
     "help_option_names": [],
     "allow_interspersed_args": False,
 }
+
+
+@runtime_checkable
+class Shown(Protocol):
+    """A result that knows how it looks, to people (by rich) and to programs."""
+
+    def document(self) -> Mapping[str, Any]: ...
+
+    def __rich__(self) -> Any: ...
 
 
 def run_entry(
@@ -86,7 +95,7 @@ _JSON_ANNOTATION = Annotated[bool, typer.Option("--json", help="Print the result
 
 
 def _prefix(parameter_name: str) -> str:
-    return "" if parameter_name == "config" else f"{parameter_name}_"
+    return "" if parameter_name in ("config", "options") else f"{parameter_name}_"
 
 
 def _field_parameters(kind: type[Any], prefix: str) -> list[inspect.Parameter]:
@@ -155,8 +164,14 @@ def _help_of(function: Callable[..., Any]) -> str:
 
 
 def _print_result(result: Any, *, as_json: bool) -> None:
-    """The entry's return value: nothing, a path, or figures."""
+    """The entry's return value: nothing, a path, figures, or what shows itself."""
     if result is None:
+        return
+    if isinstance(result, Shown):
+        if as_json:
+            print_json(result.document())
+        else:
+            stdout().print(result)
         return
     if dataclasses.is_dataclass(result) and not isinstance(result, type):
         result = dataclasses.asdict(result)

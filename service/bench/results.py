@@ -1,0 +1,96 @@
+"""Reports in JSON, one a line, to RESULTS.md: machine, versions, command, numbers, floor, target met or missed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from service.bench.harness import BenchError, Case, Report, rows
+from service.bench.machine import MachineFacts
+
+_HEAD = """# Measured
+
+What each row compares, and why, is in the text of `service/bench/<name>.py`; run it with `vidlex bench <name>`. Sides
+are measured in turn in the same run; a time is the median of the repetitions, with the smallest and the largest in
+brackets; a ratio is the median over pairs of neighbouring repetitions, and above 1 means that Vidlex is faster. The
+floor is what the machine's measured rates allow. This file is written by `vidlex bench results`.
+"""
+
+
+def read_reports(paths: Iterable[Path]) -> list[Report]:
+    """All reports of some files. Raises BenchError."""
+    found = []
+    for path in paths:
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise BenchError(f"{path}: {error.strerror or error}") from None
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    found.append(Report.model_validate_json(line))
+                except ValidationError as error:
+                    raise BenchError(f"{path}, line {number} is no report: {error.errors()[0]['msg']}") from None
+    return found
+
+
+def markdown(reports: Sequence[Report]) -> str:
+    """Raises BenchError for reports of quick runs, whose numbers mean nothing."""
+    quick = sorted({report.bench for report in reports if report.quick})
+    if quick:
+        raise BenchError(f"reports of quick runs are no results: {', '.join(quick)}")
+    parts = [_HEAD, _summary(reports)]
+    by_machine: dict[str, list[Report]] = {}
+    for report in sorted(reports, key=lambda found: found.bench):
+        by_machine.setdefault(_machine(report.machine), []).append(report)
+    for number, (machine, here) in enumerate(by_machine.items(), 1):
+        parts.append(f"## Machine {number}\n\n{machine}\n")
+        parts += [_section(report) for report in here]
+    return "\n".join(parts)
+
+
+def _summary(reports: Sequence[Report]) -> str:
+    lines = [
+        "## Targets",
+        "",
+        "| benchmark | case | what | measured | target | |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for report in sorted(reports, key=lambda found: found.bench):
+        for case in report.cases:
+            for what, value, target, how in rows(case):
+                if target:
+                    cells = (report.bench, case.name, what, value, target, how if how == "met" else f"**{how}**")
+                    lines.append(_row(cells))
+    return "\n".join([*lines, ""])
+
+
+def _machine(facts: MachineFacts) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
+    gpu = f", {facts.gpu}" if facts.gpu else ""
+    place = f"{facts.cpu}, {facts.num_cores} cores, {facts.memory_bytes / 2**30:.0f} GiB{gpu}; {facts.system}"
+    return f"{place}; Python {facts.python}; {versions}"
+
+
+def _section(report: Report) -> str:
+    facts = report.machine
+    threads = "" if facts.num_torch_threads is None else f", {facts.num_torch_threads} torch threads"
+    commit = f", commit {facts.commit}" if facts.commit else ""
+    lines = [f"### {report.bench}", "", f"`{facts.command}`, {facts.at}{commit}{threads}", ""]
+    return "\n".join([*lines, *(_table(case) for case in report.cases)])
+
+
+def _table(case: Case) -> str:
+    lines = [f"**{_cell(case.name)}**", "", "| | value | target | |", "| --- | --- | --- | --- |"]
+    lines += [_row(row) for row in rows(case)]
+    return "\n".join([*lines, "", *([case.note, ""] if case.note else [])])
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(_cell(cell) for cell in cells)} |"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
