@@ -16,6 +16,7 @@ import typer.main
 from live import live_service
 
 from service.cli import app
+from service.commands.bench import benchmarks
 from service.commands.sample_videos import write_colour_video
 from service.settings import ENV_PREFIX, Settings, unknown_variables
 
@@ -58,8 +59,10 @@ def test_every_route_is_named(url: str) -> None:
 
 
 def test_every_command_is_named() -> None:
+    """But for the single benchmarks, which `vidlex bench --list` names."""
     for command in commands(typer.main.get_command(app), "vidlex"):
-        assert command in README, f"`{command}` is not documented"
+        if command.removeprefix("vidlex bench ") not in benchmarks():
+            assert command in README, f"`{command}` is not documented"
 
 
 def commands(command: Any, name: str) -> Iterator[str]:
