@@ -45,6 +45,36 @@ def build_emoji(ctx: typer.Context) -> None:
     run_entry(ctx, "model.data.emoji.build:build", defaults={"out": Path("data/emoji"), "art_cache": _art_cache()})
 
 
+@build.command("youtube8m", context_settings=PASS_THROUGH)
+def build_youtube8m(ctx: typer.Context) -> None:
+    """YouTube-8M, from vocabulary.csv and TFRecords."""
+    run_entry(ctx, "model.data.youtube8m:build")
+
+
+@build.command("kinetics", context_settings=PASS_THROUGH)
+def build_kinetics(ctx: typer.Context) -> None:
+    """Kinetics-400, from its CSV lists of clips."""
+    run_entry(ctx, "model.data.kinetics:build")
+
+
+@build.command("tao", context_settings=PASS_THROUGH)
+def build_tao(ctx: typer.Context) -> None:
+    """TAO, from train.json or validation.json."""
+    run_entry(ctx, "model.data.tao:build")
+
+
+@build.command("activitynet", context_settings=PASS_THROUGH)
+def build_activitynet(ctx: typer.Context) -> None:
+    """ActivityNet 1.3, from its JSON."""
+    run_entry(ctx, "model.data.activitynet:build")
+
+
+@build.command("rareact", context_settings=PASS_THROUGH)
+def build_rareact(ctx: typer.Context) -> None:
+    """RareAct, from rareact.csv."""
+    run_entry(ctx, "model.data.rareact:build")
+
+
 @weights.command("fetch")
 def fetch(
     name: Annotated[str, typer.Argument(help="An LLM: the default's name, a hub name or a local folder.")] = "",
