@@ -13,7 +13,7 @@ from model.classifier import Classifier
 from service.metrics import Metrics
 from service.routes import classify, health, labels, openapi, problems, web
 from service.routes.middleware import RequestContext
-from service.runtime import Runtime
+from service.runtime.life import Runtime
 from service.settings import Settings
 
 

@@ -47,6 +47,7 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="0 takes any free port")
     redis_url: SecretStr | None = Field(None, description="redis://, rediss:// or unix://; empty: an embedded store")
     namespace: str = Field("default", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
+    max_namespaces: int = Field(64, ge=1, description="kept in memory; the longest unused one makes room")
     allowed_hosts: tuple[str, ...] = Field(
         (), description="Host headers to answer, as a JSON list; empty: loopback names only if host is one, else any"
     )

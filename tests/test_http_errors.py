@@ -85,7 +85,7 @@ def test_an_unexpected_failure_tells_only_its_request_id(
         raise RuntimeError("native text at /home/secret with 0xdeadbeef")
 
     parts = client.app.state.context.parts  # type: ignore[attr-defined]
-    monkeypatch.setattr(parts.store, "list", fail)
+    monkeypatch.setattr(parts.models.take_open("default").store, "list", fail)
     monkeypatch.setattr(parts.videos, "classify", fail)
     for answer in (client.get("/labels"), classify(client, red)):
         assert_problem(answer, 500, "internal_error")

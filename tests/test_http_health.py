@@ -21,7 +21,7 @@ from model.classifier import LabelTextError
 from model.dummy import DummyClassifier
 from service.app import create_app
 from service.labels.embedded import EmbeddedStore
-from service.runtime import Runtime
+from service.runtime.life import Runtime
 
 
 class Gated(DummyClassifier):

@@ -18,6 +18,7 @@ class OvertakenStore:
 
     names: list[str] = field(default_factory=lambda: ["red", "green"])
     written: list[Any] = field(default_factory=list)
+    namespace: str = "default"
 
     def get(self, label_id: str) -> Any:
         return _label(label_id, self.names.pop(0))

@@ -15,16 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.classifier import Classifier
-from model.scoring import Scorer
-from model.types import FrameBatch, FrameGeometry
+from model.types import FrameBatch
 from service.decode.pool import DecodeJob, DecodePool
 from service.errors import InvalidParameter, Overloaded
-from service.inference.engine import Engine
-from service.inference.labeler import Labeler
-from service.labels.index import LabelIndex
+from service.inference.served import ModelFacts, Vocabulary
 from service.labels.records import Label
-from service.labels.sync import IndexSync
 from service.metrics import Metrics
 from service.schemas.classify import (
     ClassificationView,
@@ -42,29 +37,15 @@ MAX_SEGMENT_SCORES = 500_000
 """Bounds the answer: labels in it times segments."""
 
 
-@dataclass(frozen=True)
-class ModelFacts:
-    """What does not change while a classifier is served; safe to read from any thread."""
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """One request and how long it may take."""
 
-    id: str
-    fingerprint: str
-    dim: int
-    geometry: FrameGeometry
-    num_frames: int
-    scorer: Scorer
-    default_threshold: float
-
-    @classmethod
-    def of(cls, classifier: Classifier) -> ModelFacts:
-        return cls(
-            classifier.id,
-            classifier.fingerprint,
-            classifier.dim,
-            classifier.geometry,
-            classifier.num_frames,
-            classifier.scorer,
-            classifier.default_threshold,
-        )
+    path: Path
+    params: ClassifyParams
+    facts: ModelFacts
+    deadline: float
+    cancelled: threading.Event
 
 
 @dataclass(frozen=True)
@@ -91,23 +72,13 @@ class VideoClassifier:
 
     def __init__(
         self,
-        facts: ModelFacts,
         *,
-        engine: Engine,
         pool: DecodePool,
-        index: LabelIndex,
-        sync: IndexSync,
-        labeler: Labeler,
         metrics: Metrics,
         max_frames: int,
         store_answers: Callable[[], bool],
     ) -> None:
-        self.facts = facts
-        self._engine = engine
         self._pool = pool
-        self._index = index
-        self._sync = sync
-        self._labeler = labeler
         self._metrics = metrics
         self._max_frames = max_frames
         self._store_answers = store_answers
@@ -116,21 +87,26 @@ class VideoClassifier:
         self,
         path: Path,
         params: ClassifyParams,
+        vocabulary: Vocabulary,
         *,
         sha256: str,
         timeout_seconds: float,
         cancelled: threading.Event,
     ) -> ClassificationView:
-        """The answer of POST /classify. Raises what the decode pool, the engine and the labeler raise, and
-        InvalidParameter for ids and categories that do not fit; Overloaded when ``cancelled`` is set on the way."""
-        deadline = time.monotonic() + timeout_seconds
+        """The answer of POST /classify, from this vocabulary and its model alone.
+
+        Raises what the decode pool, the engine and the labeler raise, and InvalidParameter for ids and categories
+        that do not fit; Overloaded when ``cancelled`` is set on the way.
+        """
+        facts = vocabulary.facts
         started = time.monotonic()
-        batch, parts = self._decode(path, params, deadline, cancelled)
+        work = _Work(path, params, facts, started + timeout_seconds, cancelled)
+        batch, parts = self._decode(work)
         decode_seconds = time.monotonic() - started
         self._metrics.observe("decode", decode_seconds)
 
-        encoded = self._engine.encode_videos(
-            [part.frames for part in parts], timeout_seconds=deadline - time.monotonic(), cancelled=cancelled
+        encoded = vocabulary.engine.encode_videos(
+            [part.frames for part in parts], timeout_seconds=work.deadline - time.monotonic(), cancelled=cancelled
         )
         queue_seconds = max(e.queue_seconds for e in encoded)
         encode_seconds = max(e.encode_seconds for e in encoded)
@@ -142,8 +118,8 @@ class VideoClassifier:
 
         started = time.monotonic()
         features = np.stack([e.vector for e in encoded])
-        candidates = self._compare(features, params)
-        labels = self._rank(candidates, parts, params)
+        candidates = _compare(features, params, vocabulary)
+        labels = _rank(candidates, parts, params, facts)
         match_seconds = time.monotonic() - started
         self._metrics.observe("match", match_seconds)
 
@@ -159,13 +135,13 @@ class VideoClassifier:
                 bytes=video.num_bytes,
             ),
             coverage=CoverageView(
-                frames_requested=(params.num_frames or self.facts.num_frames)
+                frames_requested=(params.num_frames or facts.num_frames)
                 * (len(parts) if params.aggregate_by == "segments" else 1),
                 frames_decoded=len(set(batch.timestamps_ms)),
                 timestamps_ms=list(batch.timestamps_ms),
             ),
             labels=labels,
-            model=ModelView(id=self.facts.id, fingerprint=self.facts.fingerprint),
+            model=ModelView(id=facts.id, fingerprint=facts.fingerprint),
             vocabulary_revision=candidates.revision,
             usage=UsageView(
                 decode_ms=_ms(decode_seconds),
@@ -173,33 +149,32 @@ class VideoClassifier:
                 match_ms=_ms(match_seconds),
                 queue_ms=_ms(queue_seconds),
             ),
-            warnings=self._warnings(candidates),
+            warnings=self._warnings(candidates, vocabulary),
         )
 
     # --- frames
 
-    def _decode(
-        self, path: Path, params: ClassifyParams, deadline: float, cancelled: threading.Event
-    ) -> tuple[FrameBatch, list[_Part]]:
+    def _decode(self, work: _Work) -> tuple[FrameBatch, list[_Part]]:
         """The sampled frames, and how they fall into parts (at least one)."""
-        num_frames = params.num_frames or self.facts.num_frames
+        params = work.params
+        num_frames = params.num_frames or work.facts.num_frames
         if num_frames > self._max_frames:
             raise _too_many_frames(self._max_frames)
         if params.aggregate_by != "segments":
-            batch = self._frames(path, params, num_frames, deadline, cancelled)
+            batch = self._frames(work, num_frames)
             if params.aggregate_by == "timestamps":
                 # A short video repeats its last frame to fill up: once is enough here.
                 places = {t: i for i, t in enumerate(batch.timestamps_ms)}
                 return batch, [_Part(t, t, batch.frames[i : i + 1]) for t, i in places.items()]
             return batch, [_Part(params.start_ms or 0, batch.video.duration_ms, batch.frames)]
         # The video's length decides how many frames the segments need: one frame tells it.
-        first = self._frames(path, params, 1, deadline, cancelled)
+        first = self._frames(work, 1)
         start_ms = params.start_ms or 0
         end_ms = min(params.end_ms or first.video.duration_ms, max(first.video.duration_ms, start_ms + 1))
         starts = range(start_ms, end_ms, params.segment_ms)
         if len(starts) * num_frames > self._max_frames:
             raise _too_many_frames(self._max_frames)
-        batch = self._frames(path, params, len(starts) * num_frames, deadline, cancelled)
+        batch = self._frames(work, len(starts) * num_frames)
         times = np.asarray(batch.timestamps_ms)
         parts = []
         for segment_start in starts:
@@ -211,92 +186,97 @@ class VideoClassifier:
             parts.append(_Part(segment_start, segment_end, batch.frames[first_inside:first_after]))
         return batch, parts
 
-    def _frames(
-        self, path: Path, params: ClassifyParams, num_frames: int, deadline: float, cancelled: threading.Event
-    ) -> FrameBatch:
-        if cancelled.is_set():
+    def _frames(self, work: _Work, num_frames: int) -> FrameBatch:
+        if work.cancelled.is_set():
             raise Overloaded("The request was given up")
         job = DecodeJob(
-            geometry=self.facts.geometry, num_frames=num_frames, start_ms=params.start_ms, end_ms=params.end_ms
+            geometry=work.facts.geometry,
+            num_frames=num_frames,
+            start_ms=work.params.start_ms,
+            end_ms=work.params.end_ms,
         )
-        return self._pool.decode(path, job, wait_seconds=max(0.0, deadline - time.monotonic()))
+        return self._pool.decode(work.path, job, wait_seconds=max(0.0, work.deadline - time.monotonic()))
 
     # --- labels
 
-    def _compare(self, features: NDArray[np.float32], params: ClassifyParams) -> _Candidates:
-        if params.candidate_labels is not None:
-            names, vectors = self._labeler.candidates(params.candidate_labels)
-            # One product per label and part, as in the index: no label's digits depend on its neighbours.
-            similarity = np.vecdot(vectors[None], features[:, None])
-            return _Candidates(names, None, similarity, self._index.revision)
-        matches = self._index.search(
-            features,
-            label_ids=params.label_ids,
-            include_categories=params.include_categories,
-            exclude_categories=params.exclude_categories,
-            fingerprint=self.facts.fingerprint,
-        )
-        if matches.unknown_ids:
-            assert params.label_ids is not None
-            unknown = set(matches.unknown_ids)
-            problems = [
-                {"pointer": f"/label_ids/{i}", "detail": "there is no such label"}
-                for i, label_id in enumerate(params.label_ids)
-                if label_id in unknown
-            ]
-            raise InvalidParameter("Some label_ids do not exist", errors=problems[:100])
-        return _Candidates(_Names(matches.labels), matches.labels, matches.similarity, matches.revision)
-
-    def _rank(self, found: _Candidates, parts: Sequence[_Part], params: ClassifyParams) -> list[ScoredLabelView]:
-        if found.similarity.shape[1] == 0:
-            return []
-        scores = self.facts.scorer.probability(found.similarity)  # [S, n]
-        best_part = scores.argmax(axis=0)
-        best = np.take_along_axis(scores, best_part[None], axis=0)[0]
-        order = top_rows(best, found.names, params.top_k, params.min_score)
-        with_parts = params.aggregate_by != "video"
-        if with_parts and len(order) * len(parts) > MAX_SEGMENT_SCORES:
-            raise InvalidParameter("The answer would be too long; lower top_k or raise segment_ms")
-        views = []
-        for row in order:
-            label = found.labels[row] if found.labels is not None else None
-            own = None if label is None else label.threshold
-            threshold = self.facts.default_threshold if own is None else own
-            score = float(best[row])
-            segments = [
-                SegmentView(start_ms=part.start_ms, end_ms=part.end_ms, score=float(part_score))
-                for part, part_score in zip(parts, scores[:, row], strict=True)
-            ]
-            views.append(
-                ScoredLabelView(
-                    id=None if label is None else label.id,
-                    name=found.names[row],
-                    score=score,
-                    similarity=float(found.similarity[best_part[row], row]),
-                    threshold=threshold,
-                    matched=score >= threshold,
-                    categories=[] if label is None else list(label.categories),
-                    segments=segments if with_parts else [],
-                )
-            )
-        return views
-
-    def _warnings(self, found: _Candidates) -> list[WarningView]:
+    def _warnings(self, found: _Candidates, vocabulary: Vocabulary) -> list[WarningView]:
         warnings = []
         if found.labels is not None:
-            if len(self._index) == 0:
+            if len(vocabulary.index) == 0:
                 detail = "No label is registered yet; POST /labels adds some"
                 warnings.append(WarningView(code="vocabulary_empty", detail=detail))
             elif found.similarity.shape[1] == 0:
                 detail = "No label passes the filters of this request"
                 warnings.append(WarningView(code="no_label_selected", detail=detail))
-            if not (self._sync.healthy and self._store_answers()):
+            if not (vocabulary.sync.healthy and self._store_answers()):
                 detail = "The label store does not answer; labels are those of the stated vocabulary_revision"
                 warnings.append(WarningView(code="store_unavailable", detail=detail))
-            if self._sync.num_missing:
-                detail = f"{self._sync.num_missing} labels are not encoded by this model (yet) and were left out"
+            if vocabulary.sync.num_missing:
+                detail = f"{vocabulary.sync.num_missing} labels are not encoded by this model (yet) and were left out"
                 warnings.append(WarningView(code="labels_not_encoded", detail=detail))
         return warnings
+
+
+def _compare(features: NDArray[np.float32], params: ClassifyParams, vocabulary: Vocabulary) -> _Candidates:
+    if params.candidate_labels is not None:
+        names, vectors = vocabulary.labeler.candidates(params.candidate_labels)
+        # One product per label and part, as in the index: no label's digits depend on its neighbours.
+        similarity = np.vecdot(vectors[None], features[:, None])
+        return _Candidates(names, None, similarity, vocabulary.index.revision)
+    matches = vocabulary.index.search(
+        features,
+        label_ids=params.label_ids,
+        include_categories=params.include_categories,
+        exclude_categories=params.exclude_categories,
+        fingerprint=vocabulary.facts.fingerprint,
+    )
+    if matches.unknown_ids:
+        assert params.label_ids is not None
+        unknown = set(matches.unknown_ids)
+        problems = [
+            {"pointer": f"/label_ids/{i}", "detail": "there is no such label"}
+            for i, label_id in enumerate(params.label_ids)
+            if label_id in unknown
+        ]
+        raise InvalidParameter("Some label_ids do not exist", errors=problems[:100])
+    return _Candidates(_Names(matches.labels), matches.labels, matches.similarity, matches.revision)
+
+
+def _rank(
+    found: _Candidates, parts: Sequence[_Part], params: ClassifyParams, facts: ModelFacts
+) -> list[ScoredLabelView]:
+    if found.similarity.shape[1] == 0:
+        return []
+    scores = facts.scorer.probability(found.similarity)  # [S, n]
+    best_part = scores.argmax(axis=0)
+    best = np.take_along_axis(scores, best_part[None], axis=0)[0]
+    order = top_rows(best, found.names, params.top_k, params.min_score)
+    with_parts = params.aggregate_by != "video"
+    if with_parts and len(order) * len(parts) > MAX_SEGMENT_SCORES:
+        raise InvalidParameter("The answer would be too long; lower top_k or raise segment_ms")
+    views = []
+    for row in order:
+        label = found.labels[row] if found.labels is not None else None
+        own = None if label is None else label.threshold
+        threshold = facts.default_threshold if own is None else own
+        score = float(best[row])
+        segments = [
+            SegmentView(start_ms=part.start_ms, end_ms=part.end_ms, score=float(part_score))
+            for part, part_score in zip(parts, scores[:, row], strict=True)
+        ]
+        views.append(
+            ScoredLabelView(
+                id=None if label is None else label.id,
+                name=found.names[row],
+                score=score,
+                similarity=float(found.similarity[best_part[row], row]),
+                threshold=threshold,
+                matched=score >= threshold,
+                categories=[] if label is None else list(label.categories),
+                segments=segments if with_parts else [],
+            )
+        )
+    return views
 
 
 class _Names(Sequence[str]):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import structlog
@@ -21,7 +20,6 @@ from service.labels.sync import IndexSync
 
 log = structlog.get_logger("vidlex.labels")
 
-_REENCODE_LABELS = 256
 _CACHED_CANDIDATES = 4096
 _SYNC_SECONDS = 5.0
 """How long a write waits until this replica's index has it. Later the follower brings it anyway."""
@@ -39,6 +37,7 @@ class Labeler:
     def __init__(
         self, engine: Engine, store: LabelStore, sync: IndexSync, fingerprint: str, *, timeout_seconds: float = 900.0
     ) -> None:
+        self.namespace = store.namespace
         self._engine = engine
         self._store = store
         self._sync = sync
@@ -149,30 +148,23 @@ class Labeler:
                 self._cache.popitem(last=False)
         return unique, np.stack(vectors)
 
-    def encode_missing(
-        self, labels: Iterable[Label], *, on_progress: Callable[[int], None], stop: threading.Event
-    ) -> list[str]:
+    def encode_stored(self, labels: Sequence[Label]) -> list[str]:
         """Give stored labels the vectors of this encoder that they lack; returns the ids that it cannot encode.
 
-        ``on_progress(num_done)`` after each few hundred. A label whose text this encoder refuses stays stored, with
-        the vectors it has of other encoders.
+        A label whose text this encoder refuses stays stored, with the vectors it has of other encoders; one that was
+        renamed or removed meanwhile is left alone. Raises Overloaded, or EncodeFailed when the encoder itself is ill.
         """
-        rest = iter(labels)
+        results = self._engine.encode_labels([x.name for x in labels], timeout_seconds=self._timeout_seconds)
         refused: list[str] = []
-        num_done = 0
-        while not stop.is_set() and (part := list(islice(rest, _REENCODE_LABELS))):
-            results = self._engine.encode_labels([x.name for x in part], timeout_seconds=self._timeout_seconds)
-            vectors: dict[str, NDArray[np.float32]] = {}
-            for label, result in zip(part, results, strict=True):
-                if isinstance(result, VidlexError):
-                    log.warning("label_not_encoded", label_id=label.id, name=label.name, code=result.code)
-                    refused.append(label.id)
-                else:
-                    vectors[label.id] = result
-            if vectors:
-                self._store.put_vectors(self._fingerprint, vectors, names={x.id: x.name for x in part})
-            num_done += len(part)
-            on_progress(num_done)
+        vectors: dict[str, NDArray[np.float32]] = {}
+        for label, result in zip(labels, results, strict=True):
+            if isinstance(result, VidlexError):
+                log.warning("label_not_encoded", label_id=label.id, name=label.name, code=result.code)
+                refused.append(label.id)
+            else:
+                vectors[label.id] = result
+        if vectors:
+            self._store.put_vectors(self._fingerprint, vectors, names={x.id: x.name for x in labels})
         return refused
 
     def _catch_up(self, revisions: Iterable[int]) -> None:

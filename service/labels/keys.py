@@ -52,7 +52,7 @@ class Keys:
     namespace: str
 
     def __post_init__(self) -> None:
-        if not _NAMESPACE.fullmatch(self.namespace):
+        if not is_namespace(self.namespace):
             raise ValueError(f"a namespace is 1 to 64 of a-z 0-9 _ - and starts with a-z 0-9, got {self.namespace!r}")
 
     @property
@@ -91,11 +91,15 @@ def parse_key(key: str | bytes) -> ParsedKey | None:
     """The inverse of ``Keys``; None for a key that is not ours."""
     text = key.decode("utf-8", "replace") if isinstance(key, bytes) else key
     match = _KEY.fullmatch(text)
-    if match is None or not _NAMESPACE.fullmatch(match["namespace"]):
+    if match is None or not is_namespace(match["namespace"]):
         return None
     kind, argument = match["kind"], match["argument"]
     known = kind in _PLAIN_KINDS if argument is None else kind in _KINDS_WITH_ARGUMENT
     return ParsedKey(match["namespace"], kind, argument) if known else None
+
+
+def is_namespace(text: str) -> bool:
+    return _NAMESPACE.fullmatch(text) is not None
 
 
 def check_fingerprint(fingerprint: str) -> None:

@@ -65,6 +65,11 @@ class IndexSync:
         """Labels that cannot be found because this encoder has no vector of them yet."""
         return len(self._missing)
 
+    @property
+    def missing(self) -> set[str]:
+        """Their ids."""
+        return self._missing.copy()
+
     def load(self) -> None:
         """Fill the index from the store. Raises StoreUnavailable; the index is then as before."""
         started = time.monotonic()

@@ -13,7 +13,9 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from service.errors import Overloaded
-from service.routes.context import Context, Parts, context_of
+from service.inference.classifier import VideoClassifier
+from service.inference.served import Vocabulary
+from service.routes.context import Context, context_of, namespace_of, using_vocabulary
 from service.routes.uploads import Upload
 from service.schemas.base import ProblemView, validate
 from service.schemas.classify import ClassificationView, ClassifyParams
@@ -44,7 +46,8 @@ _BODY: dict[str, Any] = {
 async def classify(request: Request) -> Response:
     context = context_of(request)
     # Before the upload: a service that is not ready, or full, asks for no bytes.
-    parts = context.require_parts()
+    videos = context.require_parts().videos
+    namespace_of(request)
     context.admission.check()
     started = monotonic()
     async with context.spool.receive(request) as upload:
@@ -52,10 +55,11 @@ async def classify(request: Request) -> Response:
         context.metrics.upload_bytes.inc(upload.num_bytes)
         context.metrics.observe("upload", monotonic() - started)
         with context.admission.admit():
-            async with _until_client_leaves(request) as gone:
+            async with using_vocabulary(request) as vocabulary, _until_client_leaves(request) as gone:
                 try:
                     answer = await anyio.to_thread.run_sync(
-                        lambda: _answer(context, parts, upload, params, gone), limiter=context.video_threads
+                        lambda: _answer(context, videos, vocabulary, upload, params=params, gone=gone),
+                        limiter=context.video_threads,
                     )
                 except Overloaded:
                     if not gone.is_set():
@@ -64,11 +68,20 @@ async def classify(request: Request) -> Response:
     return Response(answer, media_type="application/json")
 
 
-def _answer(context: Context, parts: Parts, upload: Upload, params: ClassifyParams, gone: threading.Event) -> str:
+def _answer(
+    context: Context,
+    videos: VideoClassifier,
+    vocabulary: Vocabulary,
+    upload: Upload,
+    *,
+    params: ClassifyParams,
+    gone: threading.Event,
+) -> str:
     """In a thread: the work and also the writing of what may be a long answer."""
-    view = parts.videos.classify(
+    view = videos.classify(
         upload.path,
         params,
+        vocabulary,
         sha256=upload.sha256,
         timeout_seconds=context.request_timeout_seconds,
         cancelled=gone,

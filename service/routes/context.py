@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import anyio
-from fastapi import Request
+from fastapi import Depends, Request
 
-from service.errors import ModelLoading, Overloaded
+from service.errors import Forbidden, InvalidParameter, ModelLoading, Overloaded
 from service.inference.classifier import VideoClassifier
-from service.inference.labeler import Labeler
-from service.labels.store import LabelStore
+from service.inference.models import Models
+from service.inference.served import Vocabulary
+from service.labels.keys import is_namespace
 from service.metrics import Metrics
 from service.routes.uploads import Spool
 from service.schemas.health import ReadyView
 
 ResultT = TypeVar("ResultT")
 
+NAMESPACE_HEADER = "X-Vidlex-Namespace"
 _MAX_LABEL_REQUESTS = 32
 _MAX_WAITING_LABEL_REQUESTS = 256
 
@@ -31,8 +33,7 @@ _MAX_WAITING_LABEL_REQUESTS = 256
 class Parts:
     """What exists once the model is loaded and the index filled."""
 
-    store: LabelStore
-    labeler: Labeler
+    models: Models
     videos: VideoClassifier
 
 
@@ -83,6 +84,8 @@ class Context:
     metrics: Metrics
     admission: Admission
     request_timeout_seconds: float
+    namespace: str
+    """Of requests that name none."""
     readiness: Callable[[], ReadyView]
     parts: Parts | None = None
     """None while the service starts or stops."""
@@ -105,3 +108,44 @@ def context_of(request: Request) -> Context:
     context = request.app.state.context
     assert isinstance(context, Context)
     return context
+
+
+def namespace_of(request: Request) -> str:
+    """Whose labels the request is about: those of its API key, else of its header, else of the settings.
+
+    Raises InvalidParameter for a name that none can have, Forbidden when the key belongs to another namespace than the
+    header names.
+    """
+    bound: str | None = getattr(getattr(request.state, "principal", None), "namespace", None)
+    asked = request.headers.get(NAMESPACE_HEADER)
+    if asked is not None and not is_namespace(asked):
+        raise InvalidParameter(
+            f"{NAMESPACE_HEADER} is 1 to 64 of a-z 0-9 _ - and starts with a letter or digit",
+            errors=[{"pointer": f"/{NAMESPACE_HEADER}", "detail": "is not a namespace"}],
+        )
+    if bound is not None and asked not in (None, bound):
+        raise Forbidden("This API key belongs to another namespace")
+    return bound or asked or context_of(request).namespace
+
+
+async def vocabulary_of(request: Request) -> AsyncIterator[Vocabulary]:
+    """The labels that the request is about, in the served model's vectors, for as long as the request uses them.
+
+    Take it once: a second one may be of another model. Raises ModelLoading and what ``namespace_of`` and
+    ``ServedModel.take`` raise.
+    """
+    context = context_of(request)
+    models = context.require_parts().models
+    namespace = namespace_of(request)
+    vocabulary = models.take_open(namespace)
+    if vocabulary is None:
+        vocabulary = await context.in_label_thread(lambda: models.take(namespace))
+    try:
+        yield vocabulary
+    finally:
+        vocabulary.give_back()
+
+
+using_vocabulary = asynccontextmanager(vocabulary_of)
+VocabularyOfRequest = Annotated[Vocabulary, Depends(vocabulary_of)]
+"""A route's parameter: taken before the route runs, given back after its answer."""

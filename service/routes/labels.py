@@ -10,7 +10,7 @@ from starlette.responses import Response
 from service.errors import VidlexError
 from service.inference.labeler import Registered
 from service.labels.records import UNSET, Label, LabelChanges, NewLabel
-from service.routes.context import context_of
+from service.routes.context import VocabularyOfRequest, context_of
 from service.routes.problems import problem_of, request_id_of
 from service.schemas.base import ProblemView, validate
 from service.schemas.labels import (
@@ -42,9 +42,13 @@ def _json_body(*models: type[NewLabelBody] | type[LabelBatchBody] | type[LabelCh
     "answered with 200 and one status for each item; one bad item spoils nothing.",
     openapi_extra=_json_body(NewLabelBody, LabelBatchBody),
 )
-async def add_labels(request: Request, if_exists: Annotated[Literal["error", "return"], Query()] = "error") -> Response:
+async def add_labels(
+    request: Request,
+    vocabulary: VocabularyOfRequest,
+    if_exists: Annotated[Literal["error", "return"], Query()] = "error",
+) -> Response:
     context = context_of(request)
-    labeler = context.require_parts().labeler
+    labeler = vocabulary.labeler
     body = await context.spool.read_json(request)
     return_existing = if_exists == "return"
     if isinstance(body, dict) and "labels" in body:
@@ -68,13 +72,15 @@ async def add_labels(request: Request, if_exists: Annotated[Literal["error", "re
 @router.get("/labels", response_model=LabelListView, summary="List labels in the order of their creation")
 async def list_labels(
     request: Request,
+    vocabulary: VocabularyOfRequest,
+    *,
     limit: Annotated[int, Query(ge=1, le=1000)] = 20,
     after: Annotated[str | None, Query(max_length=100, description="the last_id of the page before")] = None,
     category: Annotated[str | None, Query(max_length=200)] = None,
     q: Annotated[str | None, Query(max_length=200, description="part of a name or alias")] = None,
 ) -> Response:
     context = context_of(request)
-    store = context.require_parts().store
+    store = vocabulary.store
     page = await context.in_label_thread(lambda: store.list(limit=limit, after=after, category=category, q=q))
     data = [_view(label) for label in page.data]
     view = LabelListView(
@@ -87,9 +93,9 @@ async def list_labels(
 
 
 @router.get("/labels/{label_id}", response_model=LabelView, summary="One label")
-async def get_label(request: Request, label_id: str) -> Response:
+async def get_label(request: Request, vocabulary: VocabularyOfRequest, label_id: str) -> Response:
     context = context_of(request)
-    store = context.require_parts().store
+    store = vocabulary.store
     return _json(_view(await context.in_label_thread(lambda: store.get(label_id))), 200)
 
 
@@ -99,18 +105,18 @@ async def get_label(request: Request, label_id: str) -> Response:
     summary="Change a label; a new name is encoded anew",
     openapi_extra=_json_body(LabelChangesBody),
 )
-async def change_label(request: Request, label_id: str) -> Response:
+async def change_label(request: Request, vocabulary: VocabularyOfRequest, label_id: str) -> Response:
     context = context_of(request)
-    labeler = context.require_parts().labeler
+    labeler = vocabulary.labeler
     body = validate(LabelChangesBody, await context.spool.read_json(request))
     changes = _changes(body)
     return _json(_view(await context.in_label_thread(lambda: labeler.update(label_id, changes))), 200)
 
 
 @router.delete("/labels/{label_id}", status_code=204, summary="Remove a label")
-async def remove_label(request: Request, label_id: str) -> Response:
+async def remove_label(request: Request, vocabulary: VocabularyOfRequest, label_id: str) -> Response:
     context = context_of(request)
-    labeler = context.require_parts().labeler
+    labeler = vocabulary.labeler
     await context.in_label_thread(lambda: labeler.remove(label_id))
     return Response(status_code=204)
 

@@ -1,0 +1,233 @@
+"""A loaded model as the requests see it, with the labels of each namespace in its vectors.
+
+A request takes one Vocabulary at its start and uses nothing else to its end, so its answer comes from one encoder and
+one namespace, whatever is loaded, activated or dropped meanwhile.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+
+from model.classifier import Classifier
+from model.scoring import Scorer
+from model.types import FrameGeometry
+from service.errors import ModelLoading, Overloaded
+from service.inference.engine import Engine
+from service.inference.filler import Filler
+from service.inference.labeler import Labeler
+from service.labels.index import LabelIndex
+from service.labels.store import LabelStore
+from service.labels.sync import IndexSync
+
+log = structlog.get_logger("vidlex.models")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What does not change while a classifier is served; safe to read from any thread."""
+
+    id: str
+    fingerprint: str
+    dim: int
+    geometry: FrameGeometry
+    num_frames: int
+    scorer: Scorer
+    default_threshold: float
+
+    @classmethod
+    def of(cls, classifier: Classifier) -> ModelFacts:
+        return cls(
+            classifier.id,
+            classifier.fingerprint,
+            classifier.dim,
+            classifier.geometry,
+            classifier.num_frames,
+            classifier.scorer,
+            classifier.default_threshold,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """The labels of one namespace in the vectors of one model: all that a request uses of either."""
+
+    namespace: str
+    facts: ModelFacts
+    engine: Engine
+    store: LabelStore
+    index: LabelIndex
+    sync: IndexSync
+    labeler: Labeler
+    give_back: Callable[[], None]
+    """Once for each ``take``: nothing of it may be closed while a request uses it."""
+
+
+@dataclass(frozen=True)
+class ServedLimits:
+    max_namespaces: int = 64
+    """Open at the same time; the one that was not used for longest makes room."""
+    label_timeout_seconds: float = 900.0
+
+
+@dataclass(eq=False)
+class _Slot:
+    """A place for one open namespace. ``opening`` is held while it is loaded; the rest under ServedModel's lock."""
+
+    opening: threading.Lock
+    vocabulary: Vocabulary | None = None
+    num_users: int = 0
+    used_at: float = 0.0
+
+
+class ServedModel:
+    """``start`` first, ``close`` last. Thread-safe."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        engine: Engine,
+        open_store: Callable[[str], LabelStore],
+        limits: ServedLimits = ServedLimits(),
+    ) -> None:
+        """``open_store(namespace)`` gives the one LabelStore of a namespace; it must not talk to the server."""
+        self.facts = ModelFacts.of(classifier)
+        self.engine = engine
+        self.filler = Filler()
+        self._open_store = open_store
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._slots: dict[str, _Slot] = {}
+        self._kept: set[str] = set()
+        self._closing = False
+
+    def start(self) -> None:
+        self.engine.start()
+        self.filler.start()
+
+    def close(self) -> None:
+        """Ends everything, also for requests at work: see ``num_users``."""
+        with self._lock:
+            self._closing = True
+            slots = list(self._slots.values())
+        self.filler.close()
+        for slot in slots:
+            with slot.opening:
+                if slot.vocabulary is not None:
+                    slot.vocabulary.sync.close()
+        self.engine.close()
+
+    # --- vocabularies
+
+    def take(self, namespace: str) -> Vocabulary:
+        """The namespace's vocabulary, for a request; ``give_back`` it. Blocks while it is loaded for the first time.
+
+        A name that nobody has written to is an empty vocabulary and leaves no trace in the store.
+        Raises StoreUnavailable, Overloaded when too many namespaces are in use, ValueError for a bad name.
+        """
+        slot, evicted = self._enter(namespace)
+        if evicted is not None:
+            evicted.sync.close()
+        try:
+            with slot.opening:
+                if slot.vocabulary is None:
+                    slot.vocabulary = self._open(namespace)
+                return slot.vocabulary
+        except BaseException:
+            self._leave(namespace)
+            raise
+
+    def take_open(self, namespace: str) -> Vocabulary | None:
+        """As ``take`` if the namespace is open already, else None. Never blocks: for the event loop."""
+        with self._lock:
+            slot = self._slots.get(namespace)
+            if slot is None or slot.vocabulary is None or self._closing:
+                return None
+            slot.num_users += 1
+            slot.used_at = time.monotonic()
+            return slot.vocabulary
+
+    def keep(self, namespace: str) -> Vocabulary:
+        """``take`` a vocabulary that stays open as long as the model."""
+        vocabulary = self.take(namespace)
+        with self._lock:
+            self._kept.add(namespace)
+        vocabulary.give_back()
+        return vocabulary
+
+    def missing(self, vocabulary: Vocabulary) -> set[str]:
+        """Ids of labels that this model has yet to encode; those that it cannot encode are not among them."""
+        missing = vocabulary.sync.missing
+        return missing - self.filler.refused(vocabulary.namespace) if missing else set()
+
+    def open_vocabularies(self) -> list[Vocabulary]:
+        with self._lock:
+            return [slot.vocabulary for slot in self._slots.values() if slot.vocabulary is not None]
+
+    @property
+    def num_users(self) -> int:
+        """Requests at work."""
+        with self._lock:
+            return sum(slot.num_users for slot in self._slots.values())
+
+    # --- inside
+
+    def _enter(self, namespace: str) -> tuple[_Slot, Vocabulary | None]:
+        """The namespace's slot with one more user, and the vocabulary that had to make room, to be closed."""
+        with self._lock:
+            if self._closing:
+                raise ModelLoading("The service is stopping")
+            evicted = None
+            slot = self._slots.get(namespace)
+            if slot is None:
+                evicted = self._make_room()
+                slot = self._slots[namespace] = _Slot(threading.Lock())
+            slot.num_users += 1
+            slot.used_at = time.monotonic()
+            return slot, evicted
+
+    def _make_room(self) -> Vocabulary | None:
+        if len(self._slots) < self._limits.max_namespaces:
+            return None
+        idle = [(slot.used_at, name) for name, slot in self._slots.items() if not slot.num_users]
+        idle = [(used_at, name) for used_at, name in idle if name not in self._kept]
+        if not idle:
+            raise Overloaded("Too many namespaces are in use at the same time")
+        return self._slots.pop(min(idle)[1]).vocabulary
+
+    def _leave(self, namespace: str) -> None:
+        with self._lock:
+            slot = self._slots[namespace]
+            slot.num_users -= 1
+            if not slot.num_users and slot.vocabulary is None:
+                del self._slots[namespace]
+
+    def _open(self, namespace: str) -> Vocabulary:
+        started = time.monotonic()
+        store = self._open_store(namespace)
+        index = LabelIndex(self.facts.dim, self.facts.fingerprint)
+        sync = IndexSync(store, index, on_missing=lambda labels: self.filler.add(labeler, labels))
+        labeler = Labeler(
+            self.engine, store, sync, self.facts.fingerprint, timeout_seconds=self._limits.label_timeout_seconds
+        )
+        sync.load()
+        if sync.num_missing:
+            log.warning(
+                "encoding_stored_labels",
+                reason="this model has not encoded them; vectors of another model are never used",
+                namespace=namespace,
+                labels=sync.num_missing,
+                fingerprint=self.facts.fingerprint,
+                other_fingerprints=[f for f in store.generations() if f != self.facts.fingerprint],
+            )
+        sync.start()
+        seconds = round(time.monotonic() - started, 2)
+        log.info("namespace_open", namespace=namespace, labels=len(index), revision=index.revision, seconds=seconds)
+        return Vocabulary(
+            namespace, self.facts, self.engine, store, index, sync, labeler, give_back=partial(self._leave, namespace)
+        )

@@ -1,0 +1,1 @@
+"""The running service: its parts, their start, their watch and their end."""

@@ -1,0 +1,202 @@
+"""The running parts of the service: made, watched and stopped in order.
+
+Start: settings -> store -> migrations -> model -> index -> labels that this model has not encoded -> warm-up -> ready.
+It runs in a thread, so /livez and /readyz answer from the first moment. Whatever is wrong with the configuration ends
+the start for good (``on_fatal``); a remote store that does not answer yet is waited for.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import structlog
+
+from model.classifier import Classifier
+from service.decode.pool import DecodePool
+from service.inference.classifier import VideoClassifier
+from service.inference.engine import Engine
+from service.inference.models import Models
+from service.inference.served import ServedModel, Vocabulary
+from service.metrics import Metrics
+from service.routes.context import Admission, Context, Parts
+from service.routes.uploads import Spool
+from service.runtime.database import Database, Stopped
+from service.runtime.limits import engine_limits, pool_limits, served_limits, upload_limits
+from service.runtime.readiness import State, readiness
+from service.schemas.health import ReadyView
+from service.settings import Settings
+
+log = structlog.get_logger("vidlex.runtime")
+
+DECODER_SECONDS = 15.0
+"""A decode process that a file has ended is replaced within seconds; only longer without any is a fault of ours."""
+
+
+class Runtime:
+    """The parts while they run. ``start`` returns at once."""
+
+    def __init__(
+        self, settings: Settings, metrics: Metrics, classifier: Classifier | None, on_fatal: Callable[[], None]
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._given_classifier = classifier
+        self._on_fatal = on_fatal
+        self._stopping = threading.Event()
+        self._starter = threading.Thread(target=self._start_up, name="vidlex-start", daemon=True)
+        self._cleanup = ExitStack()
+        self._cleanup_lock = threading.Lock()
+        self._failed = False
+        self._progress = "starting"
+        self._decoder_seen_at = -DECODER_SECONDS
+        self._database = Database(settings, self._stopping, on_tick=self._look_at_decoders)
+        self._model: ServedModel | None = None
+        self._models = Models()
+        self.pool = DecodePool(settings.decode_workers, pool_limits(settings))
+        self.context = Context(
+            spool=Spool(settings.uploads_dir, upload_limits(settings)),
+            metrics=metrics,
+            admission=Admission(settings.max_waiting_videos, settings.decode_workers),
+            request_timeout_seconds=settings.request_timeout_seconds,
+            namespace=settings.namespace,
+            readiness=self.readiness,
+        )
+
+    # --- life
+
+    def start(self) -> None:
+        self.context.spool.start()
+        self._starter.start()
+
+    def stop(self) -> None:
+        """Requests in flight are done when this is called. Ends everything in reverse order."""
+        log.info("stopping")
+        self.context.parts = None
+        self._stopping.set()
+        self._starter.join(timeout=20.0)
+        with self._cleanup_lock:
+            self._cleanup.close()
+        self.context.spool.close()
+        log.info("stopped")
+
+    def _undo(self, action: Callable[[], object]) -> None:
+        """Remember how to end a part. If the service has been stopped meanwhile: end it now."""
+        with self._cleanup_lock:
+            self._cleanup.callback(action)
+            if self._stopping.is_set():
+                raise Stopped
+
+    def _start_up(self) -> None:
+        try:
+            self._start_parts()
+        except Stopped:
+            with self._cleanup_lock:
+                self._cleanup.close()
+        except Exception as error:
+            self._failed = True
+            log.exception("start_failed", step=self._progress, internal=getattr(error, "internal", ""))
+            self._on_fatal()
+
+    def _start_parts(self) -> None:
+        started = time.monotonic()
+        with ThreadPoolExecutor(2, thread_name_prefix="vidlex-start") as helpers:
+            self._undo(self.pool.close)
+            pool_started = helpers.submit(self.pool.start)
+            model_loaded = helpers.submit(self._load_model)
+            self._progress = "opening the label store"
+            self._undo(self._database.close)
+            self._database.open()
+            self._progress = "loading the model"
+            classifier = model_loaded.result()
+            self._progress = "starting the decode processes"
+            pool_started.result()
+        self._progress = "warming up the model"
+        model = self._model = self._serve(classifier)
+        self._undo(model.close)
+        self._progress = "encoding and loading labels"
+        self._database.when_it_answers(lambda: model.keep(self._settings.namespace))
+        (vocabulary,) = model.open_vocabularies()
+        while model.missing(vocabulary):
+            self._pause(0.02)
+        self._progress = "warming up the model"
+        while not model.engine.healthy:
+            self._pause(0.02)
+            if not model.engine.alive:
+                raise RuntimeError("the engine's thread has ended")
+        self._models.serve(model)
+        self.context.parts = self._parts()
+        self._progress = ""
+        log.info("ready", **_counts(vocabulary), seconds=round(time.monotonic() - started, 2))
+
+    def _pause(self, seconds: float) -> None:
+        if self._stopping.wait(seconds):
+            raise Stopped
+
+    # --- the steps
+
+    def _load_model(self) -> Classifier:
+        if self._given_classifier is not None:
+            return self._given_classifier
+        if self._settings.model == "dummy":
+            from model.dummy import DummyClassifier
+
+            return DummyClassifier()
+        # Imported here because torch takes seconds to load: the service listens and answers /livez meanwhile.
+        from model.factory import load_classifier
+
+        return load_classifier(self._settings.model, device=self._settings.device)
+
+    def _serve(self, classifier: Classifier) -> ServedModel:
+        """The model with its own engine, started."""
+        engine = Engine(classifier, engine_limits(self._settings), on_batch=self._metrics.on_batch)
+        model = ServedModel(classifier, engine, self._database.store, served_limits(self._settings))
+        log.info("model_loaded", model=model.facts.id, fingerprint=model.facts.fingerprint, device=classifier.device)
+        model.start()
+        return model
+
+    def _parts(self) -> Parts:
+        videos = VideoClassifier(
+            pool=self.pool,
+            metrics=self._metrics,
+            max_frames=self._settings.max_frames,
+            store_answers=lambda: self._database.answers,
+        )
+        return Parts(self._models, videos)
+
+    # --- what is told about it
+
+    @property
+    def num_labels(self) -> int:
+        return 0 if self._model is None else sum(len(v.index) for v in self._model.open_vocabularies())
+
+    @property
+    def queued_frames(self) -> int:
+        return 0 if self._model is None else self._model.engine.queued_frames
+
+    def _look_at_decoders(self) -> None:
+        if self.pool.alive_workers:
+            self._decoder_seen_at = time.monotonic()
+
+    def readiness(self) -> ReadyView:
+        """Each condition of being ready. Reads flags only: it never waits."""
+        self._look_at_decoders()
+        state = State(
+            stopping=self._stopping.is_set(),
+            progress=self._progress,
+            failed=self._failed,
+            store_answers=self._database.answers,
+            schema_ok=self._database.schema_ok,
+            model=self._model,
+            num_decoders=self.pool.alive_workers,
+            max_decoders=self._settings.decode_workers,
+            decoding=time.monotonic() - self._decoder_seen_at < DECODER_SECONDS,
+        )
+        return readiness(state)
+
+
+def _counts(vocabulary: Vocabulary) -> dict[str, int]:
+    return {"labels": len(vocabulary.index), "revision": vocabulary.index.revision}

@@ -1,0 +1,63 @@
+"""What /readyz says: each condition of being ready, read from flags alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from service.inference.served import ServedModel
+from service.schemas.health import CheckView, ReadyView
+
+
+@dataclass(frozen=True)
+class State:
+    """The running parts at one moment."""
+
+    stopping: bool
+    progress: str
+    """The step of the start that is at work; empty when the service has started."""
+    failed: bool
+    """The start has ended for good at ``progress``."""
+    store_answers: bool
+    schema_ok: bool
+    model: ServedModel | None
+    num_decoders: int
+    max_decoders: int
+    decoding: bool
+
+
+def readiness(state: State) -> ReadyView:
+    """Never waits."""
+    facts = None if state.model is None else state.model.facts
+    engine = None if state.model is None else state.model.engine
+    vocabularies = [] if state.model is None else state.model.open_vocabularies()
+    lost = [v.namespace for v in vocabularies if not v.sync.healthy]
+    num_labels = sum(len(v.index) for v in vocabularies)
+    checks = {
+        "store": _check(state.store_answers, "answers", "does not answer"),
+        "schema": _check(state.schema_ok, "up to date", "not checked yet"),
+        "model": _check(facts is not None, facts.id if facts else "", "not loaded yet"),
+        "encoder": _check(
+            engine is not None and engine.healthy,
+            "the last forward pass worked",
+            "not running" if engine is None or not engine.alive else "the last forward pass failed",
+        ),
+        "index": _check(
+            bool(vocabularies) and not lost,
+            f"{num_labels} labels",
+            "not loaded yet" if not vocabularies else "not in touch with the store",
+        ),
+        "decoders": _check(state.decoding, f"{state.num_decoders} of {state.max_decoders} alive", "none alive"),
+    }
+    if state.stopping:
+        return ReadyView(status="stopping", checks=checks)
+    if state.failed:
+        checks["start"] = CheckView(ok=False, detail=f"failed while {state.progress}; the log says why")
+        return ReadyView(status="not_ready", checks=checks)
+    if state.progress:
+        checks["start"] = CheckView(ok=False, detail=state.progress)
+        return ReadyView(status="starting", checks=checks)
+    return ReadyView(status="ready" if all(c.ok for c in checks.values()) else "not_ready", checks=checks)
+
+
+def _check(ok: bool, good: str, bad: str) -> CheckView:
+    return CheckView(ok=ok, detail=good if ok else bad)
