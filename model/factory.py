@@ -131,6 +131,8 @@ class TorchClassifier:
         self.num_frames = video.config.num_frames
         self.video = video.to(device).eval()
         self.label = label.to(device).eval()
+        if isinstance(self.label, LabelEncoder):
+            self.label.quicken()
         self.facts = facts
         side = geometry.image_size
         self.dim = int(self.encode_video([np.zeros((1, side, side, 3), np.uint8)]).shape[1])

@@ -21,12 +21,13 @@ MAX_LINES = 400
 WRITTEN_BY_HAND = (".py", ".js", ".css", ".html")
 
 # A room is the longest of these names that a module's name begins with. Within a room anything goes (except rings).
-ENCODERS = ("model.types", "model.scoring", "model.config", "model.classifier", "model.weights")
+ENCODERS = ("model.types", "model.scoring", "model.config", "model.classifier", "model.weights", "model.linear")
 ARROWS: dict[str, tuple[str, ...]] = {
     "model.types": (),
     "model.scoring": (),
     "model.config": (),
     "model.weights": (),
+    "model.linear": (),
     "model.classifier": ("model.scoring", "model.types"),
     "model.dummy": ("model.classifier", "model.scoring", "model.types"),
     "model.checkpoint": ("model.config", "model.scoring", "model.types"),

@@ -68,6 +68,11 @@ class LabelEncoder(nn.Module):
         self._shared = None
         return self
 
+    def quicken(self) -> None:
+        """From now on only serve, on this device: see ``FrozenLLM.quicken``."""
+        self.llm.quicken()
+        self._shared = None
+
     @property
     def device(self) -> torch.device:
         return self.prefixes.device
@@ -88,7 +93,7 @@ class LabelEncoder(nn.Module):
         with_gradient = torch.is_grad_enabled() and self.prefixes.requires_grad
         if not with_gradient:
             with torch.no_grad():
-                states = self._decode(self._shared_prompt(), ids, mask).states
+                states = self._decode(self._shared_prompt(), ids, mask, write_last=False).states
         elif self.config.feedback == "soft":
             states = self._decode(self.llm.share(self.prefixes, self._shared_ids), ids, mask).states
         else:
@@ -100,9 +105,16 @@ class LabelEncoder(nn.Module):
     def _ids(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
         return self.llm.pad([self.llm.label_ids(self.prompt, name, self.config.num_decoded) for name in names])
 
-    def _decode(self, shared: SharedPrompt, ids: Tensor, mask: Tensor) -> Decoded:
-        config, distinct = self.config, self.prompt.distinct
-        return self.llm.decode(shared, ids, mask, config.num_decoded, feedback=config.feedback, distinct=distinct)
+    def _decode(self, shared: SharedPrompt, ids: Tensor, mask: Tensor, *, write_last: bool = True) -> Decoded:
+        return self.llm.decode(
+            shared,
+            ids,
+            mask,
+            self.config.num_decoded,
+            feedback=self.config.feedback,
+            distinct=self.prompt.distinct,
+            write_last=write_last,
+        )
 
     def _shared_prompt(self) -> SharedPrompt:
         """Keys and values of the shared part under the present prefixes; computed again when these have changed."""

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from model.classifier import LabelTextError
 from model.config import Feedback
+from model.text.fast_llm import FastLlama, can_be_fast
 from model.text.prompts import Prompt
 
 
@@ -41,7 +42,7 @@ class SharedPrompt:
     """Positions in the cache."""
 
     def expand(self, num_labels: int) -> Any:
-        """A cache of N * V rows (prefix-major), to be grown by decoding."""
+        """transformers' cache of N * V rows (prefix-major), to be grown by decoding."""
         # A deep copy refuses tensors that carry a gradient; those of a training step are made anew each time anyway.
         fresh = copy.copy(self.cache)
         fresh.layers = [copy.copy(layer) for layer in self.cache.layers]
@@ -70,7 +71,8 @@ class FrozenLLM:
         self.model = model
         self.tokenizer = tokenizer
         self._body = self.model.base_model
-        self._head = self.model.get_output_embeddings()
+        self._head: Any = self.model.get_output_embeddings()
+        self._fast: FastLlama | None = None
         special = sorted({i for i in tokenizer.all_special_ids if i < self._head.weight.shape[0]})
         self._never = torch.tensor(special, dtype=torch.long)
         tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))]
@@ -93,6 +95,17 @@ class FrozenLLM:
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         return cls(model.to(device), tokenizer)
+
+    def quicken(self) -> None:
+        """From now on only serve, on this device: the same numbers up to rounding in less time, no gradient any more.
+
+        Does nothing for a model that `model.text.fast_llm` does not know its way around.
+        """
+        if self._fast is not None or not can_be_fast(self.model):
+            return
+        self._fast = FastLlama(self.model)
+        self._head = self._fast.head
+        self.model.base_model.layers = nn.ModuleList()  # one copy of the weights is enough
 
     @property
     def embedding(self) -> nn.Embedding:
@@ -153,6 +166,9 @@ class FrozenLLM:
         n = len(prefixes)
         words = self.embedding(torch.tensor([list(shared_ids)], device=self.device)).expand(n, -1, -1)
         x = torch.cat((prefixes[:, None].to(words.dtype), words), dim=1)  # [N, 1 + M, d]
+        if self._fast is not None:
+            self._refuse_gradient(x)
+            return SharedPrompt(self._fast.share(x), n, x.shape[1])
         out = self._body(inputs_embeds=x, use_cache=True)
         return SharedPrompt(out.past_key_values, n, x.shape[1])
 
@@ -165,21 +181,23 @@ class FrozenLLM:
         *,
         feedback: Feedback = "greedy",
         distinct: bool = False,
+        write_last: bool = True,
     ) -> Decoded:
         """Write ``num_tokens`` tokens for each label (``ids``, ``mask`` [V, M] from ``pad``) under each prefix.
 
         Runs step by step on the cache. Under ``torch.no_grad`` this is the serving path. With gradient enabled and
         ``feedback="soft"`` it is the training path of soft feedback, whose memory grows with every step.
-        ``distinct`` as in ``Prompt.distinct``.
+        ``distinct`` as in ``Prompt.distinct``. Without ``write_last`` the last token is not chosen, which no state
+        needs: K * L - 1 tokens.
         """
         n, v = shared.num_prefixes, len(ids)
-        cache = shared.expand(v)
+        cache = self._room(shared, v, ids.shape[1] + num_tokens - 1)
         ids, all_mask = ids.repeat(n, 1), mask.repeat(n, 1)
         lengths = all_mask.sum(dim=1)
         h = self._read(cache, shared.length, self.embedding(ids), all_mask)[:, -1]  # [N * V, d]
         written = self._words(ids) if distinct else None
         states, tokens = [h], []
-        for step in range(num_tokens):
+        for step in range(num_tokens if write_last else num_tokens - 1):
             logits = self._logits(h, written)
             tokens.append(logits.argmax(dim=1))
             if step == num_tokens - 1:
@@ -196,7 +214,7 @@ class FrozenLLM:
             states.append(h)
         return Decoded(
             torch.stack(states, dim=1).float().view(n, v, num_tokens, -1).transpose(0, 1),
-            torch.stack(tokens, dim=1).view(n, v, num_tokens).transpose(0, 1),
+            torch.stack(tokens, dim=1).view(n, v, len(tokens)).transpose(0, 1) if tokens else ids.new_empty(v, n, 0),
         )
 
     def reread(self, shared: SharedPrompt, ids: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
@@ -208,7 +226,8 @@ class FrozenLLM:
         flat = tokens.transpose(0, 1).reshape(n * v, num_tokens)[:, :-1]
         all_ids = torch.cat((ids.repeat(n, 1), flat), dim=1)
         all_mask = torch.cat((mask.repeat(n, 1), torch.ones_like(flat)), dim=1)
-        h = self._read(shared.expand(v), shared.length, self.embedding(all_ids), all_mask)[:, -num_tokens:]
+        cache = self._room(shared, v, all_ids.shape[1])
+        h = self._read(cache, shared.length, self.embedding(all_ids), all_mask)[:, -num_tokens:]
         return h.float().view(n, v, num_tokens, -1).transpose(0, 1)
 
     def text(self, tokens: Tensor) -> str:
@@ -231,7 +250,13 @@ class FrozenLLM:
             logits = logits.float()
         never = self._never if written is None else self._never_on_a_line
         logits = logits.index_fill(1, never.to(logits.device), float("-inf"))
-        return logits if written is None else logits.scatter(1, written, float("-inf"))
+        return logits if written is None else logits.scatter_(1, written, float("-inf"))
+
+    def _room(self, shared: SharedPrompt, num_labels: int, length: int) -> Any:
+        """A cache for ``length`` positions of each label under each prefix behind the shared part."""
+        if self._fast is not None:
+            return self._fast.expand(shared.cache, num_labels, length)
+        return shared.expand(num_labels)
 
     def _read(self, cache: Any, offset: int, x: Tensor, mask: Tensor) -> Tensor:
         """Left-padded rows behind the shared part: [n, M, d] -> [n, M, d]."""
@@ -241,9 +266,30 @@ class FrozenLLM:
     def _forward(self, cache: Any, offset: int, x: Tensor, mask: Tensor, position: Tensor) -> Tensor:
         """``mask`` covers what follows the shared part; without padding no mask is passed, which is faster."""
         padded = not bool(mask.all())
+        if self._fast is not None:
+            self._refuse_gradient(x)
+            start = mask.shape[1] - x.shape[1]
+            seen = _seen(mask, start) if padded or x.shape[1] > 1 else None
+            return self._fast.forward(cache, x, position, start, seen)
         whole = torch.cat((mask.new_ones(len(mask), offset), mask), dim=1) if padded else None
         out = self._body(
             inputs_embeds=x, attention_mask=whole, position_ids=position, past_key_values=cache, use_cache=True
         )
         h: Tensor = out.last_hidden_state
         return h
+
+    @staticmethod
+    def _refuse_gradient(x: Tensor) -> None:
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise RuntimeError("a language model that was made to serve fast gives no gradient")
+
+
+def _seen(mask: Tensor, start: int) -> Tensor:
+    """[n, start + T] what is real -> [n, T, start + T] what each of the last T positions may look at.
+
+    Each sees itself even where it is padding: a softmax needs something to look at.
+    """
+    length = mask.shape[1] - start
+    causal = torch.ones(length, mask.shape[1], dtype=torch.bool, device=mask.device).tril(start)
+    itself = torch.eye(length, mask.shape[1], dtype=torch.bool, device=mask.device).roll(start, dims=1)
+    return (mask.bool()[:, None] & causal) | itself
