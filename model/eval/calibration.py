@@ -32,13 +32,29 @@ def fit_platt(logits: NDArray[np.floating[Any]], targets: NDArray[np.bool_]) -> 
     return Calibration(slope=float(np.exp(found.x[0])), intercept=float(found.x[1]))
 
 
-def expected_calibration_error(
+def reliability(
     probabilities: NDArray[np.floating[Any]], targets: NDArray[np.bool_], num_bins: int = 15
-) -> float:
-    """Mean distance of probability and frequency over equal-width bins, weighted by their size (Guo et al. 2017)."""
+) -> list[dict[str, float]]:
+    """The reliability diagram: mean probability, frequency and size of each equal-width bin that holds anything."""
     p = np.asarray(probabilities, np.float64).ravel()
     y = np.asarray(targets, bool).ravel()
     bins = np.minimum((p * num_bins).astype(int), num_bins - 1)
     counts = np.bincount(bins, minlength=num_bins)
-    gap = np.abs(np.bincount(bins, p, num_bins) - np.bincount(bins, y, num_bins))
-    return float(gap[counts > 0].sum() / len(p))
+    means, hits = np.bincount(bins, p, num_bins), np.bincount(bins, y, num_bins)
+    return [
+        {
+            "probability": float(means[i] / counts[i]),
+            "frequency": float(hits[i] / counts[i]),
+            "num_pairs": int(counts[i]),
+        }
+        for i in np.flatnonzero(counts)
+    ]
+
+
+def expected_calibration_error(
+    probabilities: NDArray[np.floating[Any]], targets: NDArray[np.bool_], num_bins: int = 15
+) -> float:
+    """Mean distance of probability and frequency over equal-width bins, weighted by their size (Guo et al. 2017)."""
+    rows = reliability(probabilities, targets, num_bins)
+    total = sum(row["num_pairs"] for row in rows)
+    return sum(abs(row["probability"] - row["frequency"]) * row["num_pairs"] for row in rows) / total

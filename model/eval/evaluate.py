@@ -12,9 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.classifier import Classifier
+from model.data.dataset import Unlabelled
 from model.data.manifest import Entry, read_manifest
-from model.eval.calibration import expected_calibration_error
-from model.eval.metrics import f1_at, summarise
+from model.data.rareact import read_ratings
+from model.eval.bootstrap import bootstrap_intervals
+from model.eval.calibration import expected_calibration_error, reliability
+from model.eval.metrics import f1_at, federated_average_precision, per_label, summarise
+from model.eval.rareact import official_scores
+from model.eval.thresholds import threshold_loss
 from model.video.decode import decode_frames
 from model.video.limits import DecodeError
 
@@ -32,6 +37,8 @@ class Scores:
     """[B, V]: pairs whose truth is known."""
     skipped: tuple[str, ...]
     """Videos that could not be decoded, by name."""
+    native_ids: tuple[str | None, ...] = ()
+    """[B], as the manifest has them."""
 
 
 def score(
@@ -39,17 +46,20 @@ def score(
     manifest: Path,
     labels: Sequence[str] | None = None,
     *,
+    prompts: Mapping[str, str] | None = None,
+    unlabelled: Unlabelled = "unknown",
     num_frames: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """Decode and score every video of ``manifest`` against ``labels`` (default: every label that occurs in it).
 
-    A video that is missing or broken is counted in ``skipped``, never fatal. Raises ManifestError for a bad manifest,
-    ValueError when nothing could be scored.
+    ``prompts``: what the encoder reads in place of a label's name. ``unlabelled``: whether a pair that is neither
+    positive nor negative is skipped or counts as absent. A video that is missing or broken is counted in ``skipped``,
+    never fatal. Raises ManifestError for a bad manifest, ValueError when nothing could be scored.
     """
     entries = list(read_manifest(manifest))
     vocabulary = tuple(labels) if labels else tuple(sorted({n for e in entries for n in e.positives + e.negatives}))
-    label_features = classifier.encode_labels(vocabulary)  # [V, D]
+    label_features = classifier.encode_labels([(prompts or {}).get(name, name) for name in vocabulary])  # [V, D]
     rows: list[NDArray[np.float32]] = []
     kept: list[Entry] = []
     skipped: list[str] = []
@@ -77,12 +87,20 @@ def score(
     for i, entry in enumerate(kept):
         targets[i, [place[n] for n in entry.positives if n in place]] = True
         known[i, [place[n] for n in entry.positives + entry.negatives if n in place]] = True
-        known[i] |= entry.closed
-    return Scores(vocabulary, np.stack(rows) @ label_features.T, targets, known, tuple(skipped))
+        known[i] |= entry.closed or unlabelled == "absent"
+    return Scores(
+        vocabulary,
+        np.stack(rows) @ label_features.T,
+        targets,
+        known,
+        tuple(skipped),
+        tuple(entry.native_id for entry in kept),
+    )
 
 
 def report(classifier: Classifier, scores: Scores, kinds: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Figures of a dataset: overall, by kind of label, at the shipped threshold, and how calibrated it is."""
+    """Figures of a dataset: overall with 95 % intervals over videos, by kind of label with what one threshold for all
+    kinds costs, at the shipped threshold, and how calibrated it is."""
     logits = classifier.scorer.logit(scores.similarities)
     probabilities = classifier.scorer.probability(scores.similarities)
     known = scores.known
@@ -91,15 +109,40 @@ def report(classifier: Classifier, scores: Scores, kinds: Mapping[str, str] | No
         "fingerprint": classifier.fingerprint,
         "machine": f"{platform.machine()}, {classifier.device}",
         **summarise(logits, scores.targets, known),
+        "intervals_95": bootstrap_intervals(logits, scores.targets, known),
         "f1_at_default_threshold": f1_at(probabilities[known], scores.targets[known], classifier.default_threshold),
         "default_threshold": classifier.default_threshold,
         "expected_calibration_error": expected_calibration_error(probabilities[known], scores.targets[known]),
+        "reliability": reliability(probabilities[known], scores.targets[known]),
         "skipped_videos": list(scores.skipped),
     }
+    if len({kinds.get(name) for name in scores.labels} if kinds else ()) > 1:
+        of_label = [(kinds or {}).get(name, "none") for name in scores.labels]
+        result["thresholds"] = threshold_loss(logits, scores.targets, known, of_label)
     if kinds:
         result["by_kind"] = {}
         for kind in sorted(set(kinds.values())):
             columns = np.array([kinds.get(name) == kind for name in scores.labels])
-            if scores.targets[:, columns].any():
+            if (scores.targets & known)[:, columns].any():
                 result["by_kind"][kind] = summarise(logits[:, columns], scores.targets[:, columns], known[:, columns])
     return result
+
+
+def label_table(classifier: Classifier, scores: Scores, kinds: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """One row per label: its kind and the figures of ``per_label``."""
+    rows = per_label(classifier.scorer.logit(scores.similarities), scores.targets, scores.known)
+    return [
+        {"label": name, "kind": (kinds or {}).get(name), **row} for name, row in zip(scores.labels, rows, strict=True)
+    ]
+
+
+def official(classifier: Classifier, scores: Scores, folder: Path, protocol: str) -> dict[str, Any]:
+    """The dataset's own figures beside the common ones. ``folder`` holds what its builder wrote."""
+    logits = classifier.scorer.logit(scores.similarities)
+    if protocol == "tao":
+        value, num_labels = federated_average_precision(logits, scores.targets, scores.known)
+        return {"federated_map": value, "num_judged_labels": num_labels}
+    if protocol == "rareact":
+        places = {name: i for i, name in enumerate(scores.native_ids) if name is not None}
+        return official_scores(read_ratings(folder / "rareact.csv"), places, scores.labels, logits)
+    raise ValueError(f"unknown protocol {protocol!r}: tao or rareact")
