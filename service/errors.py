@@ -7,6 +7,7 @@
     ├── NotFound              404 not_found
     ├── UploadTimeout         408 upload_timeout
     ├── LabelExists           409 label_exists          (carries existing_id)
+    ├── RevisionNotReached    409 revision_not_reached  (carries current_revision)
     ├── UploadTooLarge        413 upload_too_large
     ├── UnsupportedMedia      415 unsupported_media
     ├── VideoError            422
@@ -70,6 +71,13 @@ class LabelExists(VidlexError):
     def __init__(self, detail: str, *, existing_id: str) -> None:
         super().__init__(detail, existing_id=existing_id)
         self.existing_id = existing_id
+
+
+class RevisionNotReached(VidlexError):
+    code, status, title = "revision_not_reached", 409, "This replica has not reached the wanted revision"
+
+    def __init__(self, detail: str, *, current_revision: int) -> None:
+        super().__init__(detail, current_revision=current_revision)
 
 
 class UploadTooLarge(VidlexError):

@@ -82,6 +82,7 @@ class Settings(BaseSettings):
     max_batch_labels: int = Field(32, ge=1, description="labels encoded before a waiting video gets its turn")
     request_timeout_seconds: float = Field(120.0, gt=0, description="longest work for one classify request")
     label_timeout_seconds: float = Field(900.0, gt=0, description="longest wait for a batch of labels")
+    revision_wait_seconds: float = Field(2.0, ge=0, description="longest wait for a request's min_revision; then 409")
     shutdown_grace_seconds: float = Field(30.0, ge=0, description="time for requests in flight when stopping")
 
     # logs

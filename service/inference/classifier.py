@@ -77,11 +77,13 @@ class VideoClassifier:
         metrics: Metrics,
         max_frames: int,
         store_answers: Callable[[], bool],
+        revision_wait_seconds: float = 2.0,
     ) -> None:
         self._pool = pool
         self._metrics = metrics
         self._max_frames = max_frames
         self._store_answers = store_answers
+        self._revision_wait_seconds = revision_wait_seconds
 
     def classify(
         self,
@@ -96,11 +98,12 @@ class VideoClassifier:
         """The answer of POST /classify, from this vocabulary and its model alone.
 
         Raises what the decode pool, the engine and the labeler raise, and InvalidParameter for ids and categories
-        that do not fit; Overloaded when ``cancelled`` is set on the way.
+        that do not fit; RevisionNotReached; Overloaded when ``cancelled`` is set on the way.
         """
         facts = vocabulary.facts
         started = time.monotonic()
         work = _Work(path, params, facts, started + timeout_seconds, cancelled)
+        vocabulary.await_revision(params.min_revision, min(timeout_seconds, self._revision_wait_seconds))
         batch, parts = self._decode(work)
         decode_seconds = time.monotonic() - started
         self._metrics.observe("decode", decode_seconds)
@@ -119,6 +122,8 @@ class VideoClassifier:
         started = time.monotonic()
         features = np.stack([e.vector for e in encoded])
         candidates = _compare(features, params, vocabulary)
+        if candidates.revision < (params.min_revision or 0):  # the store was set back meanwhile
+            raise vocabulary.is_behind(candidates.revision)
         labels = _rank(candidates, parts, params, facts)
         match_seconds = time.monotonic() - started
         self._metrics.observe("match", match_seconds)

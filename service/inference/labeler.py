@@ -113,10 +113,12 @@ class Labeler:
         self._catch_up([label.revision])
         return label
 
-    def remove(self, label_id: str) -> None:
-        """Raises NotFound."""
+    def remove(self, label_id: str) -> int:
+        """Returns a revision of the vocabulary that no longer has the label. Raises NotFound."""
         self._store.remove(label_id)
-        self._catch_up([self._store.revision()])
+        revision = self._store.revision()
+        self._catch_up([revision])
+        return revision
 
     def candidates(self, names: Sequence[str]) -> tuple[list[str], NDArray[np.float32]]:
         """Names to score once, without storing: their display names, without repeats, and vectors [n, D].

@@ -17,7 +17,7 @@ import structlog
 from model.classifier import Classifier
 from model.scoring import Scorer
 from model.types import FrameGeometry
-from service.errors import ModelLoading, Overloaded
+from service.errors import ModelLoading, Overloaded, RevisionNotReached
 from service.inference.engine import Engine
 from service.inference.filler import Filler
 from service.inference.labeler import Labeler
@@ -66,6 +66,17 @@ class Vocabulary:
     labeler: Labeler
     give_back: Callable[[], None]
     """Once for each ``take``: nothing of it may be closed while a request uses it."""
+
+    def await_revision(self, min_revision: int | None, timeout_seconds: float) -> None:
+        """Wait until the index holds all steps up to ``min_revision``. Raises RevisionNotReached."""
+        if min_revision is not None and not self.sync.caught_up(min_revision, max(0.0, timeout_seconds)):
+            raise self.is_behind(self.sync.revision)
+
+    @staticmethod
+    def is_behind(revision: int) -> RevisionNotReached:
+        return RevisionNotReached(
+            f"The vocabulary is at revision {revision} here; ask again in a moment", current_revision=revision
+        )
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,7 @@ class Context:
     request_timeout_seconds: float
     namespace: str
     """Of requests that name none."""
+    revision_wait_seconds: float
     readiness: Callable[[], ReadyView]
     parts: Parts | None = None
     """None while the service starts or stops."""

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from service.errors import VidlexError
 from service.inference.labeler import Registered
-from service.labels.records import UNSET, Label, LabelChanges, NewLabel
+from service.labels.records import UNSET, Label, LabelChanges, NewLabel, Page
 from service.routes.context import VocabularyOfRequest, context_of
 from service.routes.problems import problem_of, request_id_of
 from service.schemas.base import ProblemView, validate
@@ -22,6 +22,9 @@ from service.schemas.labels import (
     LabelView,
     NewLabelBody,
 )
+
+REVISION_HEADER = "X-Vidlex-Revision"
+"""Of an answer that has no label in it: the vocabulary's revision after the write, for ``min_revision``."""
 
 router = APIRouter(tags=["labels"], responses={"default": {"model": ProblemView, "description": "problem+json"}})
 
@@ -78,10 +81,16 @@ async def list_labels(
     after: Annotated[str | None, Query(max_length=100, description="the last_id of the page before")] = None,
     category: Annotated[str | None, Query(max_length=200)] = None,
     q: Annotated[str | None, Query(max_length=200, description="part of a name or alias")] = None,
+    min_revision: Annotated[int | None, Query(ge=0, lt=2**63, description="a replica that is behind: 409")] = None,
 ) -> Response:
     context = context_of(request)
     store = vocabulary.store
-    page = await context.in_label_thread(lambda: store.list(limit=limit, after=after, category=category, q=q))
+
+    def read() -> Page:
+        vocabulary.await_revision(min_revision, context.revision_wait_seconds)
+        return store.list(limit=limit, after=after, category=category, q=q)
+
+    page = await context.in_label_thread(read)
     data = [_view(label) for label in page.data]
     view = LabelListView(
         data=data,
@@ -117,8 +126,8 @@ async def change_label(request: Request, vocabulary: VocabularyOfRequest, label_
 async def remove_label(request: Request, vocabulary: VocabularyOfRequest, label_id: str) -> Response:
     context = context_of(request)
     labeler = vocabulary.labeler
-    await context.in_label_thread(lambda: labeler.remove(label_id))
-    return Response(status_code=204)
+    revision = await context.in_label_thread(lambda: labeler.remove(label_id))
+    return Response(status_code=204, headers={REVISION_HEADER: str(revision)})
 
 
 def _read_item(item: Any) -> NewLabel | VidlexError:

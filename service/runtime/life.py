@@ -63,6 +63,7 @@ class Runtime:
             admission=Admission(settings.max_waiting_videos, settings.decode_workers),
             request_timeout_seconds=settings.request_timeout_seconds,
             namespace=settings.namespace,
+            revision_wait_seconds=settings.revision_wait_seconds,
             readiness=self.readiness,
         )
 
@@ -164,6 +165,7 @@ class Runtime:
             metrics=self._metrics,
             max_frames=self._settings.max_frames,
             store_answers=lambda: self._database.answers,
+            revision_wait_seconds=self._settings.revision_wait_seconds,
         )
         return Parts(self._models, videos)
 

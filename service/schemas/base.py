@@ -16,6 +16,7 @@ BodyT = TypeVar("BodyT", bound=BaseModel)
 
 Name = Annotated[str, Field(description="1 to 128 characters after NFKC; no control or bidirectional characters")]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Revision = Annotated[int, Field(ge=0, lt=2**63)]
 Milliseconds = Annotated[int, Field(ge=0, le=10**12)]
 
 

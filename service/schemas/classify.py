@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from service.schemas.base import Milliseconds, Name, Probability, Strict
+from service.schemas.base import Milliseconds, Name, Probability, Revision, Strict
 
 MAX_CANDIDATES = 1000
 MAX_LABEL_IDS = 30_000
@@ -32,6 +32,9 @@ class ClassifyParams(Strict):
     segment_ms: int = Field(4000, ge=100, le=3_600_000)
     start_ms: Milliseconds | None = None
     end_ms: Milliseconds | None = None
+    min_revision: Revision | None = Field(
+        None, description="of the vocabulary; a replica that is behind waits a moment, then answers 409"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> ClassifyParams:
