@@ -44,6 +44,10 @@ def serve(settings: Settings, *, sockets: list[socket.socket] | None = None) -> 
         ws="none",
     )
     server = _Server(config)
+    for sock in sockets or ():
+        # asyncio does it only for sockets that were made with the protocol's number; without it, an answer of more
+        # than one segment waits 40 ms for the client's delayed acknowledgement
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     server.run(sockets)
     return 1 if failed or not server.started else 0
 

@@ -22,6 +22,7 @@ from processes import num_descriptors, until, wait_for_end
 
 from model.types import FrameBatch, FrameGeometry
 from model.video.limits import DecodeLimits
+from service.bench.header_lies import write_claimed_size
 from service.decode.pool import DecodeJob, DecodePool, PoolLimits
 from service.decode.process import StartFailed, shared_memory
 from service.errors import (
@@ -89,7 +90,7 @@ def test_each_refusal_is_its_own_error(pool: DecodePool, movie: Path, tmp_path: 
     text.write_text("no video")
     (tmp_path / "empty.mp4").touch()
     videos.write_audio_only(tmp_path / "audio.mp4")
-    videos.write_claimed_size(movie, tmp_path / "huge.mp4", width=20_000, height=20_000)
+    write_claimed_size(movie, tmp_path / "huge.mp4", width=20_000, height=20_000)
     videos.write_video(tmp_path / "long.mp4", num_frames=70, fps=1)
     videos.cut(movie, tmp_path / "cut.mp4", 0.5)
     for name, error in (

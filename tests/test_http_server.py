@@ -21,6 +21,8 @@ import pytest
 import videos
 from serving import add, assert_problem, classify, colour_video, wait_until
 
+from service.bench.header_lies import claim_duration, playlist, write_claimed_size
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -123,22 +125,22 @@ BAD_FILES: dict[str, tuple[Callable[[Path, Path], Path], int, str]] = {
     "truncated": (lambda folder, red: videos.cut(red, folder / "bad", 0.5), 422, "undecodable_video"),
     "audio only": (lambda folder, red: videos.write_audio_only(folder / "bad.mp4"), 422, "undecodable_video"),
     "too large a picture": (
-        lambda folder, red: videos.write_claimed_size(red, folder / "bad", width=20_000, height=20_000),
+        lambda folder, red: write_claimed_size(red, folder / "bad", width=20_000, height=20_000),
         422,
         "resolution_too_large",
     ),
     "too large a picture in secret": (
-        lambda folder, red: videos.write_claimed_size(red, folder / "bad", width=16_000, height=16_000, box_too=False),
+        lambda folder, red: write_claimed_size(red, folder / "bad", width=16_000, height=16_000, box_too=False),
         422,
         "resolution_too_large",
     ),
     "too long": (
-        lambda folder, red: videos.claim_duration(colour_video(folder / "a.mkv", "red"), folder / "bad", seconds=1e9),
+        lambda folder, red: claim_duration(colour_video(folder / "a.mkv", "red"), folder / "bad", seconds=1e9),
         422,
         "video_too_long",
     ),
     "a playlist": (
-        lambda folder, red: _write(folder, videos.playlist("file:///etc/passwd")),
+        lambda folder, red: _write(folder, playlist("file:///etc/passwd")),
         415,
         "unsupported_media",
     ),

@@ -21,6 +21,7 @@ from model.video.framing import fit_square, scaled_size
 from model.video.limits import DecodeError, DecodeLimits
 from model.video.probe import probe, read_header
 from model.video.sniff import demuxer_for
+from service.bench.header_lies import claim_duration, playlist, write_claimed_size
 
 SQUARE = FrameGeometry(96)
 
@@ -246,8 +247,7 @@ def test_playlists_reach_nobody(tmp_path: Path, name: str) -> None:
         canary.setblocking(False)
         url = f"http://127.0.0.1:{canary.getsockname()[1]}/x.ts"
         for content in (
-            videos.playlist(url),
-            videos.playlist("file:///etc/passwd"),
+            *map(playlist, (url, "file:///etc/passwd")),
             f"ffconcat version 1.0\nfile {url}\n".encode(),
             f"v=0\nc=IN IP4 127.0.0.1\nm=video {canary.getsockname()[1]} RTP/AVP 96\n".encode(),
             f"<MPD><BaseURL>{url}</BaseURL></MPD>".encode(),
@@ -313,7 +313,7 @@ def test_flipped_bits_never_raise_anything_else(shelf: Path, tmp_path: Path) -> 
 def test_huge_pictures_are_refused_unseen(tmp_path: Path, side: int, box_too: bool) -> None:
     path = tmp_path / "h.mp4"
     small = videos.write_video(tmp_path / "small.mp4")
-    videos.write_claimed_size(small, path, width=side, height=side, box_too=box_too)
+    write_claimed_size(small, path, width=side, height=side, box_too=box_too)
     error = refusal(path)
     if side == 20_000 and not box_too:  # FFmpeg itself refuses the header and does not tell the size
         assert error.code == "undecodable_video"
@@ -351,12 +351,12 @@ def test_limits_are_inclusive(shelf: Path) -> None:
 
 def test_a_duration_that_is_a_lie(tmp_path: Path) -> None:
     video = videos.write_video(tmp_path / "v.mkv")
-    long = videos.claim_duration(video, tmp_path / "l.mkv", seconds=1e9)
+    long = claim_duration(video, tmp_path / "l.mkv", seconds=1e9)
     assert refusal(long).code == "video_too_long"
-    lie = videos.claim_duration(video, tmp_path / "s.mkv", seconds=600)
+    lie = claim_duration(video, tmp_path / "s.mkv", seconds=600)
     assert refusal(lie).code == "undecodable_video"
     assert numbers(decode(lie, 2, end_ms=2000)) == [5, 15]
-    short = videos.claim_duration(video, tmp_path / "t.mkv", seconds=1)
+    short = claim_duration(video, tmp_path / "t.mkv", seconds=1)
     assert numbers(decode(short)) == [3, 9, 15, 21, 27], "the frames count, not the claim"
 
 

@@ -241,9 +241,12 @@ class DecodePool:
 
     def _answer(self, slot: int, task: _Task) -> None:
         try:
-            self._revive(slot)
-            process = self._processes[slot]
-            if process is None or not process.alive:
+            for _ in range(2):  # once more for one that died just now: nothing was asked of it yet
+                self._revive(slot)
+                process = self._processes[slot]
+                if process is not None and process.alive:
+                    break
+            else:
                 raise Overloaded("No decoder can be started at the moment.")
             task.answer.set_result(self._decode_in(process, task))
         except VidlexError as error:
