@@ -32,6 +32,7 @@ from model.text.label_encoder import LabelEncoder
 from model.text.llm import FrozenLLM
 from model.types import FrameGeometry
 from model.video.encoder import VideoEncoder
+from model.video.precision import Precision, choose_encoder
 from model.weights import fetch_llm, list_zoo, zoo_dir
 
 ZERO_SHOT_TEMPLATES = ("a photo of a {}.", "a video of {}.", "{}")
@@ -124,6 +125,7 @@ class TorchClassifier:
         geometry: FrameGeometry,
         default_threshold: float,
         device: str,
+        precision: Precision,
         facts: dict[str, Any],
     ) -> None:
         self.id, self.fingerprint, self.device = id, fingerprint, device
@@ -133,8 +135,10 @@ class TorchClassifier:
         self.label = label.to(device).eval()
         if isinstance(self.label, LabelEncoder):
             self.label.quicken()
-        self.facts = facts
         side = geometry.image_size
+        chosen = choose_encoder(self.video, precision=precision, image_size=side, scorer=scorer)
+        self._encoder = chosen.encoder
+        self.facts = facts | {"encoder": chosen.name}
         self.dim = int(self.encode_video([np.zeros((1, side, side, 3), np.uint8)]).shape[1])
 
     def encode_video(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
@@ -147,9 +151,8 @@ class TorchClassifier:
             per_pass = max(1, MAX_FRAMES_PER_PASS // length)
             for start in range(0, len(members), per_pass):
                 chunk = members[start : start + per_pass]
-                stacked = torch.from_numpy(np.stack([frames[i] for i in chunk])).permute(0, 1, 4, 2, 3)
-                with torch.inference_mode():
-                    features = self.video.encode_video(stacked.contiguous().to(self.device)).cpu().numpy()
+                stacked = torch.from_numpy(np.stack([frames[i] for i in chunk]))
+                features = self._encoder.encode_video(stacked.to(self.device)).cpu().numpy()
                 for i, feature in zip(chunk, features, strict=True):
                     out[i] = feature
         return np.stack([f for f in out if f is not None])
@@ -165,26 +168,27 @@ class TorchClassifier:
         return dict(self.facts)
 
 
-def load_classifier(spec: str, *, device: str = "auto") -> Classifier:
+def load_classifier(spec: str, *, device: str = "auto", precision: Precision = "float32") -> Classifier:
     """``dummy``, a zoo name, a checkpoint folder, or ``open_clip:NAME`` zero-shot (frame mean, class-name prompts).
 
+    ``precision`` is the video encoder's (``model.video.precision``); labels are always encoded in float32.
     Raises ModelNotFound, CheckpointError, or what the LLM's fetching raises.
     """
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if spec == "dummy":
         return DummyClassifier()
     if spec.startswith("open_clip:"):
-        return _zero_shot(spec.removeprefix("open_clip:"), place)
+        return _zero_shot(spec.removeprefix("open_clip:"), place, precision)
     folder = zoo_dir() / spec if spec in list_zoo() else Path(spec).expanduser()
     if not (folder / "config.json").is_file():
         raise ModelNotFound(
             f"no model {spec!r}: give a zoo name ({', '.join(list_zoo()) or 'none shipped'}), a checkpoint folder, "
             "open_clip:NAME/PRETRAINED, open_clip:local-dir:/path, or dummy"
         )
-    return _from_checkpoint(folder, place)
+    return _from_checkpoint(folder, place, precision)
 
 
-def _from_checkpoint(folder: Path, device: str) -> Classifier:
+def _from_checkpoint(folder: Path, device: str, precision: Precision) -> Classifier:
     config, tensors, identity = load_checkpoint(folder)
     parts = {part: _strip(tensors, f"{part}.") for part in ("clip", "branch", "label")}
     if config.clip.source == "stored":
@@ -220,11 +224,12 @@ def _from_checkpoint(folder: Path, device: str) -> Classifier:
         geometry=config.clip.geometry,
         default_threshold=config.default_threshold,
         device=device,
+        precision=precision,
         facts=facts,
     )
 
 
-def _zero_shot(name: str, device: str) -> Classifier:
+def _zero_shot(name: str, device: str, precision: Precision) -> Classifier:
     """Scores are CLIP's own ``logit_scale`` and ``logit_bias``; a CLIP trained with softmax has no bias of its own,
     so its logits are centred at a cosine of 0.25, a usual value of a matching pair, and not calibrated."""
     clip = create_clip(name)
@@ -252,6 +257,7 @@ def _zero_shot(name: str, device: str) -> Classifier:
         geometry=clip.source.geometry,
         default_threshold=0.5,
         device=device,
+        precision=precision,
         facts={"backbone": shown, "llm": None, "branch_blocks": 0},
     )
 

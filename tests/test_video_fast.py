@@ -1,0 +1,209 @@
+"""The serving encoder against the plain one: equal in float32, close in half precision, dropped when it is not."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model.config import VideoEncoderConfig
+from model.factory import load_classifier
+from model.scoring import Calibration, Scorer
+from model.video import precision as precisions
+from model.video.encoder import VideoEncoder
+from model.video.fast import FastVideoEncoder, can_be_fast
+from model.video.graphs import GraphedVideoEncoder
+from model.video.precision import PlainVideoEncoder, choose_encoder, differences, probe_videos
+
+MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
+SIDE = 32
+SCORER = Scorer(logit_scale=20.0, logit_bias=-5.0, calibration=Calibration(slope=1.0))
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device: this was NOT tested")
+
+
+def make_encoder(blocks: int = 2, *, quick_gelu: bool = False, device: str = "cpu", **vision: Any) -> VideoEncoder:
+    """Random weights in every place, the branch's too."""
+    torch.manual_seed(0)
+    tower = {"image_size": SIDE, "layers": 4, "width": 64, "head_width": 16, "patch_size": 8} | vision
+    text = {"context_length": 16, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1}
+    clip = open_clip.CLIP(embed_dim=24, vision_cfg=tower, text_cfg=text, quick_gelu=quick_gelu).eval()
+    encoder = VideoEncoder(clip.visual, VideoEncoderConfig(num_branch_blocks=blocks), mean=MEAN, std=STD).eval()
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.05)
+    return encoder.to(device)
+
+
+def random_videos(num_videos: int = 3, num_frames: int = 5) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (num_videos, num_frames, SIDE, SIDE, 3), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2, 4])
+@pytest.mark.parametrize("tower", [{}, {"quick_gelu": True}, {"ls_init_value": 0.3}, {"no_ln_pre": True}])
+def test_float32_is_the_plain_encoder(blocks: int, tower: dict[str, Any]) -> None:
+    encoder = make_encoder(blocks, **tower)
+    videos = random_videos()
+    before = videos.clone()
+    fast = FastVideoEncoder(encoder)
+    expected = PlainVideoEncoder(encoder).encode_video(videos)
+    assert torch.allclose(fast.encode_video(videos), expected, atol=2e-6)
+    assert torch.allclose(fast.encode_video(videos), expected, atol=2e-6)  # and leaves nothing behind
+    assert torch.equal(videos, before)
+
+
+def test_frames_in_pieces_are_the_same() -> None:
+    fast = FastVideoEncoder(make_encoder())
+    videos = random_videos(num_videos=4, num_frames=7)
+    whole = fast.encode_video(videos)
+    fast.max_frames = 3
+    assert torch.allclose(fast.encode_video(videos), whole, atol=2e-6)
+
+
+def test_one_frame_and_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = make_encoder(quick_gelu=True)
+    videos = random_videos(num_videos=1, num_frames=1)
+    expected = PlainVideoEncoder(encoder).encode_video(videos)
+    assert torch.allclose(FastVideoEncoder(encoder).encode_video(videos), expected, atol=2e-6)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    for other in (encoder, make_encoder()):
+        plain = PlainVideoEncoder(other).encode_video(videos)
+        assert torch.allclose(FastVideoEncoder(other).encode_video(videos), plain, atol=2e-6)
+
+
+def test_bfloat16_is_close() -> None:
+    encoder = make_encoder()
+    videos = random_videos()
+    expected = PlainVideoEncoder(encoder).encode_video(videos)
+    found = FastVideoEncoder(encoder, torch.bfloat16).encode_video(videos)
+    cosine, change = differences(expected, found, SCORER)
+    assert found.dtype == torch.float32
+    assert 0.999 <= cosine < 1 + 1e-6
+    assert 0 < change < 0.05
+
+
+def test_other_towers_are_left_alone() -> None:
+    assert not can_be_fast(make_encoder(0, pool_type="avg"))
+    assert not can_be_fast(make_encoder(0, attentional_pool=True, attn_pooler_heads=4))
+    other = VideoEncoder(nn.Flatten(), VideoEncoderConfig(num_branch_blocks=0), mean=MEAN, std=STD)
+    with pytest.raises(ValueError, match="Flatten"):
+        FastVideoEncoder(other)
+    chosen = choose_encoder(other, precision="float32", image_size=SIDE, scorer=SCORER)
+    assert (chosen.name, chosen.cosine) == ("plain float32", 1.0)
+
+
+def test_an_interpolated_branch_must_be_folded() -> None:
+    encoder = make_encoder()
+    encoder.fold_alpha = 0.5
+    with pytest.raises(ValueError, match="fold"):
+        FastVideoEncoder(encoder)
+
+
+def test_differences_bound_a_probability() -> None:
+    """Two unit vectors that are 0.02 apart along a label that lies where the sigmoid is steepest."""
+    first = torch.tensor([[1.0, 0.0, 0.0]])
+    second = nn.functional.normalize(torch.tensor([[1.0, 0.02, 0.0]]), dim=-1)
+    cosine, change = differences(first, second, Scorer(40.0, 0.0, Calibration(slope=0.5)))
+    assert cosine == pytest.approx(0.9998, abs=1e-5)
+    along = Scorer(40.0, 0.0, Calibration(slope=0.5)).probability(np.array([0.01, -0.01]))
+    assert 0.5 * (along[0] - along[1]) < change <= (along[0] - along[1]) * 1.01
+    assert differences(first, first, SCORER)[1] == 0
+
+
+def test_the_probe_videos_are_videos() -> None:
+    videos = probe_videos(SIDE)
+    assert videos.shape == (4, 2, SIDE, SIDE, 3) and videos.dtype == torch.uint8
+    assert torch.equal(videos, probe_videos(SIDE))
+    assert len({bytes(video.numpy()) for video in videos}) == 4
+
+
+def test_auto_takes_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {torch.float32: 1.0, torch.bfloat16: 0.5}
+    monkeypatch.setattr(precisions, "_seconds", lambda e, _: seconds[e.dtype] - 0.1 * isinstance(e, FastVideoEncoder))
+    encoder, scorer = make_encoder(), Scorer(1.0)
+
+    def chosen(precision: Any) -> str:
+        return choose_encoder(encoder, precision=precision, image_size=SIDE, scorer=scorer).name
+
+    assert chosen("auto") == "fast bfloat16"
+    assert chosen("float32") == "fast float32"
+    seconds[torch.bfloat16] = 0.95
+    assert chosen("auto") == "fast float32"  # a little faster is not worth the digits
+    assert chosen("bfloat16") == "fast bfloat16"
+    assert chosen("float16") == "fast float32"  # no such way on a CPU
+
+
+@pytest.mark.parametrize("fault", ["wrong", "nan", "fails"])
+def test_what_is_not_verified_does_not_serve(
+    fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = FastVideoEncoder.encode_video
+
+    def broken(self: FastVideoEncoder, frames: Tensor) -> Tensor:
+        if fault == "fails":
+            raise RuntimeError("could not create a primitive")
+        good = real(self, frames)
+        return good.roll(1, dims=1) if fault == "wrong" else good * float("nan")
+
+    monkeypatch.setattr(FastVideoEncoder, "encode_video", broken)
+    with caplog.at_level(logging.WARNING):
+        chosen = choose_encoder(make_encoder(), precision="bfloat16", image_size=SIDE, scorer=SCORER)
+    assert chosen.name == "plain float32"
+    assert "fast bfloat16" in caplog.text and "it runs as plain float32" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def shipped() -> dict[str, Any]:
+    return {name: load_classifier("emoji-small", device="cpu", precision=name) for name in ("float32", "bfloat16")}
+
+
+def test_the_shipped_checkpoint_keeps_its_scores_in_half_precision(shipped: dict[str, Any]) -> None:
+    """The real weights and real labels, whichever way this machine would choose."""
+    names = ["dog", "fruit", "car", "spinning", "growing", "a beach", "puppy", "vehicle"]
+    labels = shipped["float32"].encode_labels(names)
+    videos = [frames.numpy() for frames in probe_videos(96)] + [np.zeros((8, 96, 96, 3), np.uint8)]
+    exact, half = (shipped[name].encode_video(videos) for name in ("float32", "bfloat16"))
+    plain = PlainVideoEncoder(shipped["float32"].video)
+    expected = np.concatenate([plain.encode_video(torch.from_numpy(video)[None]).numpy() for video in videos])
+    assert np.abs(exact - expected).max() < 1e-5
+    assert "bfloat16" in shipped["bfloat16"].info()["encoder"]
+    assert (half * expected).sum(axis=1).min() >= 0.999
+    score = shipped["float32"].scorer.probability
+    assert np.abs(score(half @ labels.T) - score(expected @ labels.T)).max() <= 0.01
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_cuda_is_close_with_and_without_graphs(dtype: torch.dtype) -> None:
+    encoder = make_encoder(device="cuda")
+    expected = PlainVideoEncoder(make_encoder()).encode_video(random_videos())
+    fast = FastVideoEncoder(encoder, dtype)
+    graphed = GraphedVideoEncoder(fast)
+    for run in (fast.encode_video, *[graphed.encode_video] * 3):
+        found = run(random_videos().cuda())
+        assert nn.functional.cosine_similarity(found.cpu(), expected).min() >= 0.999
+
+
+@needs_cuda
+def test_cuda_graphs_do_not_mix_videos_up() -> None:
+    graphed = GraphedVideoEncoder(FastVideoEncoder(make_encoder(device="cuda"), torch.float16))
+    first, second = random_videos(1).cuda(), probe_videos(SIDE)[:1].repeat(1, 3, 1, 1, 1)[:, :5].cuda()
+    alone = [graphed.encode_video(v) for v in (first, second)]
+    again = [graphed.encode_video(v) for v in (first, second, first)]
+    assert torch.allclose(again[0], again[2]) and torch.allclose(again[0], alone[0], atol=1e-2)
+    assert torch.allclose(again[1], alone[1], atol=1e-2) and not torch.allclose(again[0], again[1], atol=1e-3)
+
+
+@needs_cuda
+def test_cuda_chooses_half_precision_for_the_shipped_checkpoint() -> None:
+    assert "float16" in load_classifier("emoji-small", device="cuda", precision="auto").info()["encoder"]
+
+
+def test_graphs_need_cuda() -> None:
+    with pytest.raises(ValueError, match="CUDA"):
+        GraphedVideoEncoder(FastVideoEncoder(make_encoder()))
