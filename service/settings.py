@@ -55,6 +55,9 @@ class Settings(BaseSettings):
     # the model
     model: str = Field("emoji-small", min_length=1, description="zoo name, checkpoint folder, open_clip:... or dummy")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of the video encoder; auto: the fastest that is verified against float32 at the start"
+    )
 
     # one upload
     max_upload_bytes: int = Field(512 * 2**20, ge=1)

@@ -149,13 +149,19 @@ class Runtime:
         # Imported here because torch takes seconds to load: the service listens and answers /livez meanwhile.
         from model.factory import load_classifier
 
-        return load_classifier(self._settings.model, device=self._settings.device)
+        return load_classifier(self._settings.model, device=self._settings.device, precision=self._settings.precision)
 
     def _serve(self, classifier: Classifier) -> ServedModel:
         """The model with its own engine, started."""
         engine = Engine(classifier, engine_limits(self._settings), on_batch=self._metrics.on_batch)
         model = ServedModel(classifier, engine, self._database.store, served_limits(self._settings))
-        log.info("model_loaded", model=model.facts.id, fingerprint=model.facts.fingerprint, device=classifier.device)
+        log.info(
+            "model_loaded",
+            model=model.facts.id,
+            fingerprint=model.facts.fingerprint,
+            device=classifier.device,
+            encoder=classifier.info().get("encoder"),
+        )
         model.start()
         return model
 
