@@ -56,6 +56,10 @@ class Scorer:
     logit_bias: float = 0.0
     calibration: Calibration = Calibration()
 
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.logit_scale) and np.isfinite(self.logit_bias) and self.logit_scale > 0):
+            raise ValueError(f"a higher similarity must score higher, got {self.logit_scale=}, {self.logit_bias=}")
+
     def logit(self, similarity: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """Uncalibrated logits in float64, same shape. Metrics are computed on these (float32 sigmoids tie)."""
         return similarity_to_logit(np.asarray(similarity, dtype=np.float64), self.logit_scale, self.logit_bias)
@@ -63,6 +67,14 @@ class Scorer:
     def probability(self, similarity: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """Calibrated probabilities in 0..1, float64, same shape as ``similarity``."""
         return self.calibration.probability(self.logit(similarity))
+
+    def similarity(self, probability: float) -> float:
+        """The inverse of ``probability``, to about 1e-12; infinite at 0 and 1."""
+        if not 0 < probability < 1:
+            return float("-inf") if probability <= 0 else float("inf")
+        calibrated = float(np.log(probability) - np.log1p(-probability))
+        logit = (calibrated - self.calibration.intercept) / self.calibration.slope
+        return (logit - self.logit_bias) / self.logit_scale
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -59,6 +59,12 @@ class Settings(BaseSettings):
         "auto", description="of the video encoder; auto: the fastest that is verified against float32 at the start"
     )
 
+    # searching the labels
+    index: Literal["exact", "approximate"] = Field(
+        "exact", description="approximate: from 20,000 labels on, top_k up to 250 by short codes; a label may be missed"
+    )
+    index_vectors: Literal["float32", "float16"] = Field("float32", description="float16 takes half the memory")
+
     # one upload
     max_upload_bytes: int = Field(512 * 2**20, ge=1)
     max_spool_bytes: int = Field(4 * 2**30, ge=1, description="all uploads on disk at the same time")

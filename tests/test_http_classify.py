@@ -13,7 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 from serving import add, assert_problem, classify, clear, colour_video, serving
 
-from service.inference.classifier import top_rows
+from service.inference.matching import top_rows
 
 RED = 1 / (1 + np.exp(-5.0))
 """The dummy's score of a label that fits perfectly."""

@@ -7,34 +7,27 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from model.types import FrameBatch
 from service.decode.pool import DecodeJob, DecodePool
 from service.errors import InvalidParameter, Overloaded
+from service.inference.matching import Candidates, Part, compare, rank
 from service.inference.served import ModelFacts, Vocabulary
-from service.labels.records import Label
 from service.metrics import Metrics
 from service.schemas.classify import (
     ClassificationView,
     ClassifyParams,
     CoverageView,
     ModelView,
-    ScoredLabelView,
-    SegmentView,
     UsageView,
     VideoView,
     WarningView,
 )
-
-MAX_SEGMENT_SCORES = 500_000
-"""Bounds the answer: labels in it times segments."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,25 +39,6 @@ class _Work:
     facts: ModelFacts
     deadline: float
     cancelled: threading.Event
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A stretch of the video that is encoded by itself."""
-
-    start_ms: int
-    end_ms: int
-    frames: NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class _Candidates:
-    """What the video is compared with: n stored or ad hoc labels, and the similarity of each part [S, n]."""
-
-    names: Sequence[str]
-    labels: Sequence[Label] | None
-    similarity: NDArray[np.float32]
-    revision: int
 
 
 class VideoClassifier:
@@ -121,10 +95,10 @@ class VideoClassifier:
 
         started = time.monotonic()
         features = np.stack([e.vector for e in encoded])
-        candidates = _compare(features, params, vocabulary)
+        candidates = compare(features, params, vocabulary)
         if candidates.revision < (params.min_revision or 0):  # the store was set back meanwhile
             raise vocabulary.is_behind(candidates.revision)
-        labels = _rank(candidates, parts, params, facts)
+        labels = rank(candidates, parts, params, facts)
         match_seconds = time.monotonic() - started
         self._metrics.observe("match", match_seconds)
 
@@ -159,7 +133,7 @@ class VideoClassifier:
 
     # --- frames
 
-    def _decode(self, work: _Work) -> tuple[FrameBatch, list[_Part]]:
+    def _decode(self, work: _Work) -> tuple[FrameBatch, list[Part]]:
         """The sampled frames, and how they fall into parts (at least one)."""
         params = work.params
         num_frames = params.num_frames or work.facts.num_frames
@@ -170,8 +144,8 @@ class VideoClassifier:
             if params.aggregate_by == "timestamps":
                 # A short video repeats its last frame to fill up: once is enough here.
                 places = {t: i for i, t in enumerate(batch.timestamps_ms)}
-                return batch, [_Part(t, t, batch.frames[i : i + 1]) for t, i in places.items()]
-            return batch, [_Part(params.start_ms or 0, batch.video.duration_ms, batch.frames)]
+                return batch, [Part(t, t, batch.frames[i : i + 1]) for t, i in places.items()]
+            return batch, [Part(params.start_ms or 0, batch.video.duration_ms, batch.frames)]
         # The video's length decides how many frames the segments need: one frame tells it.
         first = self._frames(work, 1)
         start_ms = params.start_ms or 0
@@ -188,7 +162,7 @@ class VideoClassifier:
             if first_inside == first_after:  # slow video: the picture that was on screen since before
                 first_inside = max(0, first_inside - 1)
                 first_after = first_inside + 1
-            parts.append(_Part(segment_start, segment_end, batch.frames[first_inside:first_after]))
+            parts.append(Part(segment_start, segment_end, batch.frames[first_inside:first_after]))
         return batch, parts
 
     def _frames(self, work: _Work, num_frames: int) -> FrameBatch:
@@ -204,8 +178,11 @@ class VideoClassifier:
 
     # --- labels
 
-    def _warnings(self, found: _Candidates, vocabulary: Vocabulary) -> list[WarningView]:
+    def _warnings(self, found: Candidates, vocabulary: Vocabulary) -> list[WarningView]:
         warnings = []
+        if found.approximate:
+            detail = "Searched approximately, as VIDLEX_INDEX says: a label may be missing; top_k=0 searches exactly"
+            warnings.append(WarningView(code="approximate_search", detail=detail))
         if found.labels is not None:
             if len(vocabulary.index) == 0:
                 detail = "No label is registered yet; POST /labels adds some"
@@ -220,92 +197,6 @@ class VideoClassifier:
                 detail = f"{vocabulary.sync.num_missing} labels are not encoded by this model (yet) and were left out"
                 warnings.append(WarningView(code="labels_not_encoded", detail=detail))
         return warnings
-
-
-def _compare(features: NDArray[np.float32], params: ClassifyParams, vocabulary: Vocabulary) -> _Candidates:
-    if params.candidate_labels is not None:
-        names, vectors = vocabulary.labeler.candidates(params.candidate_labels)
-        # One product per label and part, as in the index: no label's digits depend on its neighbours.
-        similarity = np.vecdot(vectors[None], features[:, None])
-        return _Candidates(names, None, similarity, vocabulary.index.revision)
-    matches = vocabulary.index.search(
-        features,
-        label_ids=params.label_ids,
-        include_categories=params.include_categories,
-        exclude_categories=params.exclude_categories,
-        fingerprint=vocabulary.facts.fingerprint,
-    )
-    if matches.unknown_ids:
-        assert params.label_ids is not None
-        unknown = set(matches.unknown_ids)
-        problems = [
-            {"pointer": f"/label_ids/{i}", "detail": "there is no such label"}
-            for i, label_id in enumerate(params.label_ids)
-            if label_id in unknown
-        ]
-        raise InvalidParameter("Some label_ids do not exist", errors=problems[:100])
-    return _Candidates(_Names(matches.labels), matches.labels, matches.similarity, matches.revision)
-
-
-def _rank(
-    found: _Candidates, parts: Sequence[_Part], params: ClassifyParams, facts: ModelFacts
-) -> list[ScoredLabelView]:
-    if found.similarity.shape[1] == 0:
-        return []
-    scores = facts.scorer.probability(found.similarity)  # [S, n]
-    best_part = scores.argmax(axis=0)
-    best = np.take_along_axis(scores, best_part[None], axis=0)[0]
-    order = top_rows(best, found.names, params.top_k, params.min_score)
-    with_parts = params.aggregate_by != "video"
-    if with_parts and len(order) * len(parts) > MAX_SEGMENT_SCORES:
-        raise InvalidParameter("The answer would be too long; lower top_k or raise segment_ms")
-    views = []
-    for row in order:
-        label = found.labels[row] if found.labels is not None else None
-        own = None if label is None else label.threshold
-        threshold = facts.default_threshold if own is None else own
-        score = float(best[row])
-        segments = [
-            SegmentView(start_ms=part.start_ms, end_ms=part.end_ms, score=float(part_score))
-            for part, part_score in zip(parts, scores[:, row], strict=True)
-        ]
-        views.append(
-            ScoredLabelView(
-                id=None if label is None else label.id,
-                name=found.names[row],
-                score=score,
-                similarity=float(found.similarity[best_part[row], row]),
-                threshold=threshold,
-                matched=score >= threshold,
-                categories=[] if label is None else list(label.categories),
-                segments=segments if with_parts else [],
-            )
-        )
-    return views
-
-
-class _Names(Sequence[str]):
-    """The names of labels, without a second list of a hundred thousand."""
-
-    def __init__(self, labels: Sequence[Label]) -> None:
-        self._labels = labels
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, place: Any) -> Any:
-        return self._labels[place].name
-
-
-def top_rows(scores: NDArray[np.float64], names: Sequence[str], top_k: int, min_score: float) -> list[int]:
-    """Rows with at least ``min_score``, best first, equal scores by name; at most ``top_k`` (0: all)."""
-    rows = np.flatnonzero(scores >= min_score) if min_score > 0 else np.arange(len(scores))
-    if 0 < top_k < len(rows):
-        kept = scores[rows]
-        kth = np.partition(kept, len(kept) - top_k)[len(kept) - top_k]
-        rows = rows[kept >= kth]  # with all that equal the last one: the name decides among them
-    order = sorted((int(row) for row in rows), key=lambda row: (-scores[row], names[row]))
-    return order[:top_k] if top_k else order
 
 
 def _too_many_frames(max_frames: int) -> InvalidParameter:

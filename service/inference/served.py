@@ -21,7 +21,9 @@ from service.errors import ModelLoading, Overloaded, RevisionNotReached
 from service.inference.engine import Engine
 from service.inference.filler import Filler
 from service.inference.labeler import Labeler
+from service.labels.approximate import Approximation
 from service.labels.index import LabelIndex
+from service.labels.rows import Storage
 from service.labels.store import LabelStore
 from service.labels.sync import IndexSync
 
@@ -84,6 +86,9 @@ class ServedLimits:
     max_namespaces: int = 64
     """Open at the same time; the one that was not used for longest makes room."""
     label_timeout_seconds: float = 900.0
+    storage: Storage = "float32"
+    approximate: bool = False
+    """Whether large vocabularies are searched approximately."""
 
 
 @dataclass(eq=False)
@@ -221,7 +226,12 @@ class ServedModel:
     def _open(self, namespace: str) -> Vocabulary:
         started = time.monotonic()
         store = self._open_store(namespace)
-        index = LabelIndex(self.facts.dim, self.facts.fingerprint)
+        index = LabelIndex(
+            self.facts.dim,
+            self.facts.fingerprint,
+            storage=self._limits.storage,
+            approximation=Approximation() if self._limits.approximate else None,
+        )
         sync = IndexSync(store, index, on_missing=lambda labels: self.filler.add(labeler, labels))
         labeler = Labeler(
             self.engine, store, sync, self.facts.fingerprint, timeout_seconds=self._limits.label_timeout_seconds

@@ -50,4 +50,6 @@ def served_limits(settings: Settings) -> ServedLimits:
     return ServedLimits(
         max_namespaces=settings.max_namespaces,
         label_timeout_seconds=settings.label_timeout_seconds,
+        storage=settings.index_vectors,
+        approximate=settings.index == "approximate",
     )

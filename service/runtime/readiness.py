@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from service.inference.served import ServedModel
+from service.inference.served import ServedModel, Vocabulary
+from service.labels.approximate import RECALL_AT
 from service.schemas.health import CheckView, ReadyView
 
 
@@ -43,7 +44,7 @@ def readiness(state: State) -> ReadyView:
         ),
         "index": _check(
             bool(vocabularies) and not lost,
-            f"{num_labels} labels",
+            f"{num_labels} labels{_approximate(vocabularies)}",
             "not loaded yet" if not vocabularies else "not in touch with the store",
         ),
         "decoders": _check(state.decoding, f"{state.num_decoders} of {state.max_decoders} alive", "none alive"),
@@ -57,6 +58,13 @@ def readiness(state: State) -> ReadyView:
         checks["start"] = CheckView(ok=False, detail=state.progress)
         return ReadyView(status="starting", checks=checks)
     return ReadyView(status="ready" if all(c.ok for c in checks.values()) else "not_ready", checks=checks)
+
+
+def _approximate(vocabularies: list[Vocabulary]) -> str:
+    """How well approximate searches find what exact ones do, as measured; nothing where all are exact."""
+    facts = [v.index.approximate for v in vocabularies]
+    recalls = [f.recall for f in facts if f is not None and not f.exact]
+    return f", searched approximately: recall@{RECALL_AT} {min(recalls):.3f}" if recalls else ""
 
 
 def _check(ok: bool, good: str, bad: str) -> CheckView:
