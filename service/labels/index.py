@@ -6,7 +6,7 @@ kernel, and with it the last digits of every score, would change with the number
 
 With storage in float16 the vectors take half the memory. A vector v is then kept to within 2 ** -11 of each number,
 so that a similarity to a video q is off by at most 2 ** -11 |v| |q| + 2 ** -25 sqrt(D) |q|, under 0.0005 for unit
-vectors (measured between 3,360 real labels: 0.0001 at most). The products themselves are in float32, and as independent.
+vectors (at most 0.0001 between 3,360 real labels). The products themselves are in float32, and as independent.
 """
 
 from __future__ import annotations
