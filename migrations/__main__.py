@@ -1,4 +1,7 @@
-"""``python -m migrations URL``: migrate the store at a redis:// URL. Prints JSON; status 1 when it was refused."""
+"""``python -m migrations [--dry-run] URL``: migrate the store at a redis:// URL. Prints JSON.
+
+Status 1 when it was refused. With --dry-run nothing is written.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,20 @@ import sys
 
 import redis
 
-from migrations.runner import MigrationError, migrate, schema_version
+from migrations.runner import MigrationError, migrate, pending, schema_version
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) != 1:
+    dry_run = "--dry-run" in arguments
+    urls = [argument for argument in arguments if argument != "--dry-run"]
+    if len(urls) != 1:
         print(__doc__, file=sys.stderr)
         return 2
     try:
-        client = redis.Redis.from_url(arguments[0])
+        client = redis.Redis.from_url(urls[0])
+        if dry_run:
+            print(json.dumps({"pending": pending(client), "schema": schema_version(client)}))
+            return 0
         applied = migrate(client)
         print(json.dumps({"applied": applied, "schema": schema_version(client)}))
     except (MigrationError, redis.RedisError, ValueError) as error:

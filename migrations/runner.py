@@ -1,9 +1,10 @@
 """Brings a store to the newest schema: ``migrate(client)``. Imports nothing of ours, so history cannot change with it.
 
 Migrations are the modules ``m001_...``, ``m002_...`` of this package: numbered without gaps, frozen once released,
-each with ``NUMBER`` and ``apply(client)``. ``apply`` must be safe to run again, since it may have been interrupted
-before its number was recorded. One process migrates at a time: a lock with a time limit is kept alive by a thread,
-and a number is recorded only by the process that still holds the lock.
+each with ``NUMBER`` and ``apply(client)``, and if it changes data, ``plan(client)``: counts of what ``apply`` would
+change. ``apply`` must be safe to run again, since it may have been interrupted before its number was recorded; a long
+one works in batches and finds out what is done already. One process migrates at a time: a lock with a time limit is
+kept alive by a thread, and a number is recorded only by the process that still holds the lock.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Migration:
     number: int
     name: str
     apply: Callable[[Any], None]
+    plan: Callable[[Any], dict[str, int]] | None = None
 
 
 def find_migrations() -> tuple[Migration, ...]:
@@ -59,7 +61,7 @@ def find_migrations() -> tuple[Migration, ...]:
             module = importlib.import_module(f"{__package__}.{module_info.name}")
             if int(match["number"]) != module.NUMBER:
                 raise MigrationError(f"{module_info.name} calls itself number {module.NUMBER}")
-            found.append(Migration(module.NUMBER, module_info.name, module.apply))
+            found.append(Migration(module.NUMBER, module_info.name, module.apply, getattr(module, "plan", None)))
     found.sort(key=lambda migration: migration.number)
     if [m.number for m in found] != list(range(1, len(found) + 1)):
         raise MigrationError(f"migrations must be numbered from 1 without gaps: {[m.name for m in found]}")
@@ -98,6 +100,16 @@ def migrate(
             _record(client, migration, token)
             applied.append(migration.name)
     return applied
+
+
+def pending(client: redis.Redis, migrations: tuple[Migration, ...] | None = None) -> dict[str, dict[str, int]]:
+    """What ``migrate`` would apply, with the counts of what each would change as things are. Writes nothing.
+
+    Raises SchemaTooNew, redis.RedisError.
+    """
+    known = find_migrations() if migrations is None else migrations
+    missing = known[_check(client, known) :]
+    return {migration.name: {} if migration.plan is None else migration.plan(client) for migration in missing}
 
 
 def _check(client: redis.Redis, known: tuple[Migration, ...]) -> int:

@@ -8,6 +8,8 @@
     ├── UploadTimeout         408 upload_timeout
     ├── LabelExists           409 label_exists          (carries existing_id)
     ├── RevisionNotReached    409 revision_not_reached  (carries current_revision)
+    ├── IdempotencyInFlight   409 idempotency_in_flight (Retry-After)
+    ├── PreconditionFailed    412 precondition_failed   (If-Match: the label has changed since)
     ├── UploadTooLarge        413 upload_too_large
     ├── UnsupportedMedia      415 unsupported_media
     ├── VideoError            422
@@ -15,6 +17,10 @@
     │   ├── VideoTooLong          video_too_long
     │   └── ResolutionTooLarge    resolution_too_large
     ├── LabelTextInvalid      422 label_text_invalid
+    ├── ParentNotFound        422 parent_not_found
+    ├── ParentCycle           422 parent_cycle
+    ├── IdempotencyKeyReused  422 idempotency_key_reused
+    ├── QuotaExceeded         403 quota_exceeded        (waiting does not help: not 429)
     ├── Overloaded            429 overloaded            (Retry-After)
     ├── EncodeFailed          503 encode_failed         (Retry-After)
     ├── StoreUnavailable      503 store_unavailable     (Retry-After)
@@ -80,6 +86,15 @@ class RevisionNotReached(VidlexError):
         super().__init__(detail, current_revision=current_revision)
 
 
+class IdempotencyInFlight(VidlexError):
+    code, status, title = "idempotency_in_flight", 409, "A request with this Idempotency-Key is being worked on"
+    retry_after_seconds = 1
+
+
+class PreconditionFailed(VidlexError):
+    code, status, title = "precondition_failed", 412, "The label has changed since"
+
+
 class UploadTooLarge(VidlexError):
     code, status, title = "upload_too_large", 413, "The upload is too large"
 
@@ -108,6 +123,22 @@ class ResolutionTooLarge(VideoError):
 
 class LabelTextInvalid(VidlexError):
     code, status, title = "label_text_invalid", 422, "The label's text is not allowed"
+
+
+class ParentNotFound(VidlexError):
+    code, status, title = "parent_not_found", 422, "A parent does not exist"
+
+
+class ParentCycle(VidlexError):
+    code, status, title = "parent_cycle", 422, "The parents form a cycle"
+
+
+class IdempotencyKeyReused(VidlexError):
+    code, status, title = "idempotency_key_reused", 422, "This Idempotency-Key was used for another request"
+
+
+class QuotaExceeded(VidlexError):
+    code, status, title = "quota_exceeded", 403, "The quota of labels is used up"
 
 
 class Overloaded(VidlexError):

@@ -52,6 +52,8 @@ class Settings(BaseSettings):
         (), description="Host headers to answer, as a JSON list; empty: loopback names only if host is one, else any"
     )
 
+    max_labels: int = Field(1_000_000, ge=1, description="labels in one namespace; more are refused")
+
     # the model
     model: str = Field("emoji-small", min_length=1, description="zoo name, checkpoint folder, open_clip:... or dummy")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")

@@ -23,7 +23,7 @@ class OvertakenStore:
     def get(self, label_id: str) -> Any:
         return _label(label_id, self.names.pop(0))
 
-    def update(self, label_id: str, changes: LabelChanges, *, vector: Any, fingerprint: str | None) -> Label:
+    def update(self, label_id: str, changes: LabelChanges, *, vector: Any, fingerprint: Any, if_match: Any) -> Label:
         if vector is None:
             raise ValueError("a renamed label needs the vector of its new name")
         self.written.append((vector.tolist(), fingerprint))
@@ -41,7 +41,7 @@ class Sync:
 
 
 def _label(label_id: str, name: str) -> Label:
-    return Label(label_id, name, (), (), None, {}, 0, 0, 1)
+    return Label(label_id, name, (), (), (), None, {}, 0, 0, 1)
 
 
 def test_a_name_that_stopped_being_the_present_one_is_encoded() -> None:

@@ -209,8 +209,10 @@ def test_refused_vectors(vector: Any) -> None:
 
 
 def test_clean_drops_repeats_and_normalises_categories() -> None:
-    cleaned = clean(NewLabel(" Dog ", ("DOG", "Hound", "hound", "puppy"), ("Animal", "animal ", "Pet"), 1, {"a": (1,)}))
-    assert cleaned == NewLabel("Dog", ("Hound", "puppy"), ("animal", "pet"), 1.0, {"a": [1]})
+    cleaned = clean(
+        NewLabel(" Dog ", ("DOG", "Hound", "hound", "puppy"), ("Animal", "animal ", "Pet"), (), 1, {"a": (1,)})
+    )
+    assert cleaned == NewLabel("Dog", ("Hound", "puppy"), ("animal", "pet"), (), 1.0, {"a": [1]})
     assert name_keys(cleaned) == ["dog", "hound", "puppy"]
 
 
@@ -254,7 +256,7 @@ json_values: st.SearchStrategy[Any] = st.recursive(
 @given(st.dictionaries(st.text(max_size=10), json_values, max_size=4), st.none() | st.floats(0, 1))
 def test_record_round_trip(metadata: dict[str, Any], threshold: float | None) -> None:
     try:
-        cleaned = clean(NewLabel("Dog", ("Hound",), ("animal",), threshold, metadata))
+        cleaned = clean(NewLabel("Dog", ("Hound",), ("animal",), (), threshold, metadata))
     except InvalidParameter:
         return  # text that UTF-8 cannot carry
     assert clean(cleaned) == cleaned
@@ -265,12 +267,12 @@ def test_record_round_trip(metadata: dict[str, Any], threshold: float | None) ->
 def test_changes_replace_only_what_they_name() -> None:
     label = make_label(
         "lbl_" + "0" * 24,
-        NewLabel("Dog", ("Hound",), ("animal",), 0.5, {"a": 1}),
+        NewLabel("Dog", ("Hound",), ("animal",), (), 0.5, {"a": 1}),
         created_at_ms=1,
         updated_at_ms=1,
         revision=1,
     )
-    assert apply_changes(label, LabelChanges()) == NewLabel("Dog", ("Hound",), ("animal",), 0.5, {"a": 1})
+    assert apply_changes(label, LabelChanges()) == NewLabel("Dog", ("Hound",), ("animal",), (), 0.5, {"a": 1})
     assert apply_changes(label, LabelChanges(threshold=None)).threshold is None
     assert apply_changes(label, LabelChanges(threshold=UNSET)).threshold == 0.5
     assert apply_changes(label, LabelChanges(aliases=())).aliases == ()

@@ -28,6 +28,7 @@ def test_what_was_added_is_there(store: LabelStore) -> None:
         "Golden Retriever",
         ("Goldie",),
         ("dog",),
+        (),
         0.25,
         {"a": [1]},
         label.created_at_ms,

@@ -13,7 +13,7 @@ import pytest
 import redis
 from stores import FINGERPRINT, vector_of
 
-from migrations import m001_initial, runner
+from migrations import m001_initial, m002_parents_and_prefixes, runner
 from migrations.runner import Migration, MigrationError, MigrationLocked, SchemaTooNew, find_migrations, migrate
 from service.errors import StoreUnavailable
 from service.labels.keys import SCHEMA_VERSION_KEY, parse_key
@@ -21,15 +21,17 @@ from service.labels.reader import SCHEMA_VERSION
 from service.labels.records import NewLabel
 from service.labels.store import LabelStore
 
+NAMES = ["m001_initial", "m002_parents_and_prefixes"]
+
 
 def nothing(_: Any) -> None:
     pass
 
 
 def test_from_empty_and_again(client: redis.Redis) -> None:
-    assert migrate(client) == ["m001_initial"]
+    assert migrate(client) == NAMES
     assert migrate(client) == []
-    assert runner.schema_version(client) == 1
+    assert runner.schema_version(client) == len(NAMES)
     history: Any = client.hgetall(runner.HISTORY_KEY)
     assert json.loads(history[b"1"])["name"] == "m001_initial"
     assert not client.exists(runner.LOCK_KEY)
@@ -45,21 +47,23 @@ def test_code_and_migrations_agree(client: redis.Redis) -> None:
     migrate(client)
     store.check_schema()
     store.add(NewLabel("dog", categories=("pet",)), vector_of("dog"), FINGERPRINT)
-    # The frozen text of the first migration names every kind of key that the code writes.
+    store.add(NewLabel("hound", parents=("dog",)), vector_of("hound"), FINGERPRINT)
+    # The frozen texts of the migrations name every kind of key that the code writes.
     kinds = {parsed.kind for key in client.scan_iter() if (parsed := parse_key(key)) is not None}
-    assert kinds == {"changes", "names", "records", "order", "generations", "category", "vectors"}
-    assert all(f":{kind}" in (m001_initial.__doc__ or "") for kind in kinds)
+    assert kinds == {"changes", "names", "records", "order", "generations", "category", "vectors", "texts", "children"}
+    texts = f"{m001_initial.__doc__}{m002_parents_and_prefixes.__doc__}"
+    assert all(f":{kind}" in texts for kind in kinds)
     assert migrate(client) == []
-    assert store.count() == 1
+    assert store.count() == 2
 
 
 def test_refuses_a_newer_store(client: redis.Redis) -> None:
-    client.set(runner.VERSION_KEY, 2)
+    client.set(runner.VERSION_KEY, len(NAMES) + 1)
     with pytest.raises(SchemaTooNew, match="upgrade"):
         migrate(client)
     with pytest.raises(StoreUnavailable):
         LabelStore(client).check_schema()
-    assert client.get(runner.VERSION_KEY) == b"2"
+    assert client.get(runner.VERSION_KEY) == b"3"
 
 
 def test_refuses_data_without_a_schema(client: redis.Redis) -> None:
@@ -139,7 +143,7 @@ def test_command_line(client: redis.Redis) -> None:
     command = [sys.executable, "-m", "migrations", url]
     root = Path(__file__).parent.parent
     first = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
-    assert json.loads(first.stdout) == {"applied": ["m001_initial"], "schema": 1}
+    assert json.loads(first.stdout) == {"applied": NAMES, "schema": 2}
     client.set(runner.VERSION_KEY, 9)
     second = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
     assert second.returncode == 1 and "upgrade" in json.loads(second.stdout)["error"]

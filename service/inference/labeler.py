@@ -11,11 +11,12 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from service.errors import LabelExists, LabelTextInvalid, StoreUnavailable, VidlexError
+from service.errors import LabelExists, LabelTextInvalid, VidlexError
 from service.inference.engine import Engine, LabelResult
 from service.labels.names import display_name
 from service.labels.records import Label, LabelChanges, NewLabel, Unset, clean
-from service.labels.store import LabelStore
+from service.labels.requests import Ticket
+from service.labels.store import IfMatch, LabelStore, check_match
 from service.labels.sync import IndexSync
 
 log = structlog.get_logger("vidlex.labels")
@@ -46,28 +47,32 @@ class Labeler:
         self._cache: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
         self._cache_lock = threading.Lock()
 
-    def register(self, items: Sequence[NewLabel], *, return_existing: bool = False) -> list[Registered | VidlexError]:
+    def register(
+        self, items: Sequence[NewLabel], *, return_existing: bool = False, ticket: Ticket | None = None
+    ) -> list[Registered | VidlexError]:
         """One result for each item, in order: one bad item fails alone.
 
         With ``return_existing`` a name that a label has already (as name or alias) gives that label, unchanged.
-        Raises Overloaded when the whole request cannot be taken.
+        ``ticket`` is of the request that the items came with: what an earlier try of it has created is not tried again.
+        Raises Overloaded when the whole request cannot be taken, IdempotencyInFlight when the ticket was lost.
         """
-        results: dict[int, Registered | VidlexError] = {}
-        wanted: list[tuple[int, NewLabel]] = []
+        created = {} if ticket is None else ticket.created
+        results: dict[int, Registered | VidlexError] = {i: Registered(x, created=True) for i, x in created.items()}
+        cleaned: dict[int, NewLabel] = {}
         for i, item in enumerate(items):
-            try:
-                cleaned = clean(item)
-                # Looked up before the encoder works for it; add_many decides in the end.
-                existing = self._store.find(cleaned.name)
-            except StoreUnavailable:
-                raise
-            except VidlexError as error:
-                results[i] = error
-                continue
-            if existing is None:
-                wanted.append((i, cleaned))
+            if i not in results:
+                try:
+                    cleaned[i] = clean(item)
+                except VidlexError as error:
+                    results[i] = error
+        # Looked up before the encoder works for them; add_many decides in the end.
+        existing = self._store.find_many([item.name for item in cleaned.values()])
+        wanted: list[tuple[int, NewLabel]] = []
+        for (i, item), owner in zip(cleaned.items(), existing, strict=True):
+            if owner is None:
+                wanted.append((i, item))
             else:
-                results[i] = _existing(existing, return_existing)
+                results[i] = _existing(owner, return_existing)
         names = list(dict.fromkeys(item.name for _, item in wanted))
         vectors = dict(
             zip(names, self._engine.encode_labels(names, timeout_seconds=self._timeout_seconds), strict=True)
@@ -79,7 +84,12 @@ class Labeler:
                 results[i] = vector
             else:
                 ready.append((i, item, vector))
-        added = self._store.add_many([(item, vector) for _, item, vector in ready], self._fingerprint) if ready else []
+        added = self._store.add_many(
+            [(item, vector) for _, item, vector in ready],
+            self._fingerprint,
+            ticket=ticket,
+            places=[i for i, _, _ in ready],
+        )
         for (i, item, _), outcome in zip(ready, added, strict=True):
             results[i] = self._outcome(item, outcome, return_existing)
         self._catch_up(r.label.revision for r in results.values() if isinstance(r, Registered) and r.created)
@@ -94,28 +104,36 @@ class Labeler:
                 return Registered(existing, created=False)
         return outcome
 
-    def update(self, label_id: str, changes: LabelChanges) -> Label:
-        """Only a name that reads differently is encoded anew. Raises NotFound, LabelExists, LabelTextInvalid ..."""
+    def update(self, label_id: str, changes: LabelChanges, *, if_match: IfMatch = None) -> Label:
+        """Only a name that reads differently is encoded anew. Raises NotFound, LabelExists, PreconditionFailed ..."""
         vector: NDArray[np.float32] | None = None
-        if not isinstance(changes.name, Unset) and display_name(changes.name) != self._store.get(label_id).name:
+        old = self._store.get(label_id)
+        check_match(old, if_match)  # before the encoder works for it; the store decides in the end
+        if not isinstance(changes.name, Unset) and display_name(changes.name) != old.name:
             (result,) = self._engine.encode_labels([display_name(changes.name)], timeout_seconds=self._timeout_seconds)
             if isinstance(result, VidlexError):
                 raise result
             vector = result
         try:
             label = self._store.update(
-                label_id, changes, vector=vector, fingerprint=None if vector is None else self._fingerprint
+                label_id,
+                changes,
+                vector=vector,
+                fingerprint=None if vector is None else self._fingerprint,
+                if_match=if_match,
             )
         except ValueError:
             if vector is not None or isinstance(changes.name, Unset):
                 raise
-            return self.update(label_id, changes)  # another request renamed it since: now the name wants a vector
+            return self.update(
+                label_id, changes, if_match=if_match
+            )  # another request renamed it since: now the name wants a vector
         self._catch_up([label.revision])
         return label
 
-    def remove(self, label_id: str) -> int:
-        """Returns a revision of the vocabulary that no longer has the label. Raises NotFound."""
-        self._store.remove(label_id)
+    def remove(self, label_id: str, *, if_match: IfMatch = None) -> int:
+        """Returns a revision of the vocabulary that no longer has the label. Raises NotFound, PreconditionFailed."""
+        self._store.remove(label_id, if_match=if_match)
         revision = self._store.revision()
         self._catch_up([revision])
         return revision

@@ -5,8 +5,13 @@
     vidlex:{NAMESPACE}:records                hash     label id -> JSON
     vidlex:{NAMESPACE}:order                  zset     label ids, all of score 0: sorted by id, so by creation
     vidlex:{NAMESPACE}:category:<category>    zset     the same for the labels of one category
+    vidlex:{NAMESPACE}:children:<label id>    zset     the same for the labels that name this one as a parent
+    vidlex:{NAMESPACE}:texts                  zset     normalised name or alias, NUL, label id; all of score 0
     vidlex:{NAMESPACE}:generations            hash     encoder fingerprint -> D
     vidlex:{NAMESPACE}:vectors:<fingerprint>  hash     label id -> vector (see vectors.py)
+    vidlex:{NAMESPACE}:request:<digest>       hash     what came of a request with an Idempotency-Key; for a day
+    vidlex:{NAMESPACE}:lease:<digest>         string   who works on that request now; for seconds
+    vidlex:{NAMESPACE}:turn                   string   which writer the others let pass; for a second
 
 The braces are a hash tag: in a cluster all keys of a namespace lie in one slot, so one transaction may touch them.
 A label id is ``lbl_`` and 24 characters: the revision that created it (8), its place in that step (4), random (12).
@@ -18,15 +23,16 @@ from __future__ import annotations
 import re
 import secrets
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 PREFIX = "vidlex"
 SCHEMA_VERSION_KEY = "vidlex-schema:{schema}:version"
 """Written by the migrations, read here: see LabelStore.check_schema."""
 
-Kind = Literal["changes", "names", "records", "order", "generations", "category", "vectors"]
-_PLAIN_KINDS = frozenset({"changes", "names", "records", "order", "generations"})
-_KINDS_WITH_ARGUMENT = frozenset({"category", "vectors"})
+PlainKind = Literal["changes", "names", "records", "order", "texts", "generations", "turn"]
+KindWithArgument = Literal["category", "children", "vectors", "request", "lease"]
+_PLAIN_KINDS = frozenset(get_args(PlainKind))
+_KINDS_WITH_ARGUMENT = frozenset(get_args(KindWithArgument))
 
 _NAMESPACE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _FINGERPRINT = re.compile(r"[!-~]{1,200}")
@@ -72,17 +78,34 @@ class Keys:
         return self._key("order")
 
     @property
+    def texts(self) -> str:
+        return self._key("texts")
+
+    @property
+    def turn(self) -> str:
+        return self._key("turn")
+
+    @property
     def generations(self) -> str:
         return self._key("generations")
 
     def category(self, category: str) -> str:
         return self._key("category", category)
 
+    def children(self, label_id: str) -> str:
+        return self._key("children", label_id)
+
+    def request(self, digest: str) -> str:
+        return self._key("request", digest)
+
+    def lease(self, digest: str) -> str:
+        return self._key("lease", digest)
+
     def vectors(self, fingerprint: str) -> str:
         check_fingerprint(fingerprint)
         return self._key("vectors", fingerprint)
 
-    def _key(self, kind: Kind, argument: str | None = None) -> str:
+    def _key(self, kind: PlainKind | KindWithArgument, argument: str | None = None) -> str:
         base = f"{PREFIX}:{{{self.namespace}}}:{kind}"
         return base if argument is None else f"{base}:{argument}"
 
@@ -121,6 +144,23 @@ def is_label_id(text: str) -> bool:
 def random_token() -> str:
     """60 random bits as 12 characters."""
     return _base32(secrets.randbits(60), 12)
+
+
+def text_entry(text: str, label_id: str) -> str:
+    """Member of ``texts``. No name holds a NUL, so a text sorts before all that it is a prefix of."""
+    return f"{text}\0{label_id}"
+
+
+def parse_text_entry(entry: bytes) -> tuple[str, str]:
+    """(text, label id)"""
+    text, _, label_id = entry.decode().rpartition("\0")
+    return text, label_id
+
+
+def text_range(prefix: str, after: str | None = None) -> tuple[bytes, bytes]:
+    """Borders for ZRANGE BYLEX: the members of ``texts`` that begin with ``prefix``, those after a member if given."""
+    start = f"[{prefix}" if after is None else f"({after}"
+    return start.encode(), b"(" + prefix.encode() + b"\xff"  # a byte that UTF-8 does not have
 
 
 def change_entry_id(revision: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,21 @@ from numpy.typing import NDArray
 from service.errors import InvalidParameter, NotFound, StoreUnavailable
 from service.labels.changes import Change, Head, parse_read_reply
 from service.labels.client import store_errors
-from service.labels.keys import SCHEMA_VERSION_KEY, Keys, change_entry_id, is_label_id
+from service.labels.keys import (
+    SCHEMA_VERSION_KEY,
+    Keys,
+    change_entry_id,
+    is_label_id,
+    parse_text_entry,
+    text_entry,
+    text_range,
+)
 from service.labels.names import fold, normalize_name
-from service.labels.records import Label, Page, label_from_json, matches_text
+from service.labels.records import Label, Page, label_from_json, matches_text, name_keys
 from service.labels.transaction import read_head
 from service.labels.vectors import VectorCorrupt, decode_vector
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """The layout of keys.py. The migrations bring a store to it."""
 MAX_PAGE_LABELS = 1000
 _SCAN_LABELS = 500
@@ -37,7 +45,28 @@ class StoredLabel:
     vector: NDArray[np.float32] | None
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What a listing keeps. Category and text are normalised, the parent is an id."""
+
+    category: str | None
+    parent: str | None
+    text: str
+
+    @property
+    def num_checks(self) -> int:
+        return (self.category is not None) + (self.parent is not None) + 2 * bool(self.text)
+
+    def accepts(self, label: Label) -> bool:
+        return (
+            (self.category is None or self.category in label.categories)
+            and (self.parent is None or self.parent in label.parents)
+            and (not self.text or matches_text(label, self.text))
+        )
+
+
 LabelList = list[Label]
+OptionalLabels = list[Label | None]
 IdList = list[str]
 ChangeList = list[Change]
 StoredLabels = list[StoredLabel]
@@ -109,30 +138,59 @@ class LabelReader:
 
     def find(self, name: str) -> Label | None:
         """The label that has this name or alias, after normalisation. Raises LabelTextInvalid."""
-        key = normalize_name(name)
+        return self.find_many([name])[0]
+
+    def find_many(self, names: Sequence[str]) -> OptionalLabels:
+        """``find`` for each of the names, in two round trips."""
+        keys = [normalize_name(name) for name in names]
+        if not keys:
+            return []
         with store_errors():
-            owner = self._client.hget(self._keys.names, key)
-        found = self.get_many([owner.decode()]) if owner is not None else []
-        return found[0] if found else None
+            owners = [raw.decode() if raw is not None else None for raw in self._client.hmget(self._keys.names, keys)]
+        found = {label.id: label for label in self.get_many([owner for owner in owners if owner is not None])}
+        return [None if owner is None else found.get(owner) for owner in owners]
+
+    def names_of(self, label_ids: Iterable[str]) -> dict[str, str]:
+        """Label ids to names, for those that exist."""
+        return {label.id: label.name for label in self.get_many(list(dict.fromkeys(label_ids)))}
 
     def list(
-        self, limit: int = 20, after: str | None = None, category: str | None = None, q: str | None = None
+        self,
+        limit: int = 20,
+        after: str | None = None,
+        category: str | None = None,
+        q: str | None = None,
+        *,
+        parent: str | None = None,
+        prefix: str | None = None,
     ) -> Page:
-        """One page of labels in the order of creation: those after the id ``after``.
+        """One page of labels: those after the label ``after``, in the order of creation.
 
-        ``q`` keeps labels of which a name or alias contains it, ignoring case; that looks at every label until the
-        page is full. Raises InvalidParameter, LabelTextInvalid for a category that none can have.
+        ``category``, ``parent`` (the id, name or alias of a label) and ``prefix`` are answered from indexes.
+        ``prefix`` keeps labels of which a name or alias begins with it and sorts by that text; ``after`` must then
+        still be there. ``q`` keeps labels of which a name or alias contains it, which looks at every label until the
+        page is full. Where several are given, one index is followed and the rest is checked on each label.
+
+        Raises InvalidParameter, LabelTextInvalid for a category that none can have, NotFound for the parent.
         """
         if not 1 <= limit <= MAX_PAGE_LABELS:
             raise InvalidParameter(f"limit is 1 to {MAX_PAGE_LABELS}")
         if after is not None and not is_label_id(after):
             raise InvalidParameter("after is not a label id")
-        index = self._keys.order if category is None else self._keys.category(normalize_name(category))
-        text = fold(q) if q else ""
+        wanted = Wanted(
+            category=None if category is None else normalize_name(category),
+            parent=None if parent is None else self._parent_id(parent),
+            text=fold(q) if q else "",
+        )
+        start = fold(prefix) if prefix else ""
+        size = limit + 1 if wanted.num_checks <= (0 if start else 1) else _SCAN_LABELS
+        if start:
+            pages = self._pages_by_text(start, size, after)
+        else:
+            pages = self._pages_of_ids(self._index_for(wanted), size, after)
         found: LabelList = []
-        page_size = limit + 1 if not text else _SCAN_LABELS
-        for ids in self._pages_of_ids(index, page_size, after):
-            found += [label for label in self.get_many(ids) if not text or matches_text(label, text)]
+        for ids in pages:
+            found += [label for label in self.get_many(ids) if wanted.accepts(label)]
             if len(found) > limit:
                 return Page(found[:limit], has_more=True)
         return Page(found, has_more=False)
@@ -172,6 +230,39 @@ class LabelReader:
             return self._rows(label_ids, fingerprint, self._generations_through(self._client).get(fingerprint))
 
     # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _parent_id(self, reference: str) -> str:
+        if is_label_id(reference):
+            return self.get(reference).id
+        found = self.find(reference)
+        if found is None:
+            raise NotFound("There is no label of the parent's name")
+        return found.id
+
+    def _index_for(self, wanted: Wanted) -> str:
+        if wanted.parent is not None:
+            return self._keys.children(wanted.parent)
+        return self._keys.order if wanted.category is None else self._keys.category(wanted.category)
+
+    def _pages_by_text(self, prefix: str, size: int, after: str | None) -> Iterator[IdList]:
+        """Ids of the labels with a text that begins with ``prefix``, each once, by the first such text."""
+        entry: str | None = None
+        if after is not None:
+            texts = [text for text in name_keys(self.get(after)) if text.startswith(prefix)]
+            if not texts:
+                raise InvalidParameter("the label of after no longer begins with prefix: start with the first page")
+            entry = text_entry(min(texts), after)
+        while True:
+            low, high = text_range(prefix, entry)
+            with store_errors():
+                members = self._client.zrange(self._keys.texts, low, high, bylex=True, offset=0, num=size)
+            if members:
+                entries = [parse_text_entry(member) for member in members]
+                labels = {label.id: label for label in self.get_many([label_id for _, label_id in entries])}
+                yield [i for text, i in entries if i in labels and _is_first_text(labels[i], text, prefix)]
+                entry = text_entry(*entries[-1])
+            if len(members) < size:
+                return
 
     def _pages_of_ids(self, index: str, size: int, after: str | None = None) -> Iterator[IdList]:
         """Ids in a sorted set, page by page. Steps that happen meanwhile never make it skip or repeat an id."""
@@ -221,3 +312,9 @@ class LabelReader:
 
     def _generations_through(self, pipe: Any) -> dict[str, int]:
         return {key.decode(): int(value) for key, value in pipe.hgetall(self._keys.generations).items()}
+
+
+def _is_first_text(label: Label, text: str, prefix: str) -> bool:
+    """True when no other text of the label that begins with ``prefix`` sorts before ``text``."""
+    # By bytes, as the store sorts; code points sort alike in UTF-8.
+    return all(other >= text for other in name_keys(label) if other.startswith(prefix))

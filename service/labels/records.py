@@ -10,10 +10,12 @@ from enum import Enum
 from typing import Any, Final
 
 from service.errors import InvalidParameter
+from service.labels.keys import is_label_id
 from service.labels.names import display_name, fold, normalize_name
 
 MAX_ALIASES = 16
 MAX_CATEGORIES = 32
+MAX_PARENTS = 16
 MAX_METADATA_BYTES = 16_384
 
 
@@ -33,6 +35,8 @@ class NewLabel:
     name: str
     aliases: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
+    parents: tuple[str, ...] = ()
+    """Names, aliases or ids of labels of the same namespace."""
     threshold: float | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -44,6 +48,7 @@ class LabelChanges:
     name: str | Unset = UNSET
     aliases: tuple[str, ...] | Unset = UNSET
     categories: tuple[str, ...] | Unset = UNSET
+    parents: tuple[str, ...] | Unset = UNSET
     threshold: float | Unset | None = UNSET
     metadata: dict[str, Any] | Unset = UNSET
 
@@ -57,6 +62,8 @@ class Label:
     aliases: tuple[str, ...]
     categories: tuple[str, ...]
     """Normalised: categories are compared, never shown in the user's spelling."""
+    parents: tuple[str, ...]
+    """Ids of labels of the same namespace: they are there, and the way up is free of cycles."""
     threshold: float | None
     metadata: dict[str, Any]
     created_at_ms: int
@@ -87,7 +94,12 @@ def clean(new: NewLabel) -> NewLabel:
             seen.add(fold(alias))
             aliases.append(alias)
     categories = tuple(dict.fromkeys(map(normalize_name, new.categories)))
-    return NewLabel(name, tuple(aliases), categories, _clean_threshold(new.threshold), _clean_metadata(new.metadata))
+    if len(new.parents) > MAX_PARENTS:
+        raise InvalidParameter(f"A label has at most {MAX_PARENTS} parents")
+    parents = tuple(dict.fromkeys(text if is_label_id(text) else display_name(text) for text in new.parents))
+    return NewLabel(
+        name, tuple(aliases), categories, parents, _clean_threshold(new.threshold), _clean_metadata(new.metadata)
+    )
 
 
 def name_keys(label: NewLabel | Label) -> list[str]:
@@ -102,6 +114,7 @@ def apply_changes(label: Label, changes: LabelChanges) -> NewLabel:
             name=label.name if isinstance(changes.name, Unset) else changes.name,
             aliases=label.aliases if isinstance(changes.aliases, Unset) else changes.aliases,
             categories=label.categories if isinstance(changes.categories, Unset) else changes.categories,
+            parents=label.parents if isinstance(changes.parents, Unset) else changes.parents,
             threshold=label.threshold if isinstance(changes.threshold, Unset) else changes.threshold,
             metadata=label.metadata if isinstance(changes.metadata, Unset) else changes.metadata,
         )
@@ -109,15 +122,25 @@ def apply_changes(label: Label, changes: LabelChanges) -> NewLabel:
 
 
 def user_part(label: Label) -> NewLabel:
-    return NewLabel(label.name, label.aliases, label.categories, label.threshold, label.metadata)
+    return NewLabel(label.name, label.aliases, label.categories, label.parents, label.threshold, label.metadata)
+
+
+def etag_of(label: Label) -> str:
+    """An HTTP entity tag (without its quotes) that another state of the label never has.
+
+    The time is in it because a store restored from a backup gives the same revisions out again.
+    """
+    return f"{label.revision:x}-{label.updated_at_ms:x}"
 
 
 def make_label(label_id: str, cleaned: NewLabel, *, created_at_ms: int, updated_at_ms: int, revision: int) -> Label:
+    """``cleaned.parents`` are ids here."""
     return Label(
         label_id,
         cleaned.name,
         cleaned.aliases,
         cleaned.categories,
+        cleaned.parents,
         cleaned.threshold,
         cleaned.metadata,
         created_at_ms,
@@ -133,6 +156,7 @@ def label_to_json(label: Label) -> str:
             "name": label.name,
             "aliases": label.aliases,
             "categories": label.categories,
+            "parents": label.parents,
             "threshold": label.threshold,
             "metadata": label.metadata,
             "created_at_ms": label.created_at_ms,
@@ -151,6 +175,8 @@ def label_from_json(label_id: str, text: str | bytes) -> Label:
         name=data["name"],
         aliases=tuple(data["aliases"]),
         categories=tuple(data["categories"]),
+        # Not there if a service of schema 1 wrote on while the store was being migrated.
+        parents=tuple(data.get("parents", ())),
         threshold=data["threshold"],
         metadata=data["metadata"],
         created_at_ms=data["created_at_ms"],

@@ -3,6 +3,9 @@
 Every step watches the namespace's change stream, reads what it needs, and sends its writes and its own stream entry
 as one MULTI. Since every step appends to that stream, EXEC succeeds only if nobody else wrote since WATCH: steps are
 serialisable, and the revision has no holes. No Lua, so an ACL may forbid EVAL.
+
+A long step of one replica would lose every try against a stream of short ones of another. So whoever has lost a few
+takes the *turn*, for which the others wait. It is a courtesy with a time limit: nothing that must hold rests on it.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -22,6 +26,10 @@ from service.labels.client import store_errors
 from service.labels.keys import Keys, change_entry_id, parse_change_entry_id, random_token
 
 T = TypeVar("T")
+
+_TRIES_BEFORE_TURN = 3
+_TURN_MS = 2000
+_TURN_POLL_SECONDS = 0.002
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,11 @@ class Step(Generic[T]):
 class NoStep(Generic[T]):
     """Nothing to write: the revision stays."""
 
+    result: T
+
+
+@dataclass(frozen=True)
+class _Done(Generic[T]):
     result: T
 
 
@@ -74,38 +87,77 @@ class StepRunner:
     def _run(self, body: Body[T], deadline: float) -> T:
         token = random_token()
         tried: dict[int, T] = {}
-        pause_seconds = 0.001
-        while True:
-            with store_errors(), self._client.pipeline(transaction=True) as pipe:
-                try:
-                    pipe.watch(self._keys.changes)
-                    # A lost try may have been stored although its reply was lost (redis-py reports both as WatchError).
-                    landed = self._find(pipe, token, min(tried)) if tried else None
-                    if landed is not None:
-                        return tried[landed]
-                    head = read_head(pipe, self._keys)
-                    revision = head.revision + 1
-                    step = body(pipe, revision)
-                    if isinstance(step, NoStep):
-                        return step.result
-                    tried[revision] = step.result
-                    change = Change(revision, step.kind, step.label_ids, step.fingerprint, token, head.token)
-                    pipe.multi()
-                    step.write(pipe)
-                    pipe.xadd(
-                        self._keys.changes,
-                        change_fields(change),
-                        id=change_entry_id(revision),
-                        maxlen=self._max_changes,
-                        approximate=False,
-                    )
-                    pipe.execute()
-                    return step.result
-                except redis.WatchError as error:
-                    if time.monotonic() > deadline:
-                        raise StoreUnavailable("The label store is too busy", internal=repr(error)) from error
-            time.sleep(random.uniform(0, pause_seconds))
-            pause_seconds = min(pause_seconds * 2, 0.1)
+        num_lost = 0
+        has_turn = False
+        try:
+            while True:
+                if num_lost >= _TRIES_BEFORE_TURN:
+                    has_turn = self._take_turn(token)
+                if not has_turn:
+                    self._let_pass(deadline)
+                done = self._try(body, token, tried, deadline)
+                if done is not None:
+                    return done.result
+                num_lost += 1
+                time.sleep(random.uniform(0, min(0.001 * 2**num_lost, 0.05)))
+        finally:
+            if has_turn:
+                self._end_turn(token)
+
+    def _try(self, body: Body[T], token: str, tried: dict[int, T], deadline: float) -> _Done[T] | None:
+        """The result when the step is stored or needs no storing; None when another step came between.
+
+        ``tried``: the results of all tries so far, by the revision that each would have made.
+        """
+        with store_errors(), self._client.pipeline(transaction=True) as pipe:
+            try:
+                pipe.watch(self._keys.changes)
+                # A lost try may have been stored although its reply was lost (redis-py reports both as WatchError).
+                landed = self._find(pipe, token, min(tried)) if tried else None
+                if landed is not None:
+                    return _Done(tried[landed])
+                head = read_head(pipe, self._keys)
+                revision = head.revision + 1
+                step = body(pipe, revision)
+                if isinstance(step, NoStep):
+                    return _Done(step.result)
+                tried[revision] = step.result
+                change = Change(revision, step.kind, step.label_ids, step.fingerprint, token, head.token)
+                pipe.multi()
+                step.write(pipe)
+                pipe.xadd(
+                    self._keys.changes,
+                    change_fields(change),
+                    id=change_entry_id(revision),
+                    maxlen=self._max_changes,
+                    approximate=False,
+                )
+                pipe.execute()
+                return _Done(step.result)
+            except redis.WatchError as error:
+                if time.monotonic() > deadline:
+                    raise StoreUnavailable("The label store is too busy", internal=repr(error)) from error
+        return None
+
+    def _take_turn(self, token: str) -> bool:
+        with store_errors():
+            return bool(self._client.set(self._keys.turn, token, nx=True, px=_TURN_MS)) or self._holds_turn(token)
+
+    def _let_pass(self, deadline: float) -> None:
+        """Wait while another writer has the turn; it ends by itself."""
+        while time.monotonic() < deadline:
+            with store_errors():
+                if not self._client.exists(self._keys.turn):
+                    return
+            time.sleep(_TURN_POLL_SECONDS)
+
+    def _holds_turn(self, token: str) -> bool:
+        return bool(self._client.get(self._keys.turn) == token.encode())
+
+    def _end_turn(self, token: str) -> None:
+        with suppress(StoreUnavailable), store_errors():
+            if self._holds_turn(token):
+                self._client.delete(self._keys.turn)
 
     def _find(self, pipe: Any, token: str, since_revision: int) -> int | None:
         """The revision at which the step with ``token`` was stored, if it was."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 
 from service.errors import VidlexError
 from service.inference.labeler import Registered
-from service.labels.records import UNSET, Label, LabelChanges, NewLabel, Page
+from service.inference.served import Vocabulary
+from service.labels.records import UNSET, LabelChanges, NewLabel
+from service.labels.requests import StoredAnswer, Ticket
 from service.routes.context import VocabularyOfRequest, context_of
+from service.routes.label_views import etag_header, if_match_of, is_known, view, views
 from service.routes.problems import problem_of, request_id_of
 from service.schemas.base import ProblemView, validate
 from service.schemas.labels import (
@@ -49,27 +54,39 @@ async def add_labels(
     request: Request,
     vocabulary: VocabularyOfRequest,
     if_exists: Annotated[Literal["error", "return"], Query()] = "error",
+    idempotency_key: Annotated[
+        str | None, Header(description="repeating a request with it does it once; kept for 24 hours")
+    ] = None,
 ) -> Response:
     context = context_of(request)
-    labeler = vocabulary.labeler
     body = await context.spool.read_json(request)
+    path, request_id = request.url.path.rstrip("/"), request_id_of(request)
     return_existing = if_exists == "return"
     if isinstance(body, dict) and "labels" in body:
-        batch = validate(LabelBatchBody, body)
-        read = [_read_item(item) for item in batch.labels]
-        good = [item for item in read if isinstance(item, NewLabel)]
-        outcomes = await context.in_label_thread(lambda: labeler.register(good, return_existing=return_existing))
-        rest = iter(outcomes)
-        results = [next(rest) if isinstance(item, NewLabel) else item for item in read]
-        request_id = request_id_of(request)
-        view = BatchView(data=[_batch_item(i, result, request_id) for i, result in enumerate(results)])
-        return _json(view, 200)
-    new = _new_label(validate(NewLabelBody, body))
-    (outcome,) = await context.in_label_thread(lambda: labeler.register([new], return_existing=return_existing))
-    if isinstance(outcome, VidlexError):
-        raise outcome
-    location = f"{request.url.path.rstrip('/')}/{outcome.label.id}"
-    return _json(_view(outcome.label), 201 if outcome.created else 200, {"Location": location})
+        read = [_read_item(item) for item in validate(LabelBatchBody, body).labels]
+
+        def work(ticket: Ticket | None) -> StoredAnswer:
+            return _register_batch(vocabulary, read, return_existing, ticket, request_id)
+    else:
+        new = _new_label(validate(NewLabelBody, body))
+
+        def work(ticket: Ticket | None) -> StoredAnswer:
+            return _register_one(vocabulary, new, return_existing, ticket, path)
+
+    def once() -> StoredAnswer:
+        if idempotency_key is None:
+            return work(None)
+        requests = vocabulary.store.requests
+        with requests.once(idempotency_key, [if_exists, body]) as ticket:
+            if ticket.answer is not None:
+                return replace(ticket.answer, headers=ticket.answer.headers | {"Idempotency-Replayed": "true"})
+            answer = work(ticket)
+            if not answer.may_change:
+                requests.finish(ticket, answer)
+            return answer
+
+    answer = await context.in_label_thread(once)
+    return Response(answer.body, answer.status, answer.headers, "application/json")
 
 
 @router.get("/labels", response_model=LabelListView, summary="List labels in the order of their creation")
@@ -80,32 +97,41 @@ async def list_labels(
     limit: Annotated[int, Query(ge=1, le=1000)] = 20,
     after: Annotated[str | None, Query(max_length=100, description="the last_id of the page before")] = None,
     category: Annotated[str | None, Query(max_length=200)] = None,
-    q: Annotated[str | None, Query(max_length=200, description="part of a name or alias")] = None,
+    parent: Annotated[str | None, Query(max_length=200, description="id, name or alias of a label")] = None,
+    prefix: Annotated[
+        str | None, Query(max_length=200, description="beginning of a name or alias; sorts by that text")
+    ] = None,
+    q: Annotated[str | None, Query(max_length=200, description="part of a name or alias; looks at every label")] = None,
     min_revision: Annotated[int | None, Query(ge=0, lt=2**63, description="a replica that is behind: 409")] = None,
 ) -> Response:
-    context = context_of(request)
-    store = vocabulary.store
+    context, store = context_of(request), vocabulary.store
 
-    def read() -> Page:
+    def work() -> LabelListView:
         vocabulary.await_revision(min_revision, context.revision_wait_seconds)
-        return store.list(limit=limit, after=after, category=category, q=q)
+        page = store.list(limit, after, category, q, parent=parent, prefix=prefix)
+        data = views(page.data, store)
+        return LabelListView(
+            data=data,
+            has_more=page.has_more,
+            first_id=data[0].id if data else None,
+            last_id=data[-1].id if data else None,
+        )
 
-    page = await context.in_label_thread(read)
-    data = [_view(label) for label in page.data]
-    view = LabelListView(
-        data=data,
-        has_more=page.has_more,
-        first_id=data[0].id if data else None,
-        last_id=data[-1].id if data else None,
-    )
-    return _json(view, 200)
+    return _json(await context.in_label_thread(work), 200)
 
 
 @router.get("/labels/{label_id}", response_model=LabelView, summary="One label")
-async def get_label(request: Request, vocabulary: VocabularyOfRequest, label_id: str) -> Response:
-    context = context_of(request)
+async def get_label(
+    request: Request,
+    vocabulary: VocabularyOfRequest,
+    label_id: str,
+    if_none_match: Annotated[str | None, Header(description="304 if it is the label's ETag")] = None,
+) -> Response:
     store = vocabulary.store
-    return _json(_view(await context.in_label_thread(lambda: store.get(label_id))), 200)
+    label = await context_of(request).in_label_thread(lambda: view(store.get(label_id), store))
+    if is_known(label, if_none_match):
+        return Response(status_code=304, headers=etag_header(label))
+    return _json(label, 200, etag_header(label))
 
 
 @router.patch(
@@ -114,20 +140,67 @@ async def get_label(request: Request, vocabulary: VocabularyOfRequest, label_id:
     summary="Change a label; a new name is encoded anew",
     openapi_extra=_json_body(LabelChangesBody),
 )
-async def change_label(request: Request, vocabulary: VocabularyOfRequest, label_id: str) -> Response:
+async def change_label(
+    request: Request,
+    vocabulary: VocabularyOfRequest,
+    label_id: str,
+    if_match: Annotated[str | None, Header(description="412 unless it is the label's ETag")] = None,
+) -> Response:
     context = context_of(request)
-    labeler = vocabulary.labeler
-    body = validate(LabelChangesBody, await context.spool.read_json(request))
-    changes = _changes(body)
-    return _json(_view(await context.in_label_thread(lambda: labeler.update(label_id, changes))), 200)
+    changes = _changes(validate(LabelChangesBody, await context.spool.read_json(request)))
+    tags = if_match_of(if_match)
+
+    def work() -> LabelView:
+        return view(vocabulary.labeler.update(label_id, changes, if_match=tags), vocabulary.store)
+
+    label = await context.in_label_thread(work)
+    return _json(label, 200, etag_header(label))
 
 
-@router.delete("/labels/{label_id}", status_code=204, summary="Remove a label")
-async def remove_label(request: Request, vocabulary: VocabularyOfRequest, label_id: str) -> Response:
-    context = context_of(request)
-    labeler = vocabulary.labeler
-    revision = await context.in_label_thread(lambda: labeler.remove(label_id))
+@router.delete("/labels/{label_id}", status_code=204, summary="Remove a label; its children lose it as a parent")
+async def remove_label(
+    request: Request,
+    vocabulary: VocabularyOfRequest,
+    label_id: str,
+    if_match: Annotated[str | None, Header(description="412 unless it is the label's ETag")] = None,
+) -> Response:
+    tags = if_match_of(if_match)
+    context, labeler = context_of(request), vocabulary.labeler
+    revision = await context.in_label_thread(lambda: labeler.remove(label_id, if_match=tags))
     return Response(status_code=204, headers={REVISION_HEADER: str(revision)})
+
+
+def _register_one(
+    vocabulary: Vocabulary, new: NewLabel, return_existing: bool, ticket: Ticket | None, path: str
+) -> StoredAnswer:
+    """Raises what became of the label if it is not there."""
+    (outcome,) = vocabulary.labeler.register([new], return_existing=return_existing, ticket=ticket)
+    if isinstance(outcome, VidlexError):
+        raise outcome
+    label = view(outcome.label, vocabulary.store)
+    headers = {"Location": f"{path}/{label.id}"} | etag_header(label)
+    return StoredAnswer(201 if outcome.created else 200, headers, label.model_dump_json())
+
+
+def _register_batch(
+    vocabulary: Vocabulary,
+    read: Sequence[NewLabel | VidlexError],
+    return_existing: bool,
+    ticket: Ticket | None,
+    request_id: str,
+) -> StoredAnswer:
+    good = [item for item in read if isinstance(item, NewLabel)]
+    outcomes = iter(vocabulary.labeler.register(good, return_existing=return_existing, ticket=ticket))
+    results = [next(outcomes) if isinstance(item, NewLabel) else item for item in read]
+    shown = iter(views([r.label for r in results if isinstance(r, Registered)], vocabulary.store))
+    items = []
+    for i, result in enumerate(results):
+        if isinstance(result, VidlexError):
+            items.append(BatchItemView(index=i, status=result.status, error=problem_of(result, request_id)))
+        else:
+            items.append(BatchItemView(index=i, status=201 if result.created else 200, label=next(shown)))
+    may_change = any(item.status >= 500 for item in items)
+    return StoredAnswer(200, {}, BatchView(data=items).model_dump_json(), may_change)
 
 
 def _read_item(item: Any) -> NewLabel | VidlexError:
@@ -138,7 +211,14 @@ def _read_item(item: Any) -> NewLabel | VidlexError:
 
 
 def _new_label(body: NewLabelBody) -> NewLabel:
-    return NewLabel(body.name, tuple(body.aliases), tuple(body.categories), body.threshold, body.metadata)
+    return NewLabel(
+        body.name,
+        tuple(body.aliases),
+        tuple(body.categories),
+        tuple(body.parents),
+        body.threshold,
+        body.metadata,
+    )
 
 
 def _changes(body: LabelChangesBody) -> LabelChanges:
@@ -147,30 +227,11 @@ def _changes(body: LabelChangesBody) -> LabelChanges:
         name=body.name if "name" in given and body.name is not None else UNSET,
         aliases=tuple(body.aliases) if body.aliases is not None else UNSET,
         categories=tuple(body.categories) if body.categories is not None else UNSET,
+        parents=tuple(body.parents) if body.parents is not None else UNSET,
         threshold=body.threshold if "threshold" in given else UNSET,
         metadata=body.metadata if body.metadata is not None else UNSET,
     )
 
 
-def _batch_item(index: int, result: Registered | VidlexError, request_id: str) -> BatchItemView:
-    if isinstance(result, VidlexError):
-        return BatchItemView(index=index, status=result.status, error=problem_of(result, request_id))
-    return BatchItemView(index=index, status=201 if result.created else 200, label=_view(result.label))
-
-
-def _view(label: Label) -> LabelView:
-    return LabelView(
-        id=label.id,
-        name=label.name,
-        aliases=list(label.aliases),
-        categories=list(label.categories),
-        threshold=label.threshold,
-        metadata=label.metadata,
-        created_at_ms=label.created_at_ms,
-        updated_at_ms=label.updated_at_ms,
-        revision=label.revision,
-    )
-
-
-def _json(view: LabelView | LabelListView | BatchView, status: int, headers: dict[str, str] | None = None) -> Response:
-    return Response(view.model_dump_json(), status_code=status, headers=headers, media_type="application/json")
+def _json(body: LabelView | LabelListView, status: int, headers: dict[str, str] | None = None) -> Response:
+    return Response(body.model_dump_json(), status_code=status, headers=headers, media_type="application/json")

@@ -75,7 +75,9 @@ class Database:
         with self._lock:
             store = self._stores.get(namespace)
             if store is None:
-                store = self._stores[namespace] = LabelStore(self.client, namespace)
+                store = self._stores[namespace] = LabelStore(
+                    self.client, namespace, max_labels=self._settings.max_labels
+                )
             return store
 
     @property

@@ -17,6 +17,7 @@ class NewLabelBody(Strict):
     name: Name
     aliases: list[Name] = Field(default=[], max_length=16)
     categories: list[str] = Field(default=[], max_length=32)
+    parents: list[str] = Field(default=[], max_length=16, description="names or ids of labels that are there")
     threshold: Probability | None = Field(None, description="score from which it counts as matched; null: the model's")
     metadata: dict[str, Any] = Field(default={}, description="any JSON of yours, at most 16384 bytes")
 
@@ -27,6 +28,7 @@ class LabelChangesBody(Strict):
     name: Name | None = None
     aliases: list[Name] | None = Field(None, max_length=16)
     categories: list[str] | None = Field(None, max_length=32)
+    parents: list[str] | None = Field(None, max_length=16)
     threshold: Probability | None = None
     metadata: dict[str, Any] | None = None
 
@@ -46,17 +48,24 @@ class LabelBatchBody(Strict):
     labels: list[Any] = Field(min_length=1, max_length=MAX_BATCH_LABELS)
 
 
+class ParentView(BaseModel):
+    id: str
+    name: str
+
+
 class LabelView(BaseModel):
     object: Literal["label"] = "label"
     id: str
     name: str
     aliases: list[str]
     categories: list[str]
+    parents: list[ParentView]
     threshold: float | None
     metadata: dict[str, Any]
     created_at_ms: int
     updated_at_ms: int
     revision: int
+    etag: str = Field(description="of this state of the label, for If-Match")
 
 
 class LabelListView(BaseModel):
