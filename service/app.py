@@ -10,8 +10,10 @@ import anyio
 from fastapi import FastAPI
 
 from model.classifier import Classifier
+from service.access.gate import Gate, GateOptions
 from service.metrics import Metrics
-from service.routes import classify, health, labels, openapi, problems, web
+from service.routes import classify, health, keys, labels, openapi, problems, web
+from service.routes.guard import AccessGuard
 from service.routes.middleware import RequestContext
 from service.runtime.life import Runtime
 from service.settings import Settings
@@ -26,12 +28,22 @@ def create_app(
     service can never become ready; without it the service stays up and /readyz says so.
     """
     metrics = Metrics()
+    gate = Gate(
+        GateOptions(
+            insecure=settings.insecure,
+            loopback=settings.on_loopback,
+            key_file=settings.api_keys_file,
+            requests_per_second=settings.rate_limit_per_second,
+            burst=settings.rate_limit_burst,
+        )
+    )
     running: list[Runtime] = []
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        runtime = Runtime(settings, metrics, classifier, on_fatal or (lambda: None))
+        runtime = Runtime(settings, metrics, classifier, gate, on_fatal or (lambda: None))
         app.state.context = runtime.context
+        app.state.gate = gate
         running[:] = [runtime]
         runtime.start()
         try:
@@ -58,9 +70,10 @@ def create_app(
         redirect_slashes=False,
         lifespan=lifespan,
     )
+    app.add_middleware(AccessGuard, gate=gate)
     app.add_middleware(RequestContext, metrics=metrics, answered_hosts=settings.answered_hosts())
     problems.install(app)
-    for router in (labels.router, classify.router, health.router):
+    for router in (labels.router, classify.router, health.router, keys.router):
         app.include_router(router)
         app.include_router(router, prefix="/v1", include_in_schema=False)
     app.include_router(web.router)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from service.commands import bench, classify, demo, doctor, evaluate, labels, migrate, serve, training
+from service.commands import bench, classify, demo, doctor, evaluate, keys, labels, migrate, serve, training
 from service.commands.output import Root
 
 HELP = """Tag videos with an open, growing vocabulary.
@@ -39,6 +39,7 @@ def root(
 app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)
 app.add_typer(labels.app, name="labels")
+app.add_typer(keys.app, name="keys")
 app.command("classify")(classify.classify)
 app.command("doctor")(doctor.doctor)
 app.command("migrate")(migrate.migrate)

@@ -3,7 +3,8 @@
     VidlexError
     ├── InvalidRequest        400 malformed
     ├── InvalidParameter      422 invalid_parameter
-    ├── Forbidden             403 forbidden             (a request from a foreign web page)
+    ├── Unauthorized          401 unauthorized          (WWW-Authenticate)
+    ├── Forbidden             403 forbidden             (a foreign web page, or a key that may not do this)
     ├── NotFound              404 not_found
     ├── UploadTimeout         408 upload_timeout
     ├── LabelExists           409 label_exists          (carries existing_id)
@@ -22,6 +23,7 @@
     ├── IdempotencyKeyReused  422 idempotency_key_reused
     ├── QuotaExceeded         403 quota_exceeded        (waiting does not help: not 429)
     ├── Overloaded            429 overloaded            (Retry-After)
+    ├── RateLimited           429 rate_limited          (Retry-After)
     ├── EncodeFailed          503 encode_failed         (Retry-After)
     ├── StoreUnavailable      503 store_unavailable     (Retry-After)
     └── ModelLoading          503 model_loading         (Retry-After)
@@ -57,6 +59,10 @@ class InvalidRequest(VidlexError):
 
 class InvalidParameter(VidlexError):
     code, status, title = "invalid_parameter", 422, "A parameter has a value that is not allowed"
+
+
+class Unauthorized(VidlexError):
+    code, status, title = "unauthorized", 401, "An API key is needed"
 
 
 class Forbidden(VidlexError):
@@ -144,6 +150,22 @@ class QuotaExceeded(VidlexError):
 class Overloaded(VidlexError):
     code, status, title = "overloaded", 429, "Too much work is waiting"
     retry_after_seconds = 1
+
+
+class RateLimited(VidlexError):
+    code, status, title = "rate_limited", 429, "Too many requests with this API key"
+    retry_after_seconds = 1
+
+
+class NoApiKeys(VidlexError):
+    """Ends the start: nobody could use the service, or everybody on the network."""
+
+    code, status, title = (
+        "no_api_keys",
+        503,
+        "The service listens on a public address and there is no API key: make one with `vidlex keys create --direct "
+        "--scope admin`, name a file of keys (VIDLEX_API_KEYS_FILE), or say --insecure",
+    )
 
 
 class EncodeFailed(VidlexError):

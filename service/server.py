@@ -8,6 +8,7 @@ import socket
 import structlog
 import uvicorn
 
+from service.access.files import KeyFileError
 from service.app import create_app
 from service.logs import configure_logging
 from service.settings import Settings, unknown_variables
@@ -30,7 +31,13 @@ def serve(settings: Settings, *, sockets: list[socket.socket] | None = None) -> 
         failed = True
         server.should_exit = True
 
-    app = create_app(settings, on_fatal=on_fatal)
+    try:
+        app = create_app(settings, on_fatal=on_fatal)
+    except KeyFileError as error:
+        log.error("refused_to_start", detail=str(error))
+        return 1
+    if settings.insecure and not settings.on_loopback:
+        log.warning("insecure", detail="everybody who reaches this address may use and change everything")
     config = uvicorn.Config(
         app,
         host=settings.host,

@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ENV_PREFIX = "VIDLEX_"
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
-_READ_ELSEWHERE = {"VIDLEX_CACHE_DIR", "VIDLEX_LLM_WHEEL", "VIDLEX_URL"}
+_READ_ELSEWHERE = {"VIDLEX_CACHE_DIR", "VIDLEX_LLM_WHEEL", "VIDLEX_URL", "VIDLEX_API_KEY"}
 """Variables of the same prefix that other parts read by themselves."""
 
 
@@ -43,9 +43,10 @@ class Settings(BaseSettings):
 
     # where things are
     data_dir: Path = Field(default_factory=default_data_dir, description="labels and temporary uploads live here")
-    host: str = Field("127.0.0.1", min_length=1, description="address to listen on; there is no authentication yet")
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on; a public one needs API keys")
     port: int = Field(8000, ge=0, le=65535, description="0 takes any free port")
     redis_url: SecretStr | None = Field(None, description="redis://, rediss:// or unix://; empty: an embedded store")
+    redis_password_file: Path | None = Field(None, description="holds the password for redis_url, which then has none")
     namespace: str = Field("default", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
     max_namespaces: int = Field(64, ge=1, description="kept in memory; the longest unused one makes room")
     allowed_hosts: tuple[str, ...] = Field(
@@ -53,6 +54,12 @@ class Settings(BaseSettings):
     )
 
     max_labels: int = Field(1_000_000, ge=1, description="labels in one namespace; more are refused")
+
+    # who may use it
+    api_keys_file: Path | None = Field(None, description="API keys beside those in the store, one a line")
+    insecure: bool = Field(False, description="let everybody in who reaches the port")
+    rate_limit_per_second: float = Field(100.0, ge=0, description="requests of one API key, per replica; 0: unlimited")
+    rate_limit_burst: int = Field(200, ge=1, description="requests of one API key at once")
 
     # the model
     model: str = Field("emoji-small", min_length=1, description="zoo name, checkpoint folder, open_clip:... or dummy")
@@ -105,12 +112,34 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
+    @field_validator("redis_password_file", "api_keys_file")
+    @classmethod
+    def _readable(cls, value: Path | None) -> Path | None:
+        if value is None:
+            return None
+        value = value.expanduser().absolute()
+        try:
+            value.read_bytes()
+        except OSError as error:
+            raise ValueError(f"cannot be read: {error.strerror}") from None
+        return value
+
     @field_validator("redis_url")
     @classmethod
     def _known_scheme(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and urlsplit(value.get_secret_value()).scheme not in ("redis", "rediss", "unix"):
             raise ValueError("must start with redis://, rediss:// or unix://")
         return value
+
+    @property
+    def redis_password(self) -> str | None:
+        """From its file, without the line's end; None: redis_url tells, or there is none."""
+        return None if self.redis_password_file is None else self.redis_password_file.read_text().strip()
+
+    @property
+    def on_loopback(self) -> bool:
+        """Only programs on this machine can reach the service."""
+        return self.host in LOOPBACK_HOSTS or self.host.startswith("127.")
 
     @property
     def uploads_dir(self) -> Path:
@@ -124,7 +153,7 @@ class Settings(BaseSettings):
         """
         if self.allowed_hosts:
             return None if "*" in self.allowed_hosts else frozenset(h.lower() for h in self.allowed_hosts)
-        if self.host in LOOPBACK_HOSTS or self.host.startswith("127."):
+        if self.on_loopback:
             return frozenset((*LOOPBACK_HOSTS, self.host))
         return None
 

@@ -54,6 +54,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "service.metrics": (),
     "service.schemas": ("service.errors",),
     "service.labels": ("service.errors",),
+    "service.access": ("service.errors", "service.labels"),
     "service.decode": ("service.errors", "model.types", "model.video"),
     "service.inference": (
         "service.errors",
@@ -71,11 +72,13 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "service.schemas",
         "service.settings",
         "service.logs",
+        "service.access",
         "service.labels",
         "service.inference",
     ),
     # The places where parts meet: the application with its running parts, and the command line above it.
     "service.runtime": (
+        "service.access",
         "service.errors",
         "service.settings",
         "service.metrics",
@@ -89,6 +92,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "service.app": (
         "service.runtime",
+        "service.access",
         "service.errors",
         "service.settings",
         "service.logs",
@@ -97,7 +101,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "service.routes",
         "model.classifier",
     ),
-    "service.server": ("service.app", "service.logs", "service.settings"),
+    "service.server": ("service.access", "service.app", "service.logs", "service.settings"),
     "service.__main__": ("service.server", "service.settings"),
     # Benchmarks look into every part, and nothing but the command line knows of them.
     "service.bench": (
@@ -114,6 +118,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "migrations",
     ),
     "service.commands": (
+        "service.access",
         "service.errors",
         "service.settings",
         "service.server",
@@ -135,6 +140,7 @@ DIRECTLY_FORBIDDEN = {
 
 TRANSITIVELY_FORBIDDEN = {
     "service.labels": ("torch", "fastapi", "starlette", "model", "open_clip", "transformers"),
+    "service.access": ("torch", "fastapi", "starlette", "model", "open_clip", "transformers"),
     "service.decode.worker": ("torch", "fastapi", "starlette", "redis", "open_clip", "transformers"),
     "model.video.decode": ("torch", "open_clip", "transformers"),
     "model.types": ("torch",),

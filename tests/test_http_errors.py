@@ -131,7 +131,9 @@ def test_the_page_needs_nothing_from_elsewhere(client: TestClient) -> None:
 def test_openapi_describes_what_is_there(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     assert document == client.get("/v1/openapi.json").json()
-    assert set(document["paths"]) == {"/labels", "/labels/{label_id}", "/classify", "/livez", "/readyz", "/metrics"}
+    health = {"/livez", "/readyz", "/metrics"}
+    ours = {"/labels", "/labels/{label_id}", "/classify", "/keys", "/keys/{key_id}"}
+    assert set(document["paths"]) == health | ours
     text = json.dumps(document)
     assert "HTTPValidationError" not in text and "application/problem+json" in text
     params = document["paths"]["/classify"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import typer
 
 from service.commands.output import EXIT_UNREACHABLE, EXIT_USAGE, CommandError
 
+API_KEY_VARIABLE = "VIDLEX_API_KEY"
 DEFAULT_URL = "http://127.0.0.1:8000"
 MAX_RETRY_SECONDS = 60.0
 PAGE = 1000
@@ -29,8 +31,12 @@ class ServiceClient:
         self.url = url.rstrip("/")
         if not self.url.startswith(("http://", "https://")):
             raise CommandError(f"--url must begin with http:// or https://, not {url!r}", exit_code=EXIT_USAGE)
+        key = os.environ.get(API_KEY_VARIABLE, "").strip()
         self._http = httpx.Client(
-            base_url=self.url, timeout=httpx.Timeout(timeout_seconds, connect=10.0), trust_env=False
+            base_url=self.url,
+            timeout=httpx.Timeout(timeout_seconds, connect=10.0),
+            trust_env=False,
+            headers={"Authorization": f"Bearer {key}"} if key else None,
         )
 
     def __enter__(self) -> ServiceClient:
@@ -120,6 +126,8 @@ def problem_of(response: httpx.Response) -> dict[str, Any]:
 def describe(problem: dict[str, Any]) -> str:
     """One line for a person: the detail, and the stable code to search for."""
     text = str(problem.get("detail") or problem.get("title"))
+    if problem.get("code") == "unauthorized":
+        text += f"; {API_KEY_VARIABLE} holds the key that this command sends"
     return f"{text} ({problem['code']})" if problem.get("code") else text
 
 

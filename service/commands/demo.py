@@ -40,6 +40,9 @@ MIN_OTHERS = 6
 RIGHT_ENOUGH = 0.5
 """The demo fails when, on average, fewer than this share of a video's n true labels are among its first n."""
 
+_NOT_THE_DEMOS = {"VIDLEX_REDIS_URL", "VIDLEX_REDIS_PASSWORD_FILE", "VIDLEX_HOST", "VIDLEX_API_KEYS_FILE"}
+"""Settings of a real service. The demo's own is empty, open and on loopback."""
+
 DUMMY_COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0)}
 DUMMY_OTHERS = ("cyan", "magenta", "white")
 
@@ -191,7 +194,7 @@ def _service(folder: Path, model: str, preferred_port: int) -> Iterator[tuple[su
     listener = _bind(preferred_port)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     log = folder / "service.log"
-    environment = {key: value for key, value in os.environ.items() if key != "VIDLEX_REDIS_URL"}
+    environment = {key: value for key, value in os.environ.items() if key not in _NOT_THE_DEMOS}
     command = [sys.executable, "-m", "service.cli", "serve", "--fd", str(listener.fileno())]
     command += ["--parent", str(os.getpid())]
     command += ["--data-dir", str(folder / "data"), "--model", model]

@@ -17,6 +17,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from service.access.files import read_key_file
 from service.commands.output import CommandError, JsonFlag, print_json, progress, stdout, use_json
 from service.commands.serve import settings_or_error
 from service.settings import Settings, unknown_variables
@@ -41,6 +42,7 @@ def doctor(as_json: JsonFlag = False) -> None:
     settings = settings_or_error()
     checks: list[tuple[str, Callable[[Settings], Iterator[Finding]]]] = [
         ("settings", _settings),
+        ("access", _access),
         ("packages", _packages),
         ("device", _device),
         ("model", _model),
@@ -72,6 +74,25 @@ def doctor(as_json: JsonFlag = False) -> None:
 def _settings(_: Settings) -> Iterator[Finding]:
     for line in unknown_variables():
         yield Finding("settings", "note", line)
+
+
+def _access(settings: Settings) -> Iterator[Finding]:
+    where = f"{settings.host} (VIDLEX_HOST)"
+    if settings.insecure:
+        what = "nobody but this machine's users" if settings.on_loopback else "everybody on the network"
+        yield Finding("access", "note", f"VIDLEX_INSECURE: no API keys are asked for on {where}; {what} can use it")
+    elif settings.api_keys_file is not None:
+        mode = settings.api_keys_file.stat().st_mode
+        if mode & 0o007:
+            yield Finding("access", "note", "every user of this machine can read the file of VIDLEX_API_KEYS_FILE")
+        yield Finding("access", "ok", f"{len(read_key_file(settings.api_keys_file))} API keys in the file")
+    elif settings.on_loopback:
+        yield Finding("access", "ok", f"open on {where} until the first API key is made")
+    else:
+        yield Finding("access", "note", f"{where} is public: serve needs a key (`vidlex keys create --direct`)")
+    url = settings.redis_url.get_secret_value() if settings.redis_url else ""
+    if url and not url.startswith("unix:") and "@" not in url and settings.redis_password_file is None:
+        yield Finding("access", "note", "VIDLEX_REDIS_URL has no password (VIDLEX_REDIS_PASSWORD_FILE)")
 
 
 def _packages(_: Settings) -> Iterator[Finding]:
@@ -152,7 +173,7 @@ def _store(settings: Settings) -> Iterator[Finding]:
     from service.labels.embedded import EmbeddedStore
 
     if settings.redis_url is not None:
-        client = connect_url(settings.redis_url.get_secret_value())
+        client = connect_url(settings.redis_url.get_secret_value(), settings.redis_password)
         try:
             client.ping()
             yield Finding("label store", "ok", "the server at VIDLEX_REDIS_URL answers")

@@ -69,7 +69,7 @@ def opened_store(settings: Settings) -> Iterator[redis.Redis]:
     from service.labels.embedded import EmbeddedStore
 
     if settings.redis_url is not None:
-        client = connect_url(settings.redis_url.get_secret_value())
+        client = connect_url(settings.redis_url.get_secret_value(), settings.redis_password)
         try:
             yield client
         finally:

@@ -31,6 +31,9 @@ def serve(
         typer.Option(help="Zoo name, checkpoint folder or open_clip:NAME/WEIGHTS (VIDLEX_MODEL, emoji-small)."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 ... (VIDLEX_DEVICE, auto).")] = None,
+    insecure: Annotated[
+        bool | None, typer.Option("--insecure", help="No API keys: let everybody in (VIDLEX_INSECURE).")
+    ] = None,
     fd: Annotated[int | None, typer.Option(help="Serve on this inherited listening socket.", hidden=True)] = None,
     parent: Annotated[int | None, typer.Option(help="Stop when this (parent) process ends.", hidden=True)] = None,
     as_json: JsonFlag = False,
@@ -42,7 +45,7 @@ def serve(
     use_json(as_json)
     if parent is not None:
         _end_with(parent)
-    settings = settings_or_error(host=host, port=port, data_dir=data_dir, model=model, device=device)
+    settings = settings_or_error(host=host, port=port, data_dir=data_dir, model=model, device=device, insecure=insecure)
     listener = _listener(settings, fd)
     bound_host, bound_port = listener.getsockname()[:2]
     address = f"http://{f'[{bound_host}]' if ':' in bound_host else bound_host}:{bound_port}"

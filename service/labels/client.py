@@ -16,12 +16,14 @@ SOCKET_TIMEOUT_SECONDS = 10.0
 CONNECT_TIMEOUT_SECONDS = 2.0
 
 
-def connect_url(url: str) -> redis.Redis:
+def connect_url(url: str, password: str | None = None) -> redis.Redis:
     """A client for ``redis://``, ``rediss://`` or ``unix://``. Connects at the first command, not here.
+
+    ``password`` is for a URL that holds none, at most a user's name.
 
     Raises ValueError for a malformed URL.
     """
-    return redis.Redis.from_url(url, **_options())
+    return redis.Redis.from_url(url, **_options() | ({} if password is None else {"password": password}))
 
 
 def connect_socket(path: str, *, timeout_seconds: float = SOCKET_TIMEOUT_SECONDS) -> redis.Redis:

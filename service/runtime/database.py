@@ -52,7 +52,7 @@ class Database:
             self._embedded.start()
             self._client = self._embedded.client()
         else:
-            self._client = connect_url(url.get_secret_value())
+            self._client = connect_url(url.get_secret_value(), self._settings.redis_password)
         store = self.store(self._settings.namespace)
         self.when_it_answers(self._migrate)
         self.when_it_answers(store.check_schema)

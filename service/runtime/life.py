@@ -16,7 +16,10 @@ from contextlib import ExitStack
 import structlog
 
 from model.classifier import Classifier
+from service.access.gate import Gate
+from service.access.store import KeyStore
 from service.decode.pool import DecodePool
+from service.errors import NoApiKeys
 from service.inference.classifier import VideoClassifier
 from service.inference.engine import Engine
 from service.inference.models import Models
@@ -40,11 +43,17 @@ class Runtime:
     """The parts while they run. ``start`` returns at once."""
 
     def __init__(
-        self, settings: Settings, metrics: Metrics, classifier: Classifier | None, on_fatal: Callable[[], None]
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        classifier: Classifier | None,
+        gate: Gate,
+        on_fatal: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._given_classifier = classifier
+        self._gate = gate
         self._on_fatal = on_fatal
         self._stopping = threading.Event()
         self._starter = threading.Thread(target=self._start_up, name="vidlex-start", daemon=True)
@@ -97,6 +106,10 @@ class Runtime:
         except Stopped:
             with self._cleanup_lock:
                 self._cleanup.close()
+        except NoApiKeys as error:
+            self._failed = True
+            log.error("refused_to_start", detail=str(error))
+            self._on_fatal()
         except Exception as error:
             self._failed = True
             log.exception("start_failed", step=self._progress, internal=getattr(error, "internal", ""))
@@ -111,6 +124,9 @@ class Runtime:
             self._progress = "opening the label store"
             self._undo(self._database.close)
             self._database.open()
+            self._progress = "reading the API keys"
+            self._undo(self._gate.close)
+            self._database.when_it_answers(lambda: self._gate.attach(KeyStore(self._database.client)))
             self._progress = "loading the model"
             classifier = model_loaded.result()
             self._progress = "starting the decode processes"

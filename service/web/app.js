@@ -25,8 +25,27 @@ function explain(problem) {
   return [...new Set(lines)].join("\n");
 }
 
+// The key stays in this tab: gone with it, and never in a cookie that other pages could have sent.
+function keyHeaders() {
+  const key = sessionStorage.getItem("key");
+  return key ? { Authorization: `Bearer ${key}` } : {};
+}
+
+function askForKey(problem) {
+  $("access").hidden = false;
+  $("key-problem").textContent = sessionStorage.getItem("key") ? explain(problem) : "";
+}
+
+$("access").onsubmit = (event) => {
+  event.preventDefault();
+  sessionStorage.setItem("key", $("key").value.trim());
+  $("key").value = "";
+  $("access").hidden = true;
+  list(true);
+};
+
 async function call(path, options = {}) {
-  const headers = options.body ? { "Content-Type": "application/json" } : {};
+  const headers = { ...keyHeaders(), ...(options.body ? { "Content-Type": "application/json" } : {}) };
   let answer;
   try {
     answer = await fetch(path, { ...options, headers });
@@ -35,6 +54,7 @@ async function call(path, options = {}) {
   }
   if (answer.status === 204) return null;
   const body = await answer.json().catch(() => ({}));
+  if (answer.status === 401) askForKey(body);
   if (!answer.ok) throw new Error(explain(body));
   return body;
 }
@@ -151,11 +171,13 @@ $("classify").onsubmit = (event) => {
   form.append("file", video);
   const request = new XMLHttpRequest(); // fetch cannot tell how much is uploaded
   request.open("POST", "/classify");
+  for (const [name, value] of Object.entries(keyHeaders())) request.setRequestHeader(name, value);
   request.responseType = "json";
   request.upload.onprogress = (e) => { if (e.lengthComputable) $("progress").value = (100 * e.loaded) / e.total; };
   request.upload.onload = () => $("progress").removeAttribute("value"); // now it computes, for an unknown time
   request.onerror = () => show("problem", "The connection to the service broke.");
   request.onload = () => {
+    if (request.status === 401) askForKey(request.response || {});
     if (request.status === 200) present(request.response);
     else show("problem", explain(request.response || {}));
   };
