@@ -29,6 +29,9 @@ PREFIX = "vidlex"
 SCHEMA_VERSION_KEY = "vidlex-schema:{schema}:version"
 """Written by the migrations, read here: see LabelStore.check_schema."""
 
+ALL_CHANGES = f"{PREFIX}:{{*}}:changes"
+"""Pattern for SCAN: one key of each namespace that was ever written to."""
+
 PlainKind = Literal["changes", "names", "records", "order", "texts", "generations", "turn"]
 KindWithArgument = Literal["category", "children", "vectors", "request", "lease"]
 _PLAIN_KINDS = frozenset(get_args(PlainKind))
@@ -60,6 +63,11 @@ class Keys:
     def __post_init__(self) -> None:
         if not is_namespace(self.namespace):
             raise ValueError(f"a namespace is 1 to 64 of a-z 0-9 _ - and starts with a-z 0-9, got {self.namespace!r}")
+
+    @property
+    def pattern(self) -> str:
+        """For SCAN: all keys of the namespace."""
+        return self._key("*")
 
     @property
     def changes(self) -> str:
@@ -105,7 +113,7 @@ class Keys:
         check_fingerprint(fingerprint)
         return self._key("vectors", fingerprint)
 
-    def _key(self, kind: PlainKind | KindWithArgument, argument: str | None = None) -> str:
+    def _key(self, kind: PlainKind | KindWithArgument | Literal["*"], argument: str | None = None) -> str:
         base = f"{PREFIX}:{{{self.namespace}}}:{kind}"
         return base if argument is None else f"{base}:{argument}"
 
