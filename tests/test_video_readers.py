@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -10,7 +11,7 @@ import pytest
 import videos
 
 from model.types import FrameBatch, FrameGeometry
-from model.video.decode import decode_frames
+from model.video.decode import _shares, decode_frames
 from model.video.framing import scaled_size
 from model.video.limits import DecodeError, DecodeLimits
 from model.video.probe import read_header
@@ -107,3 +108,34 @@ def test_counting_is_the_second_choice(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(DecodeError, match="cannot be decoded") as caught:
         decode(path)
     assert caught.value.internal.count("no frame at any time") == 2
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 0])
+@pytest.mark.parametrize("policy", ["uniform", "keyframes"])
+def test_several_decoders_give_what_one_gives(tmp_path: Path, threads: int, policy: str) -> None:
+    """Against plain decoding, whatever the shares: groups of pictures of unequal length, repeated frames."""
+    path = videos.write_video(tmp_path / "v.mp4", width=96, num_frames=90, gop=20, options={"preset": "medium"})
+    with av.open(str(path)) as container:
+        everything = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    for num_frames, window in ((1, {}), (2, {}), (7, {}), (90, {}), (12, {"start_ms": 3500, "end_ms": 4100})):
+        batch = decode_frames(
+            path, geometry=SQUARE, num_frames=num_frames, policy=policy, num_threads=threads, **window
+        )
+        assert len(batch.timestamps_ms) == num_frames
+        for frame, time in zip(batch.frames, batch.timestamps_ms, strict=True):
+            assert (frame == everything[time // 100]).all()
+
+
+def test_shares_cover_every_frame_once_and_keep_groups_together(tmp_path: Path) -> None:
+    path = videos.write_video(tmp_path / "v.mp4", num_frames=90, gop=10)
+    index = read_header(path, DecodeLimits(), with_index=True).index
+    assert index is not None and len(index.keyframes) == 9
+    for wanted in ([5], [5, 6, 7], [0, 25, 55, 88], list(range(90)), [9, 10, 11, 79]):
+        for num_shares in (1, 2, 3, 8):
+            shares = _shares(index, np.array(wanted), num_shares)
+            assert [place for first, last in shares for place in range(first, last)] == list(range(len(wanted)))
+            assert len(shares) <= num_shares
+            for (_, last), (first, _) in pairwise(shares):
+                assert wanted[last - 1] // 10 < wanted[first] // 10, "a group of pictures is decoded twice"
+    assert len(_shares(index, np.array([5, 35, 65, 85]), 2)) == 2
+    assert len(_shares(index, np.array([3, 5, 9, 10]), 2)) == 1, "one group holds nearly all of the work"

@@ -248,6 +248,13 @@ class FrozenLLM:
         logits: Tensor = self._head(h)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
+        return self._allowed(logits, written)
+
+    def allowed(self, logits: Tensor, ids: Tensor, *, distinct: bool) -> Tensor:
+        """Logits [n, vocabulary] with what may not follow ``ids`` [n, any] (label and tokens so far) impossible."""
+        return self._allowed(logits, self._words(ids) if distinct else None)
+
+    def _allowed(self, logits: Tensor, written: Tensor | None) -> Tensor:
         never = self._never if written is None else self._never_on_a_line
         logits = logits.index_fill(1, never.to(logits.device), float("-inf"))
         return logits if written is None else logits.scatter_(1, written, float("-inf"))

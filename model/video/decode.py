@@ -9,8 +9,9 @@ No torch here: a decode process imports this file.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,11 @@ from model.video.limits import DecodeError, DecodeLimits, check_duration
 from model.video.probe import Header, other_streams_reach, read_header
 from model.video.readers import Picture, read_by_count, read_by_time
 from model.video.sampling import centre_times, select_frames
+
+_MAX_SHARED_PIXELS = 4096 * 2304
+"""Of a larger picture one decoder alone is enough for a process's memory: each keeps up to some twenty."""
+_MIN_BALANCE = 0.75
+"""Several decoders are used if the busiest has at most this share of the frames."""
 
 
 def decode_frames(
@@ -39,7 +45,8 @@ def decode_frames(
     """``num_frames`` frames of the window [start_ms, end_ms) (default: the whole video), upright, as RGB squares.
 
     Which frames: `model.video.sampling`. A file that was cut off is decoded as long as every sampled time is still
-    there. ``num_threads`` = 0 lets the decoder choose. Raises `DecodeError`, or OSError if the file cannot be read.
+    there. ``num_threads`` = 0 takes one for each core; they change no pixel. Raises `DecodeError`, or OSError if the
+    file cannot be read.
     """
     _check_parameters(num_frames, policy, start_ms, end_ms, limits)
     header = read_header(path, limits, with_index=True)
@@ -79,14 +86,37 @@ def _read(
     """[T, S, S, 3], by time, or where the times make no sense by count."""
     wanted, copies = np.unique(indices, return_counts=True)
     size = scaled_size(geometry, header.info.width, header.info.height)
-    by_count = partial(read_by_count, path, index, wanted, size=size, num_threads=num_threads)
-    by_time = partial(read_by_time, path, header, index, wanted, size=size, limits=limits, num_threads=num_threads)
     frames = np.empty((len(indices), geometry.image_size, geometry.image_size, 3), np.uint8)
+    threads = num_threads or os.cpu_count() or 1
+    many = 1 if header.info.width * header.info.height > _MAX_SHARED_PIXELS else threads
+    parts = _shares(index, wanted, many)
+    ends = np.cumsum(copies)
+
+    def by_time(first: int, last: int) -> None:
+        pictures = read_by_time(
+            path,
+            header,
+            index,
+            wanted[first:last],
+            size=size,
+            limits=limits,
+            num_threads=threads if len(parts) == 1 else 1,
+        )
+        _fill(frames[ends[first] - copies[first] : ends[last - 1]], pictures, copies[first:last])
+
+    def all_by_time() -> None:
+        with ThreadPoolExecutor(len(parts)) as pool:
+            for _ in pool.map(lambda part: by_time(*part), parts):
+                pass
+
+    def by_count() -> None:
+        _fill(frames, read_by_count(path, index, wanted, size=size, num_threads=threads), copies)
+
     failures = []
     countable = index.is_simple and header.demuxer != "mpegts"  # decord miscounts there
-    for read in (by_time, by_count) if countable else (by_time,):
+    for read in (all_by_time, by_count) if countable else (all_by_time,):
         try:
-            _fill(frames, read(), copies)
+            read()
         except MemoryError:
             raise
         except Exception as error:  # decord raises its own errors, RuntimeError, AssertionError and StopIteration
@@ -98,6 +128,25 @@ def _read(
         "The video stream cannot be decoded: its data is damaged or incomplete.",
         internal="; then ".join(failures),
     )
+
+
+def _shares(index: FrameIndex, wanted: NDArray[np.int64], num_shares: int) -> list[tuple[int, int]]:
+    """Parts [first, last) of ``wanted`` for several decoders side by side, each with about as many frames to decode.
+
+    What one keyframe leads to stays together. Several decoders with a thread each beat several threads of one, which
+    have to start anew behind each keyframe that is sought; but one is all there is to do where one group of pictures
+    holds most of the work.
+    """
+    begins = np.searchsorted(index.keyframes, wanted, side="right") - 1
+    starts = np.flatnonzero(np.diff(begins, prepend=-1))  # where another keyframe's frames begin
+    lasts = np.append(starts[1:], len(wanted))
+    costs = wanted[lasts - 1] - index.keyframes[begins[starts]] + 1
+    share_of = ((np.cumsum(costs) - costs / 2) * num_shares / costs.sum()).astype(np.int64)
+    loads = np.bincount(share_of, weights=costs)
+    if num_shares == 1 or loads.max() > _MIN_BALANCE * costs.sum():
+        return [(0, len(wanted))]
+    edges = starts[np.flatnonzero(np.diff(share_of, prepend=-1))].tolist()
+    return list(zip(edges, [*edges[1:], len(wanted)], strict=True))
 
 
 def _fill(frames: NDArray[np.uint8], pictures: Iterator[Picture], copies: NDArray[np.int64]) -> None:
