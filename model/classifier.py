@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,16 @@ from model.types import FrameGeometry
 
 class LabelTextError(ValueError):
     """The label's text cannot be encoded whole (too many tokens, say). Never cut silently."""
+
+
+@dataclass(frozen=True)
+class LabelDescription:
+    """How an encoder reads a label, for people."""
+
+    prompts: tuple[str, ...]
+    """The texts that hold the label, as the encoder gets them."""
+    attributes: tuple[tuple[str, ...], ...] = ()
+    """What the LLM wrote under each of its N prefixes: K texts each. Empty for an encoder without an LLM."""
 
 
 class Classifier(Protocol):
@@ -43,6 +54,10 @@ class Classifier(Protocol):
 
     def encode_labels(self, names: Sequence[str]) -> NDArray[np.float32]:
         """Label names to [V, D] float32 (length at most 1). Raises LabelTextError."""
+        ...
+
+    def describe_labels(self, names: Sequence[str]) -> list[LabelDescription]:
+        """How the encoder reads each name. Raises LabelTextError."""
         ...
 
     def info(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.classifier import LabelTextError
+from model.classifier import LabelDescription, LabelTextError
 from model.scoring import Scorer
 from model.types import FrameGeometry
 
@@ -57,6 +57,9 @@ class DummyClassifier:
         axes = np.eye(3)
         rows = [COLOURS.get(name.lower(), axes[len(name) % 3]) for name in names]
         return _unit(np.asarray(rows, dtype=np.float64).reshape(-1, 3))
+
+    def describe_labels(self, names: Sequence[str]) -> list[LabelDescription]:
+        return [LabelDescription((name,)) for name in names]
 
     def info(self) -> dict[str, Any]:
         return {"backbone": "mean colour", "llm": None, "dim": self.dim}

@@ -23,7 +23,7 @@ from model.checkpoint import (
     digest_tensors,
     load_checkpoint,
 )
-from model.classifier import Classifier
+from model.classifier import Classifier, LabelDescription
 from model.config import LabelEncoderConfig, VideoEncoderConfig, fingerprint
 from model.dummy import DummyClassifier
 from model.scoring import Scorer
@@ -163,6 +163,10 @@ class TorchClassifier:
     def encode_labels(self, names: Sequence[str]) -> NDArray[np.float32]:
         features: NDArray[np.float32] = self.label.encode_labels(list(names)).float().cpu().numpy()
         return features
+
+    def describe_labels(self, names: Sequence[str]) -> list[LabelDescription]:
+        with torch.inference_mode():
+            return self.label.describe_labels(list(names))
 
     def info(self) -> dict[str, Any]:
         return dict(self.facts)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.classifier import LabelDescription
 from model.text.clip_text import ClipText
 
 MAX_TEXTS = 512
@@ -42,6 +43,12 @@ class ClassNameLabelEncoder(nn.Module):
         """Raise LabelTextError when a template with ``name`` does not fit CLIP's context. Tokenises only."""
         for text in self.texts(name):
             self.clip_text.check(text)
+
+    def describe_labels(self, names: Sequence[str]) -> list[LabelDescription]:
+        """The name in each template. Raises LabelTextError."""
+        for name in names:
+            self.check_label(name)
+        return [LabelDescription(tuple(self.texts(name))) for name in names]
 
     def forward(self, names: Sequence[str]) -> Tensor:
         """[V, D] unit label features."""

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.classifier import LabelDescription
 from model.config import LabelEncoderConfig
 from model.text.clip_text import ClipText
 from model.text.llm import Decoded, FrozenLLM, SharedPrompt
@@ -159,6 +160,16 @@ class LabelEncoder(nn.Module):
             for i, tokens in zip(chunk, decoded.tokens, strict=True):
                 out[i] = [self.llm.text(part) for row in tokens for part in row.split(size)]
         return out
+
+    def describe_labels(self, names: Sequence[str]) -> list[LabelDescription]:
+        """The prompt of each name and what the LLM wrote behind it under each prefix. Raises LabelTextError."""
+        for name in names:
+            self.check_label(name)
+        per_prefix = self.config.num_attributes
+        return [
+            LabelDescription((self.prompt.text(name),), tuple(zip(*[iter(texts)] * per_prefix, strict=True)))
+            for name, texts in zip(names, self.decoded_text(names), strict=True)
+        ]
 
     @torch.no_grad()
     def fit_statistics(self, states: Tensor) -> None:

@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from service.commands import label_cards
 from service.commands.client import DEFAULT_URL, ServiceClient, UrlOption, describe
 from service.commands.label_files import FileFormat, dump, format_of, parse
 from service.commands.output import EXIT_USAGE, CommandError, JsonFlag, print_json, progress, stderr, stdout, use_json
@@ -19,6 +20,9 @@ BATCH = 50
 """Labels per request: each costs a run of the label encoder, so a batch must end well before a timeout."""
 
 app = typer.Typer(no_args_is_help=True, help="List and change the labels of a running service.")
+
+app.command("card")(label_cards.card)
+app.command("preview")(label_cards.preview)
 
 Reference = Annotated[str, typer.Argument(metavar="LABEL", help="A label's id or its exact name.")]
 IfExists = Annotated[

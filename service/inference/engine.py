@@ -27,13 +27,14 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from model.classifier import Classifier, LabelTextError
+from model.classifier import Classifier, LabelDescription, LabelTextError
 from service.errors import EncodeFailed, LabelTextInvalid, Overloaded, VidlexError
 
 log = structlog.get_logger("vidlex.engine")
 
 LabelResult = NDArray[np.float32] | VidlexError
 """The vector of one label [D], or why there is none."""
+DescribeResult = LabelDescription | VidlexError
 
 PROBE_SECONDS = 5.0
 LABEL_STEP_SECONDS = 1.0
@@ -72,8 +73,10 @@ class _VideoItem:
 class _LabelItem:
     names: Sequence[str]
     deadline: float
-    results: list[LabelResult] = field(default_factory=list)
-    future: Future[list[LabelResult]] = field(default_factory=Future)
+    read: Callable[[list[str]], list[Any]]
+    """What is done with the next few names, on the engine's thread: encoded or described."""
+    results: list[Any] = field(default_factory=list)
+    future: Future[list[Any]] = field(default_factory=Future)
 
 
 class Engine:
@@ -178,10 +181,21 @@ class Engine:
 
         Raises Overloaded (queue full, or not done before the timeout) or EncodeFailed (the engine is stopped).
         """
+        results: list[LabelResult] = self._queue_labels(names, self._encode_names, timeout_seconds)
+        return results
+
+    def describe_labels(self, names: Sequence[str], *, timeout_seconds: float = 300.0) -> list[DescribeResult]:
+        """How the encoder reads each name, in order, or why it does not. As ``encode_labels``, with its turns."""
+        results: list[DescribeResult] = self._queue_labels(names, self._describe_names, timeout_seconds)
+        return results
+
+    def _queue_labels(
+        self, names: Sequence[str], read: Callable[[list[str]], list[Any]], timeout_seconds: float
+    ) -> list[Any]:
         if not names:
             return []
         deadline = time.monotonic() + timeout_seconds
-        item = _LabelItem(list(names), deadline)
+        item = _LabelItem(list(names), deadline, read)
         with self._wake:
             self._check_open()
             if self._queued_labels and self._queued_labels + len(item.names) > self._limits.max_queued_labels:
@@ -189,7 +203,7 @@ class Engine:
             self._queued_labels += len(item.names)
             self._labels.append(item)
             self._wake.notify()
-        results: list[LabelResult] = self._wait(item.future, deadline)
+        results: list[Any] = self._wait(item.future, deadline)
         return results
 
     def _check_open(self) -> None:
@@ -290,9 +304,9 @@ class Engine:
             self._finish_labels(item, len(item.names) - start)
             _fail(item.future, Overloaded("The labels waited too long for the encoder"))
             return
-        names = item.names[start : start + self._label_step]
+        names = list(item.names[start : start + self._label_step])
         started = time.monotonic()
-        item.results.extend(self._encode_names(names))
+        item.results.extend(item.read(names))
         seconds_each = max(1e-6, time.monotonic() - started) / len(names)
         fitting = max(1, min(int(LABEL_STEP_SECONDS / seconds_each), 4 * self._label_step))
         self._label_step = min(fitting, self._limits.max_batch_labels)
@@ -342,6 +356,18 @@ class Engine:
             failed = EncodeFailed("The encoder gave no usable feature for this label")
             return [vector.copy() if np.isfinite(vector).all() else failed for vector in vectors]
         return [result for name in names for result in self._encode_checked([name])]
+
+    def _describe_names(self, names: list[str]) -> list[DescribeResult]:
+        results: list[DescribeResult] = []
+        for name in names:
+            try:
+                results += self._classifier.describe_labels([name])
+            except LabelTextError as error:
+                results.append(LabelTextInvalid(str(error)[:200]))
+            except Exception as error:
+                log.exception("describe_label_failed")
+                results.append(EncodeFailed("The encoder failed on this label", internal=repr(error)))
+        return results
 
     def _forward(self, videos: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
         vectors = np.asarray(self._classifier.encode_video(videos), dtype=np.float32)

@@ -52,12 +52,6 @@ class Matches:
 
 
 @dataclass(frozen=True, eq=False)
-class Neighbour:
-    label: Label
-    cosine: float
-
-
-@dataclass(frozen=True, eq=False)
 class _Snapshot:
     """One state of the index. Immutable, so a search holds it without a lock."""
 
