@@ -72,6 +72,18 @@ def test_labels_from_add_to_remove(url: str) -> None:
     assert [label["name"] for label in lines(vidlex(url, "labels", "list", "--json"))] == ["deep blue"]
 
 
+def test_cards_and_previews(url: str) -> None:
+    vidlex(url, "labels", "add", "red", "green")
+    card = lines(vidlex(url, "labels", "card", "RED", "--json"))[0]
+    assert card["name"] == "red" and [near["name"] for near in card["neighbours"]] == ["green"]
+    shown = vidlex(url, "labels", "card", "red").stdout
+    assert "prompt" in shown and "green" in shown
+    mixed = vidlex(url, "labels", "preview", "yellow", "a " * 20, "--json")
+    assert mixed.exit_code == 1
+    assert [found["name"] for found in lines(mixed)] == ["yellow"]
+    assert {label["name"] for label in lines(vidlex(url, "labels", "list", "--json"))} == {"red", "green"}
+
+
 def test_a_label_twice(url: str) -> None:
     vidlex(url, "labels", "add", "red")
     again = vidlex(url, "labels", "add", "Red", "green")

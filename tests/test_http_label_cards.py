@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import cast
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from serving import add, assert_problem, clear, serving
+from stores import label_id, label_of
 
 from model.dummy import DummyClassifier
+from service.inference.cards import COLLISION_DISTANCE, MAX_NEIGHBOURS, nearest
+from service.inference.served import Vocabulary
+from service.labels.index import LabelIndex
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +51,21 @@ def test_labels_that_the_model_confuses_are_named(client: TestClient) -> None:
     assert card["neighbours"][0]["distance"] == pytest.approx(0, abs=1e-6)
 
 
-def test_a_large_vocabulary_sets_the_measure(client: TestClient) -> None:
-    """Vectors that all lie near each other: what would be close elsewhere is usual here."""
-    names = [f"word{'s' * (3 * i)}" for i in range(40)]  # one axis
-    answer = client.post("/labels", json={"labels": [{"name": name} for name in (*names[:8], "red", "green", "blue")]})
-    assert {item["status"] for item in answer.json()["data"]} == {201}
-    colour = client.post("/labels:preview", json={"name": "white"}).json()
-    assert colour["warnings"] == []
-    assert len(colour["neighbours"]) == 10
+@pytest.mark.parametrize(("num_labels", "confused"), [(2, True), (60, False)])
+def test_the_vocabulary_sets_the_measure(num_labels: int, confused: bool) -> None:
+    """Where all labels lie at a cosine of 0.9, one at 0.95 is no duplicate; among two there is nothing to go by."""
+    axes = np.eye(num_labels + 1, dtype=np.float32)
+    vectors = axes[:1] * 3 + axes[1:]  # cosine 0.9 to each other
+    index = LabelIndex(num_labels + 1, "f")
+    index.upsert([label_of(i) for i in range(num_labels)], vectors)
+    probe = vectors[0] + 0.45 * vectors[1]
+    found = nearest(cast(Vocabulary, SimpleNamespace(index=index)), probe)
+    assert len(found) == min(num_labels, MAX_NEIGHBOURS)
+    assert found[0].label.id == label_id(0) and 0.95 < found[0].similarity < 0.995
+    assert (found[0].distance <= COLLISION_DISTANCE) is confused
+    assert label_id(0) not in [
+        n.label.id for n in nearest(cast(Vocabulary, SimpleNamespace(index=index)), probe, label_id(0))
+    ]
 
 
 def test_a_preview_stores_nothing(client: TestClient) -> None:

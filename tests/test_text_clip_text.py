@@ -118,6 +118,7 @@ def test_class_name_baseline_is_open_clips_zero_shot_classifier():
     torch.testing.assert_close(got, expected.T, atol=1e-5, rtol=1e-5)
     assert encoder.encode_labels([]).shape == (0, EMBED_DIM)
     assert encoder.texts("{} {0}")[0] == "a photo of a {} {0}."  # a label is data, not a format
+    assert encoder.describe_labels(["cat"])[0].prompts == ("a photo of a cat.", "a video of cat.", "cat")
     with pytest.raises(LabelTextError):
         encoder.check_label("word " * 76)
     with pytest.raises(ValueError, match="exactly one"):

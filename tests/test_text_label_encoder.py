@@ -92,6 +92,15 @@ def test_the_tiny_llm_writes_different_things(encoder):
     assert "<eos>" not in str(texts) and "<ctl>" not in str(texts)
 
 
+def test_a_description_is_the_prompt_and_the_words_of_each_prefix(encoder):
+    for name, texts, told in zip(NAMES, encoder.decoded_text(NAMES), encoder.describe_labels(NAMES), strict=True):
+        assert told.prompts == (encoder.prompt.text(name),) and name in told.prompts[0]
+        assert len(told.attributes) == encoder.config.num_prefixes
+        assert [text for prefix in told.attributes for text in prefix] == texts
+    with pytest.raises(LabelTextError):
+        encoder.describe_labels(["word " * 200])
+
+
 def test_a_distinct_prompt_writes_each_word_once(llm):
     encoder = build(llm, prompt_version="v2", num_attributes=1, tokens_per_attribute=40)
     for name, texts in zip(NAMES, encoder.decoded_text(NAMES), strict=True):

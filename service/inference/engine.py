@@ -27,14 +27,14 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from model.classifier import Classifier, LabelDescription, LabelTextError
+from model.classifier import Classifier, LabelTextError
 from service.errors import EncodeFailed, LabelTextInvalid, Overloaded, VidlexError
+from service.inference.described import DescribeResult, described
 
 log = structlog.get_logger("vidlex.engine")
 
 LabelResult = NDArray[np.float32] | VidlexError
 """The vector of one label [D], or why there is none."""
-DescribeResult = LabelDescription | VidlexError
 
 PROBE_SECONDS = 5.0
 LABEL_STEP_SECONDS = 1.0
@@ -186,7 +186,9 @@ class Engine:
 
     def describe_labels(self, names: Sequence[str], *, timeout_seconds: float = 300.0) -> list[DescribeResult]:
         """How the encoder reads each name, in order, or why it does not. As ``encode_labels``, with its turns."""
-        results: list[DescribeResult] = self._queue_labels(names, self._describe_names, timeout_seconds)
+        results: list[DescribeResult] = self._queue_labels(
+            names, lambda part: described(self._classifier, part), timeout_seconds
+        )
         return results
 
     def _queue_labels(
@@ -356,18 +358,6 @@ class Engine:
             failed = EncodeFailed("The encoder gave no usable feature for this label")
             return [vector.copy() if np.isfinite(vector).all() else failed for vector in vectors]
         return [result for name in names for result in self._encode_checked([name])]
-
-    def _describe_names(self, names: list[str]) -> list[DescribeResult]:
-        results: list[DescribeResult] = []
-        for name in names:
-            try:
-                results += self._classifier.describe_labels([name])
-            except LabelTextError as error:
-                results.append(LabelTextInvalid(str(error)[:200]))
-            except Exception as error:
-                log.exception("describe_label_failed")
-                results.append(EncodeFailed("The encoder failed on this label", internal=repr(error)))
-        return results
 
     def _forward(self, videos: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
         vectors = np.asarray(self._classifier.encode_video(videos), dtype=np.float32)

@@ -12,6 +12,7 @@ from service.inference.cards import Card, card_of, preview
 from service.inference.served import Vocabulary
 from service.labels.records import NewLabel
 from service.routes.context import VocabularyOfRequest, context_of
+from service.routes.labels import new_label, read_item
 from service.routes.problems import problem_of, request_id_of
 from service.schemas.base import ProblemView, validate
 from service.schemas.cards import CardView, NeighbourView, PreviewBatchBody, PreviewBatchView, PreviewItemView
@@ -42,29 +43,18 @@ async def preview_labels(request: Request, vocabulary: VocabularyOfRequest) -> R
     context = context_of(request)
     body = await context.spool.read_json(request)
     if isinstance(body, dict) and "labels" in body:
-        read = [_read_item(item) for item in validate(PreviewBatchBody, body).labels]
+        read = [read_item(item) for item in validate(PreviewBatchBody, body).labels]
         good = [item for item in read if isinstance(item, NewLabel)]
         outcomes = iter(await context.in_label_thread(lambda: preview(vocabulary, good)))
         results = [next(outcomes) if isinstance(item, NewLabel) else item for item in read]
         request_id = request_id_of(request)
         items = [_item(i, result, vocabulary, request_id) for i, result in enumerate(results)]
         return _json(PreviewBatchView(data=items))
-    new = _new_label(validate(NewLabelBody, body))
+    new = new_label(validate(NewLabelBody, body))
     (card,) = await context.in_label_thread(lambda: preview(vocabulary, [new]))
     if isinstance(card, VidlexError):
         raise card
     return _json(_view(card, vocabulary))
-
-
-def _read_item(item: Any) -> NewLabel | VidlexError:
-    try:
-        return _new_label(validate(NewLabelBody, item))
-    except VidlexError as error:
-        return error
-
-
-def _new_label(body: NewLabelBody) -> NewLabel:
-    return NewLabel(body.name, tuple(body.aliases), tuple(body.categories), body.threshold, body.metadata)
 
 
 def _item(index: int, result: Card | VidlexError, vocabulary: Vocabulary, request_id: str) -> PreviewItemView:

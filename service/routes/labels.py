@@ -63,12 +63,12 @@ async def add_labels(
     path, request_id = request.url.path.rstrip("/"), request_id_of(request)
     return_existing = if_exists == "return"
     if isinstance(body, dict) and "labels" in body:
-        read = [_read_item(item) for item in validate(LabelBatchBody, body).labels]
+        read = [read_item(item) for item in validate(LabelBatchBody, body).labels]
 
         def work(ticket: Ticket | None) -> StoredAnswer:
             return _register_batch(vocabulary, read, return_existing, ticket, request_id)
     else:
-        new = _new_label(validate(NewLabelBody, body))
+        new = new_label(validate(NewLabelBody, body))
 
         def work(ticket: Ticket | None) -> StoredAnswer:
             return _register_one(vocabulary, new, return_existing, ticket, path)
@@ -203,14 +203,15 @@ def _register_batch(
     return StoredAnswer(200, {}, BatchView(data=items).model_dump_json(), may_change)
 
 
-def _read_item(item: Any) -> NewLabel | VidlexError:
+def read_item(item: Any) -> NewLabel | VidlexError:
+    """A batch's item, or what is wrong with it."""
     try:
-        return _new_label(validate(NewLabelBody, item))
+        return new_label(validate(NewLabelBody, item))
     except VidlexError as error:
         return error
 
 
-def _new_label(body: NewLabelBody) -> NewLabel:
+def new_label(body: NewLabelBody) -> NewLabel:
     return NewLabel(
         body.name,
         tuple(body.aliases),
