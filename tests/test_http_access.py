@@ -207,6 +207,17 @@ def test_a_fast_key_is_slowed_and_told(client: TestClient) -> None:
     assert client.get("/livez", headers=bearer(made["key"])).status_code == 200
 
 
+def test_a_keys_own_quota_on_labels(client: TestClient) -> None:
+    made = make(client, scope="write", namespace="small", max_labels=2)
+    add_as(client, made["key"], "one", "two")
+    answer = client.post("/labels", json={"name": "three"}, headers=bearer(made["key"]))
+    assert_problem(answer, 403, "quota_exceeded")
+    batch = client.post("/labels", json={"labels": [{"name": "three"}]}, headers=bearer(made["key"])).json()
+    assert batch["data"][0]["error"]["code"] == "quota_exceeded"
+    larger = {**bearer(ADMIN), "X-Vidlex-Namespace": "small"}
+    assert client.post("/labels", json={"name": "three"}, headers=larger).status_code == 201
+
+
 def test_bad_bodies_of_new_keys(client: TestClient) -> None:
     for body in (
         {},

@@ -48,12 +48,18 @@ class Labeler:
         self._cache_lock = threading.Lock()
 
     def register(
-        self, items: Sequence[NewLabel], *, return_existing: bool = False, ticket: Ticket | None = None
+        self,
+        items: Sequence[NewLabel],
+        *,
+        return_existing: bool = False,
+        ticket: Ticket | None = None,
+        max_labels: int | None = None,
     ) -> list[Registered | VidlexError]:
         """One result for each item, in order: one bad item fails alone.
 
         With ``return_existing`` a name that a label has already (as name or alias) gives that label, unchanged.
         ``ticket`` is of the request that the items came with: what an earlier try of it has created is not tried again.
+        ``max_labels`` is the requester's own quota, under the namespace's.
         Raises Overloaded when the whole request cannot be taken, IdempotencyInFlight when the ticket was lost.
         """
         created = {} if ticket is None else ticket.created
@@ -88,6 +94,7 @@ class Labeler:
             [(item, vector) for _, item, vector in ready],
             self._fingerprint,
             ticket=ticket,
+            max_labels=max_labels,
             places=[i for i, _, _ in ready],
         )
         for (i, item, _), outcome in zip(ready, added, strict=True):

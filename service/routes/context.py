@@ -129,6 +129,12 @@ def namespace_of(request: Request) -> str:
     return bound or asked or context_of(request).namespace
 
 
+def quota_of(request: Request) -> int | None:
+    """Labels that the API key of the request may bring its namespace to; None: the settings decide."""
+    quota: int | None = getattr(getattr(request.state, "principal", None), "max_labels", None)
+    return quota
+
+
 async def vocabulary_of(request: Request) -> AsyncIterator[Vocabulary]:
     """The labels that the request is about, in the served model's vectors, for as long as the request uses them.
 

@@ -14,7 +14,7 @@ from service.inference.labeler import Registered
 from service.inference.served import Vocabulary
 from service.labels.records import UNSET, LabelChanges, NewLabel
 from service.labels.requests import StoredAnswer, Ticket
-from service.routes.context import VocabularyOfRequest, context_of
+from service.routes.context import VocabularyOfRequest, context_of, quota_of
 from service.routes.label_views import etag_header, if_match_of, is_known, view, views
 from service.routes.problems import problem_of, request_id_of
 from service.schemas.base import ProblemView, validate
@@ -62,16 +62,17 @@ async def add_labels(
     body = await context.spool.read_json(request)
     path, request_id = request.url.path.rstrip("/"), request_id_of(request)
     return_existing = if_exists == "return"
+    max_labels = quota_of(request)
     if isinstance(body, dict) and "labels" in body:
         read = [read_item(item) for item in validate(LabelBatchBody, body).labels]
 
         def work(ticket: Ticket | None) -> StoredAnswer:
-            return _register_batch(vocabulary, read, return_existing, ticket, request_id)
+            return _register_batch(vocabulary, read, return_existing, ticket, request_id, max_labels=max_labels)
     else:
         new = new_label(validate(NewLabelBody, body))
 
         def work(ticket: Ticket | None) -> StoredAnswer:
-            return _register_one(vocabulary, new, return_existing, ticket, path)
+            return _register_one(vocabulary, new, return_existing, ticket, path, max_labels=max_labels)
 
     def once() -> StoredAnswer:
         if idempotency_key is None:
@@ -171,10 +172,18 @@ async def remove_label(
 
 
 def _register_one(
-    vocabulary: Vocabulary, new: NewLabel, return_existing: bool, ticket: Ticket | None, path: str
+    vocabulary: Vocabulary,
+    new: NewLabel,
+    return_existing: bool,
+    ticket: Ticket | None,
+    path: str,
+    *,
+    max_labels: int | None,
 ) -> StoredAnswer:
     """Raises what became of the label if it is not there."""
-    (outcome,) = vocabulary.labeler.register([new], return_existing=return_existing, ticket=ticket)
+    (outcome,) = vocabulary.labeler.register(
+        [new], return_existing=return_existing, ticket=ticket, max_labels=max_labels
+    )
     if isinstance(outcome, VidlexError):
         raise outcome
     label = view(outcome.label, vocabulary.store)
@@ -188,9 +197,13 @@ def _register_batch(
     return_existing: bool,
     ticket: Ticket | None,
     request_id: str,
+    *,
+    max_labels: int | None,
 ) -> StoredAnswer:
     good = [item for item in read if isinstance(item, NewLabel)]
-    outcomes = iter(vocabulary.labeler.register(good, return_existing=return_existing, ticket=ticket))
+    outcomes = iter(
+        vocabulary.labeler.register(good, return_existing=return_existing, ticket=ticket, max_labels=max_labels)
+    )
     results = [next(outcomes) if isinstance(item, NewLabel) else item for item in read]
     shown = iter(views([r.label for r in results if isinstance(r, Registered)], vocabulary.store))
     items = []
