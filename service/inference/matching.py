@@ -47,10 +47,10 @@ def compare(features: NDArray[np.float32], params: ClassifyParams, vocabulary: V
     """Features [S, D] with the labels that the request asks for. Raises InvalidParameter for ids that are none, and
     what the labeler raises for candidate labels."""
     if params.candidate_labels is not None:
-        names, vectors = vocabulary.labeler.candidates(params.candidate_labels)
+        candidates, vectors = vocabulary.labeler.candidates(params.candidate_labels)
         # One product per label and part, as in the index: no label's digits depend on its neighbours.
         similarity = np.vecdot(vectors[None], features[:, None])
-        return Candidates(names, None, similarity, vocabulary.index.revision)
+        return Candidates(candidates, None, similarity, vocabulary.index.revision)
     matches = vocabulary.index.search(
         features,
         label_ids=params.label_ids,
@@ -68,7 +68,9 @@ def compare(features: NDArray[np.float32], params: ClassifyParams, vocabulary: V
             if label_id in unknown
         ]
         raise InvalidParameter("Some label_ids do not exist", errors=problems[:100])
-    return Candidates(_Names(matches.labels), matches.labels, matches.similarity, matches.revision, matches.approximate)
+    return Candidates(
+        NamesOf(matches.labels), matches.labels, matches.similarity, matches.revision, matches.approximate
+    )
 
 
 def rank(found: Candidates, parts: Sequence[Part], params: ClassifyParams, facts: ModelFacts) -> list[ScoredLabelView]:
@@ -113,7 +115,7 @@ def rank(found: Candidates, parts: Sequence[Part], params: ClassifyParams, facts
     return views
 
 
-class _Names(Sequence[str]):
+class NamesOf(Sequence[str]):
     """The names of labels, without a second list of a hundred thousand."""
 
     def __init__(self, labels: Sequence[Label]) -> None:
