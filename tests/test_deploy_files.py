@@ -53,7 +53,7 @@ def test_each_service_is_locked_down_and_only_the_proxy_and_the_dashboard_are_pu
         assert service["read_only"] is True and service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
     assert {name for name, service in SERVICES.items() if "ports" in service} == {"proxy", "grafana"}
-    assert all(p.startswith("${VIDLEX_PUBLISH:-127.0.0.1:") for p in SERVICES["proxy"]["ports"])
+    assert all(p.startswith("${PROXY_PUBLISH:-127.0.0.1:") for p in SERVICES["proxy"]["ports"])
     assert SERVICES["store"]["networks"] == ["store"] and COMPOSE["networks"]["store"]["internal"] is True
     assert SERVICES["service-gpu"]["profiles"] == ["gpu"]
     for name in OURS:

@@ -158,9 +158,9 @@ def running(folder: Path) -> Iterator[Topology]:
         for name in ("service-a", "service-b"):
             top.start_replica(name)
         proxy = dict(os.environ) | {
-            "VIDLEX_SITE": f"http://127.0.0.1:{top.ports['proxy']}",
-            "VIDLEX_UPSTREAMS": f"127.0.0.1:{top.ports['service-a']} 127.0.0.1:{top.ports['service-b']}",
-            "VIDLEX_PROXY_MAX_BODY": str(MAX_BODY_BYTES),
+            "PROXY_SITE": f"http://127.0.0.1:{top.ports['proxy']}",
+            "PROXY_UPSTREAMS": f"127.0.0.1:{top.ports['service-a']} 127.0.0.1:{top.ports['service-b']}",
+            "PROXY_MAX_BODY": str(MAX_BODY_BYTES),
             "XDG_DATA_HOME": str(folder / "caddy"),
             "XDG_CONFIG_HOME": str(folder / "caddy"),
         }
