@@ -45,6 +45,14 @@ class Metrics:
             registry=self.registry,
         )
         self.encoded_frames = Counter("vidlex_encoded_frames_total", "Frames encoded", registry=self.registry)
+        self.feature_lookups = Counter(
+            "vidlex_feature_lookups_total",
+            "Classifications by whether the video's features were there already",
+            ["result"],
+            registry=self.registry,
+        )
+        for result in ("hit", "miss"):
+            self.feature_lookups.labels(result)
         for stage in ("upload", "queue", "decode", "encode", "match"):
             self.stage_seconds.labels(stage)  # shown as zero before the first video
 

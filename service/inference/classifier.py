@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model.types import FrameBatch
 from service.decode.pool import DecodeJob, DecodePool
 from service.errors import InvalidParameter, Overloaded
+from service.inference.features import FeatureCache, FeatureKey, VideoFeatures
 from service.inference.matching import Candidates, Part, compare, rank
 from service.inference.served import ModelFacts, Vocabulary
 from service.metrics import Metrics
@@ -41,6 +43,23 @@ class _Work:
     cancelled: threading.Event
 
 
+@dataclass(frozen=True, eq=False)
+class _Stretch:
+    """A part with its frames [T, H, W, 3]."""
+
+    part: Part
+    frames: NDArray[np.uint8]
+
+
+@dataclass
+class _Times:
+    """Zero where nothing had to be done."""
+
+    decode_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    encode_seconds: float = 0.0
+
+
 class VideoClassifier:
     """Thread-safe. ``close`` nothing: the parts belong to whoever made them."""
 
@@ -51,11 +70,13 @@ class VideoClassifier:
         metrics: Metrics,
         max_frames: int,
         store_answers: Callable[[], bool],
+        features: FeatureCache,
         revision_wait_seconds: float = 2.0,
     ) -> None:
         self._pool = pool
         self._metrics = metrics
         self._max_frames = max_frames
+        self._features = features
         self._store_answers = store_answers
         self._revision_wait_seconds = revision_wait_seconds
 
@@ -78,31 +99,24 @@ class VideoClassifier:
         started = time.monotonic()
         work = _Work(path, params, facts, started + timeout_seconds, cancelled)
         vocabulary.await_revision(params.min_revision, min(timeout_seconds, self._revision_wait_seconds))
-        batch, parts = self._decode(work)
-        decode_seconds = time.monotonic() - started
-        self._metrics.observe("decode", decode_seconds)
-
-        encoded = vocabulary.engine.encode_videos(
-            [part.frames for part in parts], timeout_seconds=work.deadline - time.monotonic(), cancelled=cancelled
+        times = _Times()
+        features, cached = self._features.get(
+            _feature_key(sha256, work, vocabulary),
+            lambda: self._encode(work, vocabulary, times),
+            deadline=work.deadline,
+            cancelled=cancelled,
         )
-        queue_seconds = max(e.queue_seconds for e in encoded)
-        encode_seconds = max(e.encode_seconds for e in encoded)
-        if len(encoded) > 1:  # parts went through one after another: the time from the first to the last
-            encode_seconds += queue_seconds - min(e.queue_seconds for e in encoded)
-            queue_seconds = min(e.queue_seconds for e in encoded)
-        self._metrics.observe("queue", queue_seconds)
-        self._metrics.observe("encode", encode_seconds)
+        self._metrics.feature_lookups.labels("hit" if cached else "miss").inc()
 
         started = time.monotonic()
-        features = np.stack([e.vector for e in encoded])
-        candidates = compare(features, params, vocabulary)
+        candidates = compare(features.vectors, params, vocabulary)
         if candidates.revision < (params.min_revision or 0):  # the store was set back meanwhile
             raise vocabulary.is_behind(candidates.revision)
-        labels = rank(candidates, parts, params, facts)
+        labels = rank(candidates, features.parts, params, facts)
         match_seconds = time.monotonic() - started
         self._metrics.observe("match", match_seconds)
 
-        video = batch.video
+        video = features.video
         return ClassificationView(
             video=VideoView(
                 sha256=sha256,
@@ -115,25 +129,51 @@ class VideoClassifier:
             ),
             coverage=CoverageView(
                 frames_requested=(params.num_frames or facts.num_frames)
-                * (len(parts) if params.aggregate_by == "segments" else 1),
-                frames_decoded=len(set(batch.timestamps_ms)),
-                timestamps_ms=list(batch.timestamps_ms),
+                * (len(features.parts) if params.aggregate_by == "segments" else 1),
+                frames_decoded=len(set(features.timestamps_ms)),
+                timestamps_ms=list(features.timestamps_ms),
             ),
             labels=labels,
             model=ModelView(id=facts.id, fingerprint=facts.fingerprint),
             vocabulary_revision=candidates.revision,
             usage=UsageView(
-                decode_ms=_ms(decode_seconds),
-                encode_ms=_ms(encode_seconds),
+                decode_ms=_ms(times.decode_seconds),
+                encode_ms=_ms(times.encode_seconds),
                 match_ms=_ms(match_seconds),
-                queue_ms=_ms(queue_seconds),
+                queue_ms=_ms(times.queue_seconds),
+                cached=cached,
             ),
             warnings=self._warnings(candidates, vocabulary),
         )
 
     # --- frames
 
-    def _decode(self, work: _Work) -> tuple[FrameBatch, list[Part]]:
+    def _encode(self, work: _Work, vocabulary: Vocabulary, times: _Times) -> VideoFeatures:
+        """Decode and encode; says in ``times`` what took how long."""
+        started = time.monotonic()
+        batch, stretches = self._decode(work)
+        times.decode_seconds = time.monotonic() - started
+        self._metrics.observe("decode", times.decode_seconds)
+        encoded = vocabulary.engine.encode_videos(
+            [stretch.frames for stretch in stretches],
+            timeout_seconds=work.deadline - time.monotonic(),
+            cancelled=work.cancelled,
+        )
+        times.queue_seconds = max(e.queue_seconds for e in encoded)
+        times.encode_seconds = max(e.encode_seconds for e in encoded)
+        if len(encoded) > 1:  # parts went through one after another: the time from the first to the last
+            times.encode_seconds += times.queue_seconds - min(e.queue_seconds for e in encoded)
+            times.queue_seconds = min(e.queue_seconds for e in encoded)
+        self._metrics.observe("queue", times.queue_seconds)
+        self._metrics.observe("encode", times.encode_seconds)
+        return VideoFeatures(
+            video=batch.video,
+            timestamps_ms=batch.timestamps_ms,
+            parts=tuple(stretch.part for stretch in stretches),
+            vectors=np.stack([e.vector for e in encoded]),
+        )
+
+    def _decode(self, work: _Work) -> tuple[FrameBatch, list[_Stretch]]:
         """The sampled frames, and how they fall into parts (at least one)."""
         params = work.params
         num_frames = params.num_frames or work.facts.num_frames
@@ -144,8 +184,8 @@ class VideoClassifier:
             if params.aggregate_by == "timestamps":
                 # A short video repeats its last frame to fill up: once is enough here.
                 places = {t: i for i, t in enumerate(batch.timestamps_ms)}
-                return batch, [Part(t, t, batch.frames[i : i + 1]) for t, i in places.items()]
-            return batch, [Part(params.start_ms or 0, batch.video.duration_ms, batch.frames)]
+                return batch, [_Stretch(Part(t, t), batch.frames[i : i + 1]) for t, i in places.items()]
+            return batch, [_Stretch(Part(params.start_ms or 0, batch.video.duration_ms), batch.frames)]
         # The video's length decides how many frames the segments need: one frame tells it.
         first = self._frames(work, 1)
         start_ms = params.start_ms or 0
@@ -155,15 +195,15 @@ class VideoClassifier:
             raise _too_many_frames(self._max_frames)
         batch = self._frames(work, len(starts) * num_frames)
         times = np.asarray(batch.timestamps_ms)
-        parts = []
+        stretches = []
         for segment_start in starts:
             segment_end = min(segment_start + params.segment_ms, end_ms)
             first_inside, first_after = np.searchsorted(times, [segment_start, segment_end])
             if first_inside == first_after:  # slow video: the picture that was on screen since before
                 first_inside = max(0, first_inside - 1)
                 first_after = first_inside + 1
-            parts.append(Part(segment_start, segment_end, batch.frames[first_inside:first_after]))
-        return batch, parts
+            stretches.append(_Stretch(Part(segment_start, segment_end), batch.frames[first_inside:first_after]))
+        return batch, stretches
 
     def _frames(self, work: _Work, num_frames: int) -> FrameBatch:
         if work.cancelled.is_set():
@@ -197,6 +237,20 @@ class VideoClassifier:
                 detail = f"{vocabulary.sync.num_missing} labels are not encoded by this model (yet) and were left out"
                 warnings.append(WarningView(code="labels_not_encoded", detail=detail))
         return warnings
+
+
+def _feature_key(sha256: str, work: _Work, vocabulary: Vocabulary) -> FeatureKey:
+    params = work.params
+    return FeatureKey(
+        namespace=vocabulary.namespace,
+        fingerprint=work.facts.fingerprint,
+        sha256=sha256,
+        num_frames=params.num_frames or work.facts.num_frames,
+        aggregate_by=params.aggregate_by,
+        segment_ms=params.segment_ms if params.aggregate_by == "segments" else None,
+        start_ms=params.start_ms,
+        end_ms=params.end_ms,
+    )
 
 
 def _too_many_frames(max_frames: int) -> InvalidParameter:

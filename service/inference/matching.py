@@ -29,7 +29,6 @@ class Part:
 
     start_ms: int
     end_ms: int
-    frames: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

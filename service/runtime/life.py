@@ -22,6 +22,7 @@ from service.decode.pool import DecodePool
 from service.errors import NoApiKeys
 from service.inference.classifier import VideoClassifier
 from service.inference.engine import Engine
+from service.inference.features import FeatureCache
 from service.inference.models import Models
 from service.inference.served import ServedModel, Vocabulary
 from service.metrics import Metrics
@@ -65,6 +66,7 @@ class Runtime:
         self._database = Database(settings, self._stopping, on_tick=self._look_at_decoders)
         self._model: ServedModel | None = None
         self._models = Models()
+        self.features = FeatureCache(settings.feature_cache_bytes)
         self.pool = DecodePool(settings.decode_workers, pool_limits(settings))
         self.context = Context(
             spool=Spool(settings.uploads_dir, upload_limits(settings)),
@@ -186,6 +188,7 @@ class Runtime:
             pool=self.pool,
             metrics=self._metrics,
             max_frames=self._settings.max_frames,
+            features=self.features,
             store_answers=lambda: self._database.answers,
             revision_wait_seconds=self._settings.revision_wait_seconds,
         )

@@ -90,6 +90,7 @@ class UsageView(BaseModel):
     encode_ms: int
     match_ms: int
     queue_ms: int
+    cached: bool = Field(description="the video's features were there already: nothing was decoded or encoded")
 
 
 class WarningView(BaseModel):
