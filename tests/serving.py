@@ -30,7 +30,14 @@ TIMEOUT_SECONDS = 30.0
 
 def settings_for(folder: Path, **changes: Any) -> Settings:
     """Settings that ignore the environment of whoever runs the tests."""
-    fields = {"data_dir": folder, "model": "dummy", "decode_workers": 1, "host": "127.0.0.1", "redis_url": None}
+    fields: dict[str, Any] = {
+        "data_dir": folder,
+        "model": "dummy",
+        "decode_workers": 1,
+        "host": "127.0.0.1",
+        "redis_url": None,
+    }
+    fields["feature_cache_bytes"] = 0  # every classification decodes and encodes, however often the same video comes
     return Settings(**(fields | changes))
 
 

@@ -122,7 +122,7 @@ def test_waiting_for_another_ends(reason: str) -> None:
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with serving(tmp_path_factory.mktemp("data")) as client:
+    with serving(tmp_path_factory.mktemp("data"), feature_cache_bytes=1 << 20) as client:
         yield client
 
 

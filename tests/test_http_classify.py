@@ -78,7 +78,7 @@ def test_the_answer_is_whole(client: TestClient, red: Path) -> None:
     assert body["labels"][1]["name"] == "green" and not body["labels"][1]["matched"]
     assert body["model"] == {"id": "dummy", "fingerprint": "dummy-1"}
     assert body["vocabulary_revision"] == label["revision"] + 1
-    assert set(body["usage"]) == {"decode_ms", "encode_ms", "match_ms", "queue_ms"}
+    assert set(body["usage"]) == {"decode_ms", "encode_ms", "match_ms", "queue_ms", "cached"}
     assert all(isinstance(value, int) and value >= 0 for value in body["usage"].values())
     assert body["warnings"] == []
 
