@@ -1,0 +1,231 @@
+"""T frames of a long video, beside decord, PyAV and torchcodec; the keyframe policy beside uniform sampling.
+
+Videos are made on the spot: a moving texture in H.264 with long and short groups of pictures, HEVC and VP9. All sides
+take the same frames at the model's size. PyAV is written twice as a competent user would: decoding from the first
+frame to the last one wanted, and seeking to the keyframe before each.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from model.types import FrameGeometry
+from model.video.decode import decode_frames
+from model.video.readers import load_decord
+from service.bench.harness import BenchError, BenchOptions, Case, Figure, Report, Side, compare, report
+
+Frames = NDArray[np.uint8]
+KEYFRAME_TARGET = 5.0
+_FPS = 25
+
+
+@dataclass(frozen=True)
+class DecodeOptions(BenchOptions):
+    image_size: int = 224
+    long_seconds: int = 600
+    """Length of the longest video."""
+
+
+@dataclass(frozen=True)
+class _Video:
+    name: str
+    codec: str
+    suffix: str
+    width: int
+    height: int
+    seconds: int
+    gop: int
+    options: dict[str, str]
+
+
+def run(options: DecodeOptions) -> Report:
+    cases = []
+    with tempfile.TemporaryDirectory(prefix="vidlex-bench-") as folder:
+        for place, video in enumerate(_videos(options)):
+            if video.codec not in av.codecs_available:
+                continue
+            path = _write(Path(folder) / f"{place}{video.suffix}", video, options.seed)
+            for num_frames in (4,) if options.quick else (8, 16):
+                cases.append(_against_others(path, video, num_frames, options))
+            cases.append(_keyframes(path, video, options))
+            path.unlink()
+    return report("decode", cases, options)
+
+
+def _videos(options: DecodeOptions) -> list[_Video]:
+    h264 = {"preset": "veryfast", "crf": "26"}
+    hevc = {"preset": "ultrafast", "x265-params": "log-level=none"}
+    vp9 = {"deadline": "realtime", "cpu-used": "8"}
+    if options.quick:
+        return [_Video("H.264, quick", "libx264", ".mp4", 160, 96, 4, 20, h264)]
+    return [
+        _Video("H.264 1080p, 60 s, GOP 250", "libx264", ".mp4", 1920, 1080, 60, 250, h264),
+        _Video("H.264 720p, 60 s, GOP 30", "libx264", ".mp4", 1280, 720, 60, 30, h264),
+        _Video(f"H.264 720p, {options.long_seconds} s, GOP 250", "libx264", ".mp4", 1280, 720,
+               options.long_seconds, 250, h264),
+        _Video("HEVC 720p, 60 s, GOP 250", "libx265", ".mp4", 1280, 720, 60, 250, hevc),
+        _Video("VP9 720p, 60 s, GOP 128", "libvpx-vp9", ".webm", 1280, 720, 60, 128, vp9),
+    ]  # fmt: skip
+
+
+def _against_others(path: Path, video: _Video, num_frames: int, options: DecodeOptions) -> Case:
+    size = options.image_size
+    total = video.seconds * _FPS
+    places = [(2 * i + 1) * total // (2 * num_frames) for i in range(num_frames)]
+    readers: dict[str, Callable[[], Frames]] = {
+        "vidlex": lambda: decode_frames(path, geometry=FrameGeometry(size, "squash"), num_frames=num_frames).frames,
+        "decord": partial(_decord, path, places, size),
+        "PyAV, sequential": partial(_pyav_sequential, path, places, size),
+        "PyAV, seeking": partial(_pyav_seeking, path, places, size),
+    }
+    if (torchcodec := _load_torchcodec()) is not None:
+        readers["torchcodec"] = partial(_torchcodec, torchcodec, path, places, size)
+    frames: dict[str, Frames] = {}
+    failed: dict[str, str] = {}
+    for name, read in readers.items():
+        try:
+            frames[name] = read()
+        except Exception as error:  # decord fails on some sound HEVC and VP9 files
+            failed[name] = type(error).__name__
+    if "vidlex" in failed:
+        raise BenchError(f"{video.name}: decoding failed ({failed['vidlex']})")
+    apart = [
+        Figure(name=f"mean difference to {name}, of 255", value=_difference(frames["vidlex"], other))
+        for name, other in frames.items()
+        if name != "vidlex"
+    ]
+    notes = [f"{name} fails on this file ({error})" for name, error in failed.items()]
+    if torchcodec is None:
+        notes.append("torchcodec cannot be imported here")
+    return compare(
+        f"{video.name}, {num_frames} frames",
+        [Side(name, partial(_only_run, readers[name])) for name in frames],
+        options,
+        work=num_frames,
+        unit="frames",
+        at_least={name: 1.0 for name in frames if name != "vidlex"},
+        figures=apart,
+        note="; ".join(notes),
+    )
+
+
+def _keyframes(path: Path, video: _Video, options: DecodeOptions) -> Case:
+    """Its loss: how far from the time asked for the frames lie, and how unlike the right ones they are."""
+    num_frames = 4 if options.quick else 8
+    decode = partial(decode_frames, path, geometry=FrameGeometry(options.image_size, "squash"), num_frames=num_frames)
+    uniform, keys = decode(policy="uniform"), decode(policy="keyframes")
+    away = np.abs(np.array(uniform.timestamps_ms) - np.array(keys.timestamps_ms))
+    return compare(
+        f"{video.name}, keyframe policy",
+        [
+            Side("keyframes", partial(_only_run, partial(decode, policy="keyframes"))),
+            Side("uniform", partial(_only_run, partial(decode, policy="uniform"))),
+        ],
+        options,
+        work=num_frames,
+        unit="frames",
+        at_least={"uniform": KEYFRAME_TARGET} if video.gop >= 250 else {},
+        figures=[
+            Figure(name="mean distance from the sampled time", value=float(away.mean()), unit="ms"),
+            Figure(name="mean difference of pixels, of 255", value=_difference(uniform.frames, keys.frames)),
+        ],
+    )
+
+
+def _only_run(read: Callable[[], object]) -> None:
+    read()
+
+
+def _difference(one: Frames, other: Frames) -> float:
+    return float(np.abs(one.astype(np.int16) - other.astype(np.int16)).mean())
+
+
+# --- the others ----------------------------------------------------------------------------------------------------
+
+
+def _decord(path: Path, places: list[int], size: int) -> Frames:
+    frames: Frames = load_decord().VideoReader(str(path), width=size, height=size).get_batch(places).asnumpy()
+    return frames
+
+
+def _scaled(frame: Any, size: int) -> Frames:
+    picture: Frames = frame.reformat(size, size, "rgb24", interpolation="BICUBIC").to_ndarray()
+    return picture
+
+
+def _pyav_sequential(path: Path, places: list[int], size: int) -> Frames:
+    wanted, found = set(places), []
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        for number, frame in enumerate(container.decode(stream)):
+            if number in wanted:
+                found.append(_scaled(frame, size))
+            if len(found) == len(places):
+                break
+    return np.stack(found)
+
+
+def _pyav_seeking(path: Path, places: list[int], size: int) -> Frames:
+    found = []
+    with av.open(str(path)) as container:
+        stream: Any = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        start = stream.start_time or 0
+        for place in places:
+            target = start + round(Fraction(place, _FPS) / stream.time_base)
+            container.seek(target, stream=stream)
+            frame = next(f for f in container.decode(stream) if f.pts is not None and f.pts >= target)
+            found.append(_scaled(frame, size))
+    return np.stack(found)
+
+
+def _load_torchcodec() -> Any:
+    """None where it is not installed or finds no FFmpeg libraries."""
+    try:
+        import torchcodec.decoders  # type: ignore[import-not-found, unused-ignore]
+    except (ImportError, RuntimeError, OSError):
+        return None
+    return torchcodec.decoders
+
+
+def _torchcodec(torchcodec: Any, path: Path, places: list[int], size: int) -> Frames:
+    import torch.nn.functional as F
+
+    decoder = torchcodec.VideoDecoder(str(path), num_ffmpeg_threads=0, seek_mode="approximate")
+    frames = F.interpolate(decoder.get_frames_at(places).data.float(), (size, size), mode="bicubic", antialias=True)
+    whole: Frames = frames.clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    return whole
+
+
+# --- the videos ----------------------------------------------------------------------------------------------------
+
+
+def _write(path: Path, video: _Video, seed: int) -> Path:
+    """A texture that moves and, every two seconds, changes: keyframes are then not all there is to see."""
+    rng = np.random.default_rng(seed)
+    width, height = video.width, video.height
+    cells = rng.integers(0, 256, (height // 8 + 40, width // 8 + 40, 3), np.uint8)
+    texture = np.kron(cells, np.ones((8, 8, 1), np.uint8))
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(video.codec, rate=_FPS)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.gop_size, stream.options = video.gop, video.options
+        for number in range(video.seconds * _FPS):
+            x, y = number * 3 % 300, number * 2 % 300
+            picture = np.roll(texture[y : y + height, x : x + width], number // (2 * _FPS), axis=2)
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, _FPS)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
