@@ -23,7 +23,7 @@ from processes import num_descriptors, until, wait_for_end
 from model.types import FrameBatch, FrameGeometry
 from model.video.limits import DecodeLimits
 from service.bench.header_lies import write_claimed_size
-from service.decode.pool import DecodeJob, DecodePool, PoolLimits
+from service.decode.pool import DecodeJob, DecodePool, PoolLimits, _fair_threads
 from service.decode.process import StartFailed, shared_memory
 from service.errors import (
     InvalidParameter,
@@ -387,3 +387,8 @@ def test_processes_live_on_when_the_thread_that_started_the_pool_ends(movie: Pat
         assert pool.worker_pids == [pid]
     finally:
         pool.close()
+
+
+def test_threads_are_shared_among_the_files_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.decode.pool.os.cpu_count", lambda: 4)
+    assert [_fair_threads(files) for files in (0, 1, 2, 3, 4, 9)] == [4, 4, 2, 1, 1, 1]

@@ -273,3 +273,26 @@ def test_close_ends_the_thread_and_refuses_work() -> None:
     assert not engine.alive
     with pytest.raises(EncodeFailed):
         engine.encode_labels(["red"])
+
+
+def test_labels_of_several_requests_share_a_batch() -> None:
+    classifier = Held()
+    with running(classifier) as engine, ThreadPoolExecutor(6) as pool:
+        classifier.batches.append(0)
+        video = pool.submit(engine.encode_video, picture(255, 0, 0))
+        assert classifier.entered.wait(10)
+        requests = []
+        for number, names in enumerate((["a"], ["b", "bomb"], ["c", "d", "e"]), 1):
+            requests.append(pool.submit(engine.encode_labels, names))
+            wait_until(lambda n=number: engine.queued_labels == (1, 3, 6)[n - 1])
+        classifier.gate.set()
+        results = [request.result() for request in requests]
+        video.result()
+        assert engine.queued_labels == 0
+    steps = [call for call in classifier.calls if call.startswith("labels")]
+    assert steps[0] == "labels:4", "the first turn takes from all three requests"
+    assert isinstance(results[1][1], EncodeFailed)
+    alone = DummyClassifier()
+    for names, got in zip((["a"], ["b"], ["c", "d", "e"]), results, strict=True):
+        for name, vector in zip(names, got, strict=False):
+            np.testing.assert_allclose(vector, alone.encode_labels([name])[0], atol=1e-6)

@@ -80,8 +80,8 @@ class DecodePool:
     """``start`` before the first ``decode``; ``close`` at the end. Every method may be called from any thread.
 
     ``entry`` names the function that decodes, as module:function with the signature of
-    `model.video.decode.decode_frames`; ``num_threads`` is what each process decodes with (default: its share of the
-    cores, but two where there are two, so that a lone request is fast).
+    `model.video.decode.decode_frames`; ``num_threads`` is what a file is decoded with (default: its share of the
+    cores among the files that are there: a lone request has all, many do not take the encoder's).
     """
 
     def __init__(
@@ -99,10 +99,10 @@ class DecodePool:
             "entry": entry,
             "limits": asdict(self._limits.decode),
             "memory_bytes": self._limits.memory_bytes,
-            "num_threads": num_threads or _default_threads(num_workers),
         }
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
+        self._num_threads = num_threads
         self._unfinished = 0
         self._processes: list[DecodeProcess | None] = [None] * num_workers
         self._stopping = threading.Event()
@@ -270,6 +270,7 @@ class DecodePool:
             "policy": job.policy,
             "start_ms": job.start_ms,
             "end_ms": job.end_ms,
+            "num_threads": self._num_threads or _fair_threads(self._unfinished),
         }
         shape = (job.num_frames, size, size, 3)
         descriptor, memory = shared_memory(job.num_frames * size * size * 3)
@@ -300,9 +301,9 @@ class DecodePool:
             task.answer.cancel()
 
 
-def _default_threads(num_workers: int) -> int:
-    cores = os.cpu_count() or 1
-    return min(cores, max(2, cores // num_workers))
+def _fair_threads(num_files: int) -> int:
+    """All cores for a lone file; one thread each where as many are decoded, or wait, as there are cores."""
+    return max(1, (os.cpu_count() or 1) // max(1, num_files))
 
 
 def _checked(reply: dict[str, Any], memory: mmap.mmap, shape: tuple[int, int, int, int]) -> FrameBatch:

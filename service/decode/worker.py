@@ -82,7 +82,6 @@ def _load(setup: dict[str, Any]) -> Any:
     module, _, name = str(setup["entry"]).partition(":")
     decode = getattr(importlib.import_module(module), name)
     limits = DecodeLimits(**setup["limits"])
-    num_threads = int(setup["num_threads"])
 
     def serve(request: dict[str, Any], descriptor: int | None) -> dict[str, Any]:
         try:
@@ -94,7 +93,7 @@ def _load(setup: dict[str, Any]) -> Any:
                 start_ms=request["start_ms"],
                 end_ms=request["end_ms"],
                 limits=limits,
-                num_threads=num_threads,
+                num_threads=request["num_threads"],
             )
             if descriptor is None:
                 raise ValueError("no memory for the frames came with the request")

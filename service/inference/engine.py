@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from model.classifier import Classifier, LabelTextError
 from service.errors import EncodeFailed, LabelTextInvalid, Overloaded, VidlexError
 from service.inference.described import DescribeResult, described
+from service.inference.label_queue import LabelItem, take_labels
 
 log = structlog.get_logger("vidlex.engine")
 
@@ -69,16 +70,6 @@ class _VideoItem:
     future: Future[EncodedVideo] = field(default_factory=Future)
 
 
-@dataclass(eq=False)
-class _LabelItem:
-    names: Sequence[str]
-    deadline: float
-    read: Callable[[list[str]], list[Any]]
-    """What is done with the next few names, on the engine's thread: encoded or described."""
-    results: list[Any] = field(default_factory=list)
-    future: Future[list[Any]] = field(default_factory=Future)
-
-
 class Engine:
     """``start()`` first, ``close()`` last; everything else from any thread."""
 
@@ -95,7 +86,7 @@ class Engine:
         self._on_batch = on_batch
         self._wake = threading.Condition()
         self._videos: deque[_VideoItem] = deque()
-        self._labels: deque[_LabelItem] = deque()
+        self._labels: deque[LabelItem] = deque()
         self._queued_frames = 0
         self._queued_labels = 0
         self._closing = False
@@ -186,10 +177,11 @@ class Engine:
 
     def describe_labels(self, names: Sequence[str], *, timeout_seconds: float = 300.0) -> list[DescribeResult]:
         """How the encoder reads each name, in order, or why it does not. As ``encode_labels``, with its turns."""
-        results: list[DescribeResult] = self._queue_labels(
-            names, lambda part: described(self._classifier, part), timeout_seconds
-        )
+        results: list[DescribeResult] = self._queue_labels(names, self._describe_names, timeout_seconds)
         return results
+
+    def _describe_names(self, names: list[str]) -> list[DescribeResult]:
+        return described(self._classifier, names)
 
     def _queue_labels(
         self, names: Sequence[str], read: Callable[[list[str]], list[Any]], timeout_seconds: float
@@ -197,7 +189,7 @@ class Engine:
         if not names:
             return []
         deadline = time.monotonic() + timeout_seconds
-        item = _LabelItem(list(names), deadline, read)
+        item = LabelItem(list(names), deadline, read)
         with self._wake:
             self._check_open()
             if self._queued_labels and self._queued_labels + len(item.names) > self._limits.max_queued_labels:
@@ -235,10 +227,10 @@ class Engine:
                     use_labels = bool(self._labels) and (self._labels_next or not self._videos)
                     self._labels_next = not use_labels
                     batch = [] if use_labels else self._take_videos()
-                    names = self._labels[0] if use_labels else None
-                    self._running = [names.future] if names is not None else [item.future for item in batch]
-                if names is not None:
-                    self._step_labels(names)
+                    labels = self._take_labels() if use_labels else []
+                    self._running = [item.future for item in batch] + [item.future for item, _ in labels]
+                if labels:
+                    self._step_labels(labels)
                 elif batch:
                     self._encode_batch(batch)
                 if not self._works:
@@ -299,31 +291,29 @@ class Engine:
                 log.error("encode_not_finite", shape=list(item.frames.shape))
                 _fail(item.future, EncodeFailed("The encoder gave no usable feature for this video"))
 
-    def _step_labels(self, item: _LabelItem) -> None:
-        """Encode the next few names of the oldest label request; settle it when it is done or too late."""
-        start = len(item.results)
-        if item.future.cancelled() or time.monotonic() > item.deadline:
-            self._finish_labels(item, len(item.names) - start)
+    def _take_labels(self) -> list[tuple[LabelItem, list[str]]]:
+        """The next few names. Call with the lock."""
+        batch, dropped = take_labels(self._labels, self._label_step)
+        for item in dropped:
+            self._queued_labels -= len(item.names) - len(item.results)
             _fail(item.future, Overloaded("The labels waited too long for the encoder"))
-            return
-        names = list(item.names[start : start + self._label_step])
+        return batch
+
+    def _step_labels(self, batch: list[tuple[LabelItem, list[str]]]) -> None:
+        """Read the names in one batch, and settle each request that is now done."""
+        names = [name for _, some in batch for name in some]
         started = time.monotonic()
-        item.results.extend(item.read(names))
+        results = batch[0][0].read(names)
         seconds_each = max(1e-6, time.monotonic() - started) / len(names)
         fitting = max(1, min(int(LABEL_STEP_SECONDS / seconds_each), 4 * self._label_step))
         self._label_step = min(fitting, self._limits.max_batch_labels)
-        done = len(item.results) == len(item.names)
-        self._finish_labels(item, len(names), remove=done)
-        if done:
-            _settle(item.future, item.results)
-
-    def _finish_labels(self, item: _LabelItem, num_names: int, *, remove: bool = True) -> None:
         with self._wake:
-            self._queued_labels -= num_names
-            if remove and self._labels and self._labels[0] is item:
-                self._labels.popleft()
-            elif self._labels and self._labels[0] is item:
-                self._labels.rotate(-1)  # the next request gets the next turn
+            self._queued_labels -= len(names)
+        for item, some in batch:
+            item.results.extend(results[: len(some)])
+            del results[: len(some)]
+            if len(item.results) == len(item.names):
+                _settle(item.future, item.results)
 
     def _encode_names(self, names: Sequence[str]) -> list[LabelResult]:
         results: dict[int, LabelResult] = {}
