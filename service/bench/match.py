@@ -29,7 +29,7 @@ _RECALL_QUERIES = 32
 _LOADED_AT_ONCE = 16_384
 _ADD_SECONDS = 0.05
 _FACTS = ModelFacts("bench", "bench", 1, FrameGeometry(1), 1, Scorer(30.0, -8.0), 0.5)
-_PART = Part(0, 1, np.zeros((1, 1, 1, 3), np.uint8))
+_PART = Part(0, 1)
 
 
 @dataclass(frozen=True)
