@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import subprocess
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 from service.cli import app
 from service.commands.client import describe
 from service.commands.demo import find_samples, right_share
-from service.commands.label_files import dump, format_of, parse
+from service.commands.label_files import format_of, read, write
 from service.commands.options import as_command
 from service.commands.output import CommandError
 
@@ -120,6 +121,17 @@ def test_an_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # --- label files
+
+
+def parse(text: str, kind: Any) -> list[dict[str, Any]]:
+    return list(read(io.StringIO(text, newline="\n"), kind))
+
+
+def dump(labels: list[dict[str, Any]], kind: Any) -> str:
+    stream = io.StringIO(newline="")
+    write(stream, labels, kind)
+    return stream.getvalue()
+
 
 names = st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1).map(str.strip).filter(bool)
 label = st.fixed_dictionaries(

@@ -158,6 +158,7 @@ def check(store: StoreProcess, replicas: list[Replica], writers: list[Writer], v
     return len(stored)
 
 
+@pytest.mark.timeout(120 + 20 * ROUNDS)
 def test_kill_9_of_services_and_store(running: tuple[StoreProcess, list[Replica]], tmp_path: Path) -> None:
     store, replicas = running
     video = colour_video(tmp_path / "red.mp4", "red").read_bytes()

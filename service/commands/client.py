@@ -13,8 +13,10 @@ import httpx
 import typer
 
 from service.commands.output import EXIT_UNREACHABLE, EXIT_USAGE, CommandError
+from service.labels.names import fold
 
 API_KEY_VARIABLE = "VIDLEX_API_KEY"
+
 DEFAULT_URL = "http://127.0.0.1:8000"
 MAX_RETRY_SECONDS = 60.0
 PAGE = 1000
@@ -90,10 +92,13 @@ class ServiceClient:
         if reference.startswith("lbl_"):
             found: dict[str, Any] = self.call("GET", f"/labels/{reference}")
             return found
-        wanted = reference.strip().casefold()
-        for label in self.labels(q=reference):
-            if wanted in (name.casefold() for name in (label["name"], *label.get("aliases", ()))):
-                return label
+        # A text sorts before all others that begin with it, so the first one is the label or there is none.
+        page = (
+            self.call("GET", "/labels", params={"prefix": reference, "limit": 1}) if fold(reference) else {"data": []}
+        )
+        for label in page["data"]:
+            if fold(reference) in (fold(name) for name in (label["name"], *label["aliases"])):
+                return dict(label)
         raise CommandError(f"there is no label named {reference!r}")
 
     def classify(self, path: Path, params: dict[str, Any]) -> dict[str, Any]:

@@ -24,9 +24,9 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from service.commands.bulk import register
 from service.commands.classify import ranking
 from service.commands.client import ServiceClient
-from service.commands.labels import register
 from service.commands.output import EXIT_INTERRUPTED, CommandError, JsonFlag, print_json, progress, stdout, use_json
 from service.commands.sample_videos import write_colour_video
 from service.commands.serve import settings_or_error

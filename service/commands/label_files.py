@@ -1,9 +1,12 @@
-"""Label lists as files: what `vidlex labels import` reads and `vidlex labels export` writes.
+"""Label lists as files: what `vidlex labels import`, `diff` and `apply` read and `vidlex labels export` writes.
 
-.jsonl  one label a line: {"name": ..., "aliases": [...], "categories": [...], "threshold": ..., "metadata": {...}}
+.jsonl  one label a line: {"name": ..., "aliases": [...], "categories": [...], "parents": [names], "threshold": ...,
+        "metadata": {...}}
 .json   a list of such objects, or {"labels": [...]}
-.csv    columns name, aliases, categories, threshold (several values in one cell are parted by "|")
+.csv    columns name, aliases, categories, parents, threshold, metadata; "|" parts several values in one cell
 .txt    one name a line; empty lines and lines that begin with "#" are skipped
+
+All but .json are read and written label by label, so that their size does not matter.
 """
 
 from __future__ import annotations
@@ -11,16 +14,20 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from service.commands.output import EXIT_USAGE, CommandError
 
 FileFormat = Literal["jsonl", "json", "csv", "txt"]
 FORMATS: tuple[FileFormat, ...] = ("jsonl", "json", "csv", "txt")
-FIELDS = ("name", "aliases", "categories", "threshold", "metadata")
+LISTS = ("aliases", "categories", "parents")
+FIELDS = ("name", *LISTS, "threshold", "metadata")
 CELL_SEPARATOR = "|"
+_EMPTY: dict[str, Any] = {"aliases": [], "categories": [], "parents": [], "threshold": None, "metadata": {}}
 
 
 def format_of(path: Path, chosen: FileFormat | None) -> FileFormat:
@@ -35,74 +42,114 @@ def format_of(path: Path, chosen: FileFormat | None) -> FileFormat:
     raise CommandError(f"{path}: what format is it? Give --format, one of {', '.join(FORMATS)}", exit_code=EXIT_USAGE)
 
 
-def parse(text: str, kind: FileFormat) -> list[dict[str, Any]]:
-    """Labels as ``POST /labels`` takes them. Raises CommandError that names the line."""
+@contextmanager
+def opened(path: Path) -> Iterator[TextIO]:
+    """A label file (or standard input for -) for ``read``; every fault becomes a CommandError."""
+    try:
+        if str(path) == "-":
+            yield io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", newline="\n") if _has_buffer() else sys.stdin
+            return
+        with path.open(encoding="utf-8-sig", newline="\n") as stream:
+            yield stream
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def read(stream: TextIO, kind: FileFormat) -> Iterator[dict[str, Any]]:
+    """Labels as ``POST /labels`` takes them, one by one. Raises CommandError that names the line."""
     if kind == "txt":
-        lines = (line.strip() for line in _lines(text))
-        return [{"name": line} for line in lines if line and not line.startswith("#")]
-    if kind == "csv":
-        return _parse_csv(text)
-    if kind == "json":
-        document = _loads(text, "the file")
+        lines = (line.strip() for line in stream)
+        yield from ({"name": line} for line in lines if line and not line.startswith("#"))
+    elif kind == "csv":
+        for entry in _read_csv(stream):
+            yield {key: value for key, value in entry.items() if value not in (None, [], {})}
+    elif kind == "json":
+        document = _loads(stream.read(), "the file")
         entries = document.get("labels", document.get("data")) if isinstance(document, dict) else document
         if not isinstance(entries, list):
             raise CommandError('the file must hold a list of labels, or {"labels": [...]}')
-        return [_entry(entry, f"entry {number}") for number, entry in enumerate(entries, 1)]
-    numbered = ((number, line) for number, line in enumerate(_lines(text), 1) if line.strip())
-    return [_entry(_loads(line, f"line {number}"), f"line {number}") for number, line in numbered]
+        yield from (_entry(entry, f"entry {number}") for number, entry in enumerate(entries, 1))
+    else:
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                yield _entry(_loads(line, f"line {number}"), f"line {number}")
 
 
-def dump(labels: Iterable[dict[str, Any]], kind: FileFormat) -> str:
-    """The part of each label that its user wrote, so that it can be imported elsewhere."""
-    entries = [{key: label[key] for key in FIELDS if label.get(key) not in (None, [], {})} for label in labels]
-    if kind == "json":
-        return json.dumps({"labels": entries}, ensure_ascii=False, indent=2) + "\n"
-    if kind == "txt":
-        return "".join(f"{entry['name']}\n" for entry in entries)
+def read_declared(stream: TextIO, kind: FileFormat) -> Iterator[dict[str, Any]]:
+    """The same, each with all that the file decides about: what JSON leaves out is empty, what a CSV file has no
+    column for is not its business, and a list of names decides about names alone."""
     if kind == "csv":
-        return _dump_csv(entries)
-    return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+        yield from _read_csv(stream)
+    elif kind == "txt":
+        yield from read(stream, kind)
+    else:
+        yield from (_EMPTY | entry for entry in read(stream, kind))
 
 
-def _lines(text: str) -> list[str]:
-    """Lines as editors and JSON see them; str.splitlines would also break at characters that a name may hold."""
-    return text.replace("\r\n", "\n").split("\n")
+def write(stream: TextIO, labels: Iterable[dict[str, Any]], kind: FileFormat) -> int:
+    """The part of each label that its user wrote, so that it can be imported elsewhere. Returns the number."""
+    num_labels = 0
+    writer = csv.DictWriter(stream, FIELDS, lineterminator="\n")
+    if kind == "csv":
+        writer.writeheader()
+    if kind == "json":
+        stream.write('{"labels": [')
+    for num_labels, label in enumerate(labels, 1):
+        entry = _user_part(label)
+        if kind == "txt":
+            stream.write(f"{entry['name']}\n")
+        elif kind == "csv":
+            writer.writerow(_csv_row(entry))
+        elif kind == "json":
+            stream.write(("," if num_labels > 1 else "") + "\n  " + json.dumps(entry, ensure_ascii=False))
+        else:
+            stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    if kind == "json":
+        stream.write("\n]}\n")
+    return num_labels
 
 
-def _parse_csv(text: str) -> list[dict[str, Any]]:
-    reader = csv.DictReader(io.StringIO(text.removeprefix("\ufeff")))
-    if "name" not in (reader.fieldnames or ()):
+def _has_buffer() -> bool:
+    return hasattr(sys.stdin, "buffer")
+
+
+def _user_part(label: dict[str, Any]) -> dict[str, Any]:
+    """Parents by name: ids differ from one store to another."""
+    entry = {key: label[key] for key in FIELDS if label.get(key) not in (None, [], {})}
+    if "parents" in entry:
+        entry["parents"] = [x["name"] if isinstance(x, dict) else x for x in entry["parents"]]
+    return entry
+
+
+def _read_csv(stream: TextIO) -> Iterator[dict[str, Any]]:
+    reader = csv.DictReader(stream)
+    columns = reader.fieldnames or ()
+    if "name" not in columns:
         raise CommandError("line 1: the first line of a CSV file must name its columns, and one must be `name`")
-    entries = []
     for row in reader:
         entry: dict[str, Any] = {"name": row["name"]}
-        for column in ("aliases", "categories"):
-            parts = [part.strip() for part in (row.get(column) or "").split(CELL_SEPARATOR)]
-            if any(parts):
+        for column in LISTS:
+            if column in columns:
+                parts = [part.strip() for part in (row[column] or "").split(CELL_SEPARATOR)]
                 entry[column] = [part for part in parts if part]
-        if row.get("threshold"):
+        if "threshold" in columns:
             try:
-                entry["threshold"] = float(row["threshold"])
+                entry["threshold"] = float(row["threshold"]) if row["threshold"] else None
             except ValueError:
                 raise CommandError(f"line {reader.line_num}: threshold {row['threshold']!r} is no number") from None
-        if row.get("metadata"):
-            entry["metadata"] = _loads(row["metadata"], f"line {reader.line_num}, metadata")
-        entries.append(entry)
-    return entries
+        if "metadata" in columns:
+            where = f"line {reader.line_num}, metadata"
+            entry["metadata"] = _loads(row["metadata"], where) if row["metadata"] else {}
+        yield entry
 
 
-def _dump_csv(entries: list[dict[str, Any]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, FIELDS, lineterminator="\n")
-    writer.writeheader()
-    for entry in entries:
-        lists = [key for key in ("aliases", "categories") if key in entry]
-        for value in (part for key in lists for part in entry[key]):
-            if CELL_SEPARATOR in value:
-                raise CommandError(f"{value!r} contains {CELL_SEPARATOR!r}, which CSV uses here; export as jsonl")
-        metadata = {"metadata": json.dumps(entry["metadata"], ensure_ascii=False)} if "metadata" in entry else {}
-        writer.writerow(entry | {key: CELL_SEPARATOR.join(entry[key]) for key in lists} | metadata)
-    return buffer.getvalue()
+def _csv_row(entry: dict[str, Any]) -> dict[str, Any]:
+    lists = [key for key in LISTS if key in entry]
+    for value in (part for key in lists for part in entry[key]):
+        if CELL_SEPARATOR in value:
+            raise CommandError(f"{value!r} contains {CELL_SEPARATOR!r}, which CSV uses here; export as jsonl")
+    metadata = {"metadata": json.dumps(entry["metadata"], ensure_ascii=False)} if "metadata" in entry else {}
+    return entry | {key: CELL_SEPARATOR.join(entry[key]) for key in lists} | metadata
 
 
 def _entry(value: Any, where: str) -> dict[str, Any]:

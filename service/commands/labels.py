@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TextIO
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from service.commands import label_cards
+from service.commands.bulk import register
 from service.commands.client import DEFAULT_URL, ServiceClient, UrlOption, describe
-from service.commands.label_files import FileFormat, dump, format_of, parse
-from service.commands.output import EXIT_USAGE, CommandError, JsonFlag, print_json, progress, stderr, stdout, use_json
-
-BATCH = 50
-"""Labels per request: each costs a run of the label encoder, so a batch must end well before a timeout."""
+from service.commands.label_files import FileFormat, format_of, opened, read, write
+from service.commands.output import EXIT_USAGE, CommandError, JsonFlag, print_json, stderr, stdout, use_json
+from service.commands.vocabulary import apply, diff
 
 app = typer.Typer(no_args_is_help=True, help="List and change the labels of a running service.")
 
@@ -35,6 +36,7 @@ def add(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="One label a word; quote names with spaces.")],
     *,
     url: UrlOption = DEFAULT_URL,
+    parent: Annotated[list[str] | None, typer.Option(help="A stored label above them; may be repeated.")] = None,
     alias: Annotated[list[str] | None, typer.Option(help="Another name of the (only) label; may be repeated.")] = None,
     category: Annotated[list[str] | None, typer.Option(help="A category of the labels; may be repeated.")] = None,
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Score from which the label matches.")] = None,
@@ -45,7 +47,7 @@ def add(
     use_json(as_json)
     if alias and len(names) > 1:
         raise CommandError("--alias belongs to one label; give one NAME with it", exit_code=EXIT_USAGE)
-    common = {"aliases": alias, "categories": category, "threshold": threshold}
+    common = {"aliases": alias, "categories": category, "parents": parent, "threshold": threshold}
     entries = [{"name": name, **{key: value for key, value in common.items() if value is not None}} for name in names]
     with ServiceClient(url) as client:
         _finish(register(client, entries, if_exists=if_exists), as_json=as_json)
@@ -53,8 +55,11 @@ def add(
 
 @app.command("list")
 def list_labels(
+    *,
     url: UrlOption = DEFAULT_URL,
     category: Annotated[str | None, typer.Option(help="Only labels of this category.")] = None,
+    parent: Annotated[str | None, typer.Option(help="Only labels below this one.")] = None,
+    prefix: Annotated[str | None, typer.Option(help="Only labels whose name begins with this.")] = None,
     query: Annotated[str | None, typer.Option("--query", "-q", help="Only labels whose name contains this.")] = None,
     limit: Annotated[int, typer.Option(min=0, help="At most so many; 0 for all.")] = 0,
     as_json: JsonFlag = False,
@@ -63,7 +68,7 @@ def list_labels(
     use_json(as_json)
     rows: list[dict[str, Any]] = []
     with ServiceClient(url) as client:
-        for count, label in enumerate(client.labels(category=category, q=query), 1):
+        for count, label in enumerate(client.labels(category=category, parent=parent, prefix=prefix, q=query), 1):
             if as_json:
                 print_json(label)
             else:
@@ -122,15 +127,17 @@ def import_labels(
     """Register the labels of a file. Safe to repeat: names that are there already are kept."""
     use_json(as_json)
     kind = format_of(file, file_format)
-    try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"{file}: {getattr(error, 'strerror', None) or error}") from None
-    entries = parse(text, kind)
-    if not entries:
-        raise CommandError(f"{file} holds no labels")
-    with ServiceClient(url) as client:
-        _finish(register(client, entries, if_exists=if_exists), as_json=as_json, quiet=True)
+    with opened(file) as stream, ServiceClient(url) as client:
+        results = register(client, read(stream, kind), if_exists=if_exists, share=_share_of(file, stream))
+        _finish(results, as_json=as_json, quiet=True)
+
+
+def _share_of(file: Path, stream: TextIO) -> Callable[[], float | None]:
+    """How much of a regular file has been read. The stream reads ahead a little."""
+    if str(file) == "-" or not file.is_file():
+        return lambda: None
+    size = max(1, file.stat().st_size)
+    return lambda: min(1.0, stream.buffer.tell() / size)
 
 
 @app.command("export")
@@ -144,58 +151,74 @@ def export(
     use_json(as_json)
     kind = format_of(file, file_format)
     with ServiceClient(url) as client:
-        labels = list(client.labels())
-    text = dump(labels, kind)
-    if str(file) == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise CommandError(f"{file}: {error.strerror or error}") from None
+        if str(file) == "-":
+            write(sys.stdout, client.labels(), kind)
+            return
+        # Beside its place and then moved: whoever reads the file sees the old one or the whole new one.
+        partial = file.with_name(f".{file.name}.{os.getpid()}.part")
+        try:
+            with partial.open("w", encoding="utf-8", newline="") as stream:
+                num_labels = write(stream, client.labels(), kind)
+            partial.replace(file)
+        except OSError as error:
+            raise CommandError(f"{file}: {error.strerror or error}") from None
+        finally:
+            partial.unlink(missing_ok=True)
     if as_json:
-        print_json({"path": str(file), "num_labels": len(labels)})
+        print_json({"path": str(file), "num_labels": num_labels})
     else:
-        stdout().print(f"wrote {len(labels)} labels to {escape(str(file))}")
+        stdout().print(f"wrote {num_labels} labels to {escape(str(file))}")
 
 
-def register(client: ServiceClient, entries: Sequence[dict[str, Any]], *, if_exists: str) -> list[dict[str, Any]]:
-    """Register labels in batches; one answer per entry: {"label": ..., "created": ...} or {"error": problem}."""
-    results: list[dict[str, Any]] = []
-    with progress("registering labels", total=len(entries)) as bar:
-        for start in range(0, len(entries), BATCH):
-            batch = entries[start : start + BATCH]
-            answer = client.call("POST", "/labels", params={"if_exists": if_exists}, json={"labels": list(batch)})
-            for entry, item in zip(batch, answer["data"], strict=True):
-                results.append({"name": entry["name"], **item})
-            bar.update(bar.task_ids[0], completed=len(results))
-    return results
+app.command("diff")(diff)
+app.command("apply")(apply)
 
 
-def _finish(results: list[dict[str, Any]], *, as_json: bool, quiet: bool = False) -> None:
-    """Print what became of each entry; ``quiet`` prints only a count of the good ones."""
-    failures = []
+def _finish(results: Iterable[dict[str, Any]], *, as_json: bool, quiet: bool = False) -> None:
+    """Print what became of each entry; ``quiet`` prints only a count of the good ones.
+
+    Every failure gets its line; the last one ends the command with its status.
+    """
+    started = time.monotonic()
+    num_added = num_kept = num_refused = 0
+    last: CommandError | None = None
     for item in results:
         if as_json:
             print_json(item)
         if item.get("error"):
+            if last is not None:
+                _print_failure(last)
             problem = item["error"]
-            failures.append(CommandError(f"{item['name']}: {describe(problem)}", problem=problem))
-        elif not quiet and not as_json:
+            last = CommandError(f"{item['name']}: {describe(problem)}", problem=problem)
+            num_refused += 1
+            continue
+        added = item.get("status") == 201
+        num_added += added
+        num_kept += not added
+        if not quiet and not as_json:
             label = item["label"]
-            word = "added" if item.get("status") == 201 else "kept"
-            stdout().print(f"{word} {escape(label['name'])} ({label['id']})")
+            stdout().print(f"{'added' if added else 'kept'} {escape(label['name'])} ({label['id']})")
+    if not num_added + num_kept + num_refused:
+        raise CommandError("there are no labels in it")
     if quiet and not as_json:
-        added = sum(item.get("status") == 201 for item in results)
-        kept = len(results) - added - len(failures)
-        stdout().print(f"{added} labels added, {kept} were there already, {len(failures)} refused")
-    _raise_all(failures)
+        seconds = time.monotonic() - started
+        rate = (num_added + num_kept + num_refused) / max(seconds, 1e-9)
+        stdout().print(
+            f"{num_added} labels added, {num_kept} were there already, {num_refused} refused "
+            f"({seconds:.1f} s, {rate:.0f} a second)"
+        )
+    if last is not None:
+        raise last
+
+
+def _print_failure(failure: CommandError) -> None:
+    stderr().print(f"[bold red]error:[/] {escape(str(failure))}", soft_wrap=True)
 
 
 def _raise_all(failures: list[CommandError]) -> None:
     """Every failure gets its line; the last one ends the command with its status."""
     for failure in failures[:-1]:
-        stderr().print(f"[bold red]error:[/] {escape(str(failure))}", soft_wrap=True)
+        _print_failure(failure)
     if failures:
         raise failures[-1]
 
