@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import videos
 from fastapi.testclient import TestClient
 from serving import add, assert_problem, classify, clear, colour_video, serving
 
@@ -254,6 +255,7 @@ def test_num_frames(client: TestClient, red: Path) -> None:
         ({"min_score": 2}, "/min_score"),
         ({"num_frames": 0}, "/num_frames"),
         ({"aggregate_by": "hours"}, "/aggregate_by"),
+        ({"frame_policy": "best"}, "/frame_policy"),
         ({"segment_ms": 5}, "/segment_ms"),
         ({"label_ids": []}, "/label_ids"),
         ({"candidate_labels": ["x"] * 1001}, "/candidate_labels"),
@@ -292,3 +294,12 @@ def test_ranking_agrees_with_sorting_everything() -> None:
         for top_k in (0, 1, 5, 100):
             wanted = sorted((i for i in range(n) if scores[i] >= 0.4), key=lambda i: (-scores[i], names[i]))
             assert top_rows(scores, names, top_k, 0.4) == wanted[: top_k or None]
+
+
+def test_the_frame_policy_decides_which_frames_are_read(client: TestClient, tmp_path: Path) -> None:
+    path = videos.write_video(tmp_path / "v.mp4", num_frames=40, gop=20, options={"x264-params": "scenecut=0"})
+    times = {
+        policy: classify(client, path, num_frames=2, frame_policy=policy).json()["coverage"]["timestamps_ms"]
+        for policy in ("uniform", "keyframes", "uniform")
+    }
+    assert times == {"uniform": [1000, 3000], "keyframes": [0, 2000]}

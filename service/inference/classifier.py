@@ -211,6 +211,7 @@ class VideoClassifier:
         job = DecodeJob(
             geometry=work.facts.geometry,
             num_frames=num_frames,
+            policy=work.params.frame_policy,
             start_ms=work.params.start_ms,
             end_ms=work.params.end_ms,
         )
@@ -250,6 +251,7 @@ def _feature_key(sha256: str, work: _Work, vocabulary: Vocabulary) -> FeatureKey
         segment_ms=params.segment_ms if params.aggregate_by == "segments" else None,
         start_ms=params.start_ms,
         end_ms=params.end_ms,
+        frame_policy=params.frame_policy,
     )
 
 

@@ -37,6 +37,7 @@ class FeatureKey:
     segment_ms: int | None
     start_ms: int | None
     end_ms: int | None
+    frame_policy: str = "uniform"
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,6 +24,9 @@ class ClassifyParams(Strict):
     min_score: Probability = 0.0
     top_k: int = Field(20, ge=0, le=1_000_000, description="0: all")
     num_frames: int | None = Field(None, ge=1, le=2048, description="per video, or per segment; null: the model's")
+    frame_policy: Literal["uniform", "keyframes"] = Field(
+        "uniform", description="keyframes: only frames that decode without any other; faster, away from the exact times"
+    )
     aggregate_by: Literal["video", "segments", "timestamps"] = Field(
         "video",
         description="video: one score for the whole window. segments, timestamps: each part (each frame) is scored by "
