@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.config import LabelEncoderConfig, VideoEncoderConfig
+from model.config import BaselineConfig, LabelEncoderConfig, Method, VideoEncoderConfig
 from model.scoring import Calibration, Scorer
 from model.types import FrameGeometry
 
@@ -57,6 +57,9 @@ class CheckpointConfig:
     llm_digest: str | None = None
     licence: str = "Apache-2.0"
     trained_labels: tuple[str, ...] = field(default=())
+    method: Method = "ours"
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
+    """Read when ``method`` is another than ours."""
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
@@ -77,6 +80,7 @@ class CheckpointConfig:
                 label=LabelEncoderConfig(**data.pop("label")),
                 scorer=Scorer(scorer["logit_scale"], scorer["logit_bias"], Calibration(**scorer["calibration"])),
                 trained_labels=tuple(data.pop("trained_labels")),
+                baseline=BaselineConfig(**data.pop("baseline", {})),
                 **data,
             )
         except CheckpointError:
@@ -118,6 +122,8 @@ def _fingerprint(config: CheckpointConfig, weights: Path) -> str:
         "label": asdict(config.label),
         "llm": config.llm_digest,
     }
+    if config.method != "ours":
+        shaping |= {"method": config.method, "baseline": asdict(config.baseline)}
     digest.update(json.dumps(shaping, sort_keys=True).encode())
     digest.update(weights.read_bytes())
     return digest.hexdigest()[:16]

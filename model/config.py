@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 Feedback = Literal["greedy", "soft"]
+Method = Literal["ours", "class_name", "fixed_llm", "coop", "dualcoop", "vificlip"]
+"""The paper's method, and what it is compared with."""
+TemplateSet = Literal["name", "photo", "default", "imagenet", "video"]
 
 
 def fingerprint(*parts: Any) -> str:
@@ -32,6 +35,26 @@ class VideoEncoderConfig:
             raise ValueError("num_branch_blocks must not be negative, num_frames must be at least 1")
         if not 0 < self.tmp_weight < 1:
             raise ValueError(f"tmp_weight must lie between 0 and 1, got {self.tmp_weight}")
+
+
+@dataclass(frozen=True)
+class BaselineConfig:
+    """Settings of the methods that are not ours."""
+
+    templates: TemplateSet = "photo"
+    """Of class names: the bare name, one photo template, three, ImageNet's 80 or 28 for videos."""
+    num_context: int = 16
+    """Learned vectors of a CoOp or DualCoOp prompt."""
+    context_words: str = ""
+    """Words that CoOp's context starts from (then as long as they are), such as "a photo of a"."""
+    places: Literal["video", "frames"] = "video"
+    """What DualCoOp chooses from, per class: the video's mean alone (then a label is a vector), or its frames."""
+    learning_rate: float | None = None
+    """2e-3 for prompts, 1e-5 for whole towers."""
+
+    def __post_init__(self) -> None:
+        if self.num_context < 1:
+            raise ValueError("num_context must be at least 1")
 
 
 @dataclass(frozen=True)

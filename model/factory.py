@@ -14,7 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.baselines.class_name import ClassNameLabelEncoder
+from model.baselines.base import ClipLabelEncoder
+from model.baselines.class_name import TEMPLATES, ClassNameLabelEncoder
+from model.baselines.coop import CoOpLabelEncoder
+from model.baselines.dualcoop import DualCoOpLabelEncoder
+from model.baselines.fixed_llm import FixedLlmLabelEncoder
 from model.checkpoint import (
     ENCODER_VERSION,
     CheckpointError,
@@ -24,7 +28,7 @@ from model.checkpoint import (
     load_checkpoint,
 )
 from model.classifier import Classifier, LabelDescription
-from model.config import LabelEncoderConfig, VideoEncoderConfig, fingerprint
+from model.config import BaselineConfig, LabelEncoderConfig, Method, VideoEncoderConfig, fingerprint
 from model.dummy import DummyClassifier
 from model.scoring import Scorer
 from model.text.clip_text import ClipText
@@ -35,7 +39,8 @@ from model.video.encoder import VideoEncoder
 from model.video.precision import Precision, choose_encoder
 from model.weights import fetch_llm, list_zoo, zoo_dir
 
-ZERO_SHOT_TEMPLATES = ("a photo of a {}.", "a video of {}.", "{}")
+PROMPTING = ("name", "photo", "imagenet", "video", "llm")
+"""``open_clip+PROMPTING:NAME``: the templates of a zero-shot model, or attributes that the default LLM lists."""
 MAX_FRAMES_PER_PASS = 256
 """Frames that go through the image tower at once: bounds the memory of a request."""
 
@@ -111,6 +116,26 @@ def create_label_encoder(config: LabelEncoderConfig, clip: Clip) -> tuple[LabelE
     return LabelEncoder(FrozenLLM.load(folder), ClipText(clip.model, clip.tokenizer), config), folder
 
 
+def create_baseline_labels(
+    method: Method, baseline: BaselineConfig, label: LabelEncoderConfig, clip: Clip
+) -> tuple[ClipLabelEncoder, Path | None]:
+    """The label encoder of a method that is not ours, and the folder of its LLM if it has one."""
+    text = ClipText(clip.model, clip.tokenizer)
+    if method == "coop":
+        return CoOpLabelEncoder(
+            text, num_context=baseline.num_context, words=baseline.context_words, seed=label.seed
+        ), None
+    if method == "dualcoop":
+        return DualCoOpLabelEncoder(text, num_context=baseline.num_context, seed=label.seed), None
+    if method == "fixed_llm":
+        folder = fetch_llm(label.llm)
+        llm = FrozenLLM.load(folder)
+        return FixedLlmLabelEncoder(llm, text, prompt_version="v2", renormalize=label.renormalize), folder
+    if method in ("class_name", "vificlip"):
+        return ClassNameLabelEncoder(text, TEMPLATES[baseline.templates]), None
+    raise ValueError(f"{method!r} is no baseline")
+
+
 class TorchClassifier:
     """Encoders and scoring on one device (see ``model.classifier.Classifier``)."""
 
@@ -120,7 +145,7 @@ class TorchClassifier:
         id: str,
         fingerprint: str,
         video: VideoEncoder,
-        label: LabelEncoder | ClassNameLabelEncoder,
+        label: LabelEncoder | ClipLabelEncoder,
         scorer: Scorer,
         geometry: FrameGeometry,
         default_threshold: float,
@@ -173,7 +198,8 @@ class TorchClassifier:
 
 
 def load_classifier(spec: str, *, device: str = "auto", precision: Precision = "float32") -> Classifier:
-    """``dummy``, a zoo name, a checkpoint folder, or ``open_clip:NAME`` zero-shot (frame mean, class-name prompts).
+    """``dummy``, a zoo name, a checkpoint folder, or ``open_clip:NAME`` zero-shot (frame mean, class-name prompts;
+    ``open_clip+imagenet:NAME`` and its like choose the prompts, ``open_clip+llm:NAME`` has an LLM list attributes).
 
     ``precision`` is the video encoder's (``model.video.precision``); labels are always encoded in float32.
     Raises ModelNotFound, CheckpointError, or what the LLM's fetching raises.
@@ -181,8 +207,8 @@ def load_classifier(spec: str, *, device: str = "auto", precision: Precision = "
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if spec == "dummy":
         return DummyClassifier()
-    if spec.startswith("open_clip:"):
-        return _zero_shot(spec.removeprefix("open_clip:"), place, precision)
+    if spec.startswith(("open_clip:", "open_clip+")):
+        return _zero_shot(spec, place, precision)
     folder = zoo_dir() / spec if spec in list_zoo() else Path(spec).expanduser()
     if not (folder / "config.json").is_file():
         raise ModelNotFound(
@@ -204,8 +230,13 @@ def _from_checkpoint(folder: Path, device: str, precision: Precision) -> Classif
                 f"the backbone {config.clip.source} has other weights than this checkpoint was trained on"
             )
     video = VideoEncoder(clip.model.visual, config.video, mean=config.clip.mean, std=config.clip.std)
-    label, llm_folder = create_label_encoder(config.label, clip)
-    if config.llm_digest not in (None, digest_llm(llm_folder)):
+    label: LabelEncoder | ClipLabelEncoder
+    llm_folder: Path | None
+    if config.method == "ours":
+        label, llm_folder = create_label_encoder(config.label, clip)
+    else:
+        label, llm_folder = create_baseline_labels(config.method, config.baseline, config.label, clip)
+    if llm_folder is not None and config.llm_digest not in (None, digest_llm(llm_folder)):
         raise CheckpointError(f"the LLM {config.label.llm} has other weights than this checkpoint was trained with")
     missing = set(video.trainable()) ^ set(parts["branch"]) | set(label.trainable_state_dict()) ^ set(parts["label"])
     if missing:
@@ -214,7 +245,8 @@ def _from_checkpoint(folder: Path, device: str, precision: Precision) -> Classif
     label.load_state_dict(parts["label"], strict=False)
     facts = {
         "backbone": config.clip.source,
-        "llm": config.label.llm,
+        "method": config.method,
+        "llm": config.label.llm if llm_folder is not None else None,
         "branch_blocks": config.video.num_branch_blocks,
         "licence": config.licence,
         "trained_labels": len(config.trained_labels),
@@ -233,9 +265,13 @@ def _from_checkpoint(folder: Path, device: str, precision: Precision) -> Classif
     )
 
 
-def _zero_shot(name: str, device: str, precision: Precision) -> Classifier:
+def _zero_shot(spec: str, device: str, precision: Precision) -> Classifier:
     """Scores are CLIP's own ``logit_scale`` and ``logit_bias``; a CLIP trained with softmax has no bias of its own,
     so its logits are centred at a cosine of 0.25, a usual value of a matching pair, and not calibrated."""
+    kind, _, name = spec.partition(":")
+    prompting = kind.removeprefix("open_clip").removeprefix("+") or "default"
+    if prompting not in ("default", *PROMPTING):
+        raise ModelNotFound(f"{kind}: unknown prompts {prompting!r}; known: {', '.join(PROMPTING)}")
     clip = create_clip(name)
     video = VideoEncoder(
         clip.model.visual,
@@ -243,17 +279,20 @@ def _zero_shot(name: str, device: str, precision: Precision) -> Classifier:
         mean=clip.source.mean,
         std=clip.source.std,
     )
-    label = ClassNameLabelEncoder(ClipText(clip.model, clip.tokenizer), ZERO_SHOT_TEMPLATES)
+    method: Method = "fixed_llm" if prompting == "llm" else "class_name"
+    baseline = BaselineConfig() if prompting == "llm" else BaselineConfig(templates=prompting)  # type: ignore[arg-type]
+    label, llm_folder = create_baseline_labels(method, baseline, LabelEncoderConfig(), clip)
+    prompts: list[str] = [digest_llm(llm_folder)] if llm_folder is not None else list(TEMPLATES[baseline.templates])
     shown = Path(name).name if name.startswith("local-dir:") else name
     scale = float(clip.model.logit_scale.exp())
     bias = getattr(clip.model, "logit_bias", None)
     scorer = Scorer(scale, float(bias) if bias is not None else -0.25 * scale)
     identity = fingerprint(
-        ENCODER_VERSION, clip.digest, list(ZERO_SHOT_TEMPLATES), list(clip.source.mean), list(clip.source.std),
+        ENCODER_VERSION, clip.digest, prompts, list(clip.source.mean), list(clip.source.std),
         clip.source.geometry.image_size, clip.source.geometry.resize_mode,
     )  # fmt: skip
     return TorchClassifier(
-        id=f"open_clip:{shown}",
+        id=f"{kind}:{shown}",
         fingerprint=identity,
         video=video,
         label=label,
@@ -262,7 +301,7 @@ def _zero_shot(name: str, device: str, precision: Precision) -> Classifier:
         default_threshold=0.5,
         device=device,
         precision=precision,
-        facts={"backbone": shown, "llm": None, "branch_blocks": 0},
+        facts={"backbone": shown, "llm": LabelEncoderConfig().llm if llm_folder else None, "branch_blocks": 0},
     )
 
 

@@ -167,14 +167,14 @@ def test_zero_shot_equals_open_clips_own_recipe(folders: tuple[Path, Path]) -> N
     tokenizer = open_clip.get_tokenizer(name)
     from PIL import Image
 
-    from model.factory import ZERO_SHOT_TEMPLATES
+    from model.baselines.class_name import TEMPLATES
 
     frames = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     with torch.no_grad():
         pictures = torch.stack([preprocess(Image.fromarray(f)) for f in frames])
         video = torch.nn.functional.normalize(model.encode_image(pictures).mean(dim=0), dim=0)
         weights = open_clip.build_zero_shot_classifier(
-            model, tokenizer, ["dog", "red car"], [lambda c, t=t: t.format(c) for t in ZERO_SHOT_TEMPLATES]
+            model, tokenizer, ["dog", "red car"], [lambda c, t=t: t.format(c) for t in TEMPLATES["default"]]
         )  # [D, 2]
     ours = classifier.encode_video([frames]) @ classifier.encode_labels(["dog", "red car"]).T
     assert np.allclose(ours[0], (video @ weights).numpy(), atol=1e-5)

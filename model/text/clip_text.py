@@ -151,6 +151,13 @@ class ClipText:
         embeddings: Tensor = self._tower.token_embedding(self.ids(names, num_soft))
         return embeddings
 
+    def embed_words(self, text: str) -> Tensor:
+        """[n, W] token embeddings of a text alone, without what the tokenizer puts around it."""
+        content = self._content(self._tokenize_long([text])[0])
+        words = content[self._num_lead : len(content) - self._num_trail]
+        embeddings: Tensor = self._tower.token_embedding(torch.tensor(words, device=self.device))
+        return embeddings
+
     # --- features ---
 
     def encode(self, names: Sequence[str]) -> Tensor:

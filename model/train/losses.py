@@ -1,7 +1,8 @@
-"""The paper's loss, one formula."""
+"""The paper's loss and DualCoOp's, one formula each."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,4 +17,22 @@ def weighted_bce(logits: Tensor, targets: Tensor, weights: Tensor, negative_weig
     positive = -(F.logsigmoid(logits) * y)
     negative = -(F.logsigmoid(-logits) * (1 - y)) * negative_weight
     total: Tensor = ((positive + negative) * weights).sum() / y.sum().clamp_min(1.0)
+    return total
+
+
+def asymmetric(
+    logits: Tensor, targets: Tensor, weights: Tensor, *, focus: tuple[float, float] = (1.0, 2.0), margin: float = 0.05
+) -> Tensor:
+    """DualCoOp's loss (its code's form of Ridnik et al., ICCV 2021), per positive of the batch as in ``weighted_bce``.
+
+    With ``p = sigmoid(logit)``: positives ``-(1 - p)^focus[0] log p``, negatives ``-q^focus[1] log(1 - q)`` with
+    ``q = max(p - margin, 0)``. The focusing factors carry no gradient; logarithms stop at 1e-6.
+    """
+    y = targets.float()
+    p = torch.sigmoid(logits.float())
+    absent = (1 - p + margin).clamp_max(1)
+    with torch.no_grad():
+        factor = torch.where(targets, (1 - p) ** focus[0], (1 - absent) ** focus[1])
+    log = torch.where(targets, p.clamp_min(1e-6).log(), absent.clamp_min(1e-6).log())
+    total: Tensor = -(factor * log * weights).sum() / y.sum().clamp_min(1.0)
     return total

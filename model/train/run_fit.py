@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model.checkpoint import CheckpointConfig, ClipSource, digest_llm, save_checkpoint
-from model.config import LabelEncoderConfig, VideoEncoderConfig
+from model.config import BaselineConfig, LabelEncoderConfig, Method, VideoEncoderConfig
 from model.data.emoji.assets import SpriteSheet
 from model.data.emoji.world import World
 from model.eval.calibration import fit_platt
@@ -20,6 +20,7 @@ from model.factory import create_clip, create_label_encoder
 from model.scoring import Scorer
 from model.train.fit import FitConfig, JointTask, LabelTask, choose_alpha, evaluate_network, video_features
 from model.train.loop import LoopConfig, console, run
+from model.train.run_baseline import fit_baseline
 from model.train.task import OpenVocabularyNetwork
 from model.video.encoder import VideoEncoder
 
@@ -28,7 +29,9 @@ def main(
     config: FitConfig,
     video: VideoEncoderConfig,
     label: LabelEncoderConfig,
+    baseline: BaselineConfig = BaselineConfig(),
     *,
+    method: Method = "ours",
     clip_name: str,
     out: Path,
     art_cache: Path,
@@ -41,8 +44,14 @@ def main(
 
     ``clip_name`` is any open_clip model (``local-dir:<folder>``, ``NAME/PRETRAINED``). ``store_clip`` puts its
     weights into the checkpoint; otherwise the checkpoint names it and keeps a digest. ``half`` stores float16.
+    ``method`` other than "ours": what the paper compares with, by the same loop, data and steps, on the frame mean.
     ``sheet``: sprites other than the downloaded ones.
     """
+    if method != "ours":
+        return fit_baseline(
+            config, video, label, baseline, method=method, clip_name=clip_name, out=out, art_cache=art_cache,
+            checkpoint_id=checkpoint_id, store_clip=store_clip, half=half, sheet=sheet,
+        )  # fmt: skip
     torch.manual_seed(config.seed)
     clip = create_clip(clip_name)
     video_encoder = VideoEncoder(clip.model.visual, video, mean=clip.source.mean, std=clip.source.std)

@@ -1,0 +1,136 @@
+"""What the paper compares with, trained by the same loop on the same videos and labels as our method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.baselines.base import ClipLabelEncoder
+from model.baselines.dualcoop import LOGIT_SCALE, DualCoOpLabelEncoder, aggregate, frame_places
+from model.config import BaselineConfig, Method
+from model.data.emoji.world import World
+from model.scoring import similarity_to_logit
+from model.train.fit import FitConfig, figures_by_kind
+from model.train.losses import asymmetric, weighted_bce
+from model.train.optim import Group, make_optimizer
+from model.train.task import kind_weights, sample_labels
+from model.video.encoder import VideoEncoder
+
+EVALUATION_BATCH = 32
+
+
+class BaselineNetwork(nn.Module):
+    """Frame mean of CLIP's image tower and a label encoder; ``train_towers`` learns both towers (ViFi-CLIP).
+
+    DualCoOp has its own fixed scale and no bias; the others learn scale and bias as our method does.
+    """
+
+    def __init__(
+        self, clip: nn.Module, video: VideoEncoder, label: ClipLabelEncoder, *, places: str, train_towers: bool
+    ) -> None:
+        super().__init__()
+        self.video, self.label, self.places, self.train_towers = video, label, places, train_towers
+        self.is_dual = isinstance(label, DualCoOpLabelEncoder)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(2 * LOGIT_SCALE if self.is_dual else 15.0)))
+        self.bias = nn.Parameter(torch.tensor(0.0 if self.is_dual else -7.0))
+        if self.is_dual:
+            self.log_scale.requires_grad_(False)
+            self.bias.requires_grad_(False)
+        if train_towers:
+            self.clip = clip.requires_grad_(True)
+            for name in ("logit_scale", "logit_bias"):  # ours stand in their place
+                if isinstance(value := getattr(clip, name, None), nn.Parameter):
+                    value.requires_grad_(False)
+            label.clip_text.token_embedding.requires_grad_(False)  # as the original keeps it
+
+    def frame_features(self, frames: Tensor) -> Tensor:
+        """[B, T, 3, H, W] uint8 -> [B, T, D] float32, not normalised, with gradient where the tower learns."""
+        b, t = frames.shape[:2]
+        with torch.set_grad_enabled(self.train_towers and torch.is_grad_enabled()):
+            features: Tensor = self.video.visual(self.video.to_pixels(frames).flatten(0, 1))
+        return features.float().view(b, t, -1)
+
+    def logits(self, frame_features: Tensor, names: Sequence[str]) -> Tensor:
+        """[B, T, D] -> [B, V] in float32."""
+        if isinstance(self.label, DualCoOpLabelEncoder) and self.places == "frames":
+            positive, negative = self.label.both(names)
+            with torch.autocast(frame_features.device.type, enabled=False):
+                return aggregate(frame_places(frame_features), positive.float(), negative.float())
+        labels = self.label(names)
+        with torch.autocast(frame_features.device.type, enabled=False):
+            videos = F.normalize(frame_features.mean(dim=1), dim=-1)
+            similarity: Tensor = videos @ labels.float().T
+            return similarity_to_logit(similarity, self.log_scale.exp(), self.bias)
+
+
+class BaselineTask:
+    """Videos and labels of the world, drawn step by step as for our joint stage."""
+
+    def __init__(
+        self,
+        method: Method,
+        network: BaselineNetwork,
+        worlds: Mapping[str, World],
+        config: FitConfig,
+        baseline: BaselineConfig,
+    ) -> None:
+        self.name: str = method
+        self.network, self.worlds, self.config = network, worlds, config
+        self.labels = worlds["train"].labels
+        kinds = worlds["train"].kinds()
+        self.weights = kind_weights(self.labels, kinds, {"action": config.action_weight})
+        self.always = torch.tensor([kinds[name] != "noun" for name in self.labels])
+        self.module = network
+        scoring = [network.log_scale, network.bias]
+        known = {id(p) for p in scoring}
+        learned = [p for p in (*network.parameters(), *network.label.parameters()) if id(p) not in known]
+        rate = baseline.learning_rate or (1e-5 if network.train_towers else 2e-3)
+        self.optimizer = make_optimizer(
+            [Group([*dict.fromkeys(learned)], rate), Group(scoring, 5 * config.label_learning_rate)],
+            weight_decay=0.0 if not network.train_towers else config.weight_decay,
+            betas=(0.9, 0.98),
+        )
+
+    def training_step(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
+        config, world = self.config, self.worlds["train"]
+        generator = world.generator(config.seed * 10_000_019 + 50_000_000 + step)
+        eased = min(1.0, step / max(1.0, config.one_sprite_until * config.num_joint_steps))
+        sample = world.videos(
+            config.batch_size, self.network.video.config.num_frames, generator, one_sprite=1.0 - 0.5 * eased
+        )
+        index, weights = sample_labels(sample.targets, config.num_step_labels, self.always, generator)
+        names = [self.labels[i] for i in index.tolist()]
+        logits = self.network.logits(self.network.frame_features(sample.frames.to(config.device)), names)
+        targets = sample.targets[:, index].to(config.device)
+        weights = (weights * self.weights[index]).to(config.device)
+        if self.network.is_dual:
+            return asymmetric(logits, targets, weights), {}
+        loss = weighted_bce(logits, targets, weights, config.negative_weight)
+        return loss, {"scale": self.network.log_scale.exp().item(), "bias": self.network.bias.item()}
+
+    def evaluate(self) -> Mapping[str, float]:
+        """Micro AUPR over all labels, and by kind, on validation videos."""
+        world = self.worlds["val"]
+        num_videos = min(256, self.config.num_validation_videos)
+        return figures_by_kind(*evaluate_baseline(self.network, world, self.config, num_videos), world)
+
+
+@torch.no_grad()
+def evaluate_baseline(
+    network: BaselineNetwork, world: World, config: FitConfig, num_videos: int
+) -> tuple[Tensor, Tensor]:
+    """Logits and targets [n, V] of the same validation videos as our method's, against every label of the world."""
+    features, targets = [], []
+    for chunk in range((num_videos + 63) // 64):
+        size = min(64, num_videos - 64 * chunk)
+        sample = world.videos(size, network.video.config.num_frames, world.generator(300_000 + chunk))
+        with torch.autocast(torch.device(config.device).type, dtype=torch.bfloat16, enabled=config.bf16):
+            features.append(network.frame_features(sample.frames.to(config.device)))
+        targets.append(sample.targets)
+    labels = [list(world.labels[i : i + EVALUATION_BATCH]) for i in range(0, len(world.labels), EVALUATION_BATCH)]
+    frames = torch.cat(features)
+    return torch.cat([network.logits(frames, names).cpu() for names in labels], dim=1), torch.cat(targets)

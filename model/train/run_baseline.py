@@ -1,0 +1,98 @@
+"""A baseline from a CLIP to a checkpoint that is measured and served as ours is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.checkpoint import CheckpointConfig, ClipSource, digest_llm, save_checkpoint
+from model.config import BaselineConfig, LabelEncoderConfig, Method, VideoEncoderConfig
+from model.data.emoji.assets import SpriteSheet
+from model.data.emoji.world import World
+from model.eval.calibration import fit_platt
+from model.eval.metrics import peak_f1
+from model.factory import create_baseline_labels, create_clip
+from model.scoring import Scorer
+from model.train.baseline import BaselineNetwork, BaselineTask, evaluate_baseline
+from model.train.fit import FitConfig, figures_by_kind
+from model.train.loop import LoopConfig, console, run
+from model.video.encoder import VideoEncoder
+
+TRAINED: tuple[Method, ...] = ("coop", "dualcoop", "vificlip")
+
+
+def fit_baseline(
+    config: FitConfig,
+    video: VideoEncoderConfig,
+    label: LabelEncoderConfig,
+    baseline: BaselineConfig,
+    *,
+    method: Method,
+    clip_name: str,
+    out: Path,
+    art_cache: Path,
+    checkpoint_id: str,
+    store_clip: bool,
+    half: bool,
+    sheet: SpriteSheet | None,
+) -> Path:
+    """Train (what has something to train), calibrate on validation videos, write ``out/checkpoint`` and
+    ``out/metrics.json``. DualCoOp over frames has no label vectors: it gets its metrics, and no checkpoint.
+    """
+    torch.manual_seed(config.seed)
+    clip = create_clip(clip_name)
+    clip_digest = clip.digest
+    video = replace(video, num_branch_blocks=0)
+    encoder = VideoEncoder(clip.model.visual, video, mean=clip.source.mean, std=clip.source.std)
+    labels, llm_folder = create_baseline_labels(method, baseline, label, clip)
+    trains_towers = method == "vificlip"
+    network = BaselineNetwork(clip.model, encoder, labels, places=baseline.places, train_towers=trains_towers).to(
+        config.device
+    )
+    canvas = clip.source.geometry.image_size
+    train = World(art_cache, canvas=canvas, sheet=sheet)
+    worlds = {"train": train, "val": World(art_cache, canvas=canvas, split="val", sheet=train.sheet)}
+    out.mkdir(parents=True, exist_ok=True)
+    if method in TRAINED:
+        description: dict[str, Any] = {
+            **asdict(config), "video": asdict(video), "baseline": asdict(baseline), "clip": clip_name,
+            "clip_digest": clip_digest,
+        }  # fmt: skip
+        loop = LoopConfig(
+            config.num_joint_steps, num_warmup_steps=min(100, config.num_joint_steps // 10 + 1), evaluate_every=200,
+            bf16=config.bf16,
+        )  # fmt: skip
+        run(BaselineTask(method, network, worlds, config, baseline), loop, out, description)
+    logits, targets = evaluate_baseline(network, worlds["val"], config, config.num_validation_videos)
+    figures = figures_by_kind(logits, targets, worlds["val"])
+    (out / "metrics.json").write_text(json.dumps({"method": method, "validation": figures}, indent=1) + "\n")
+    if method == "dualcoop" and baseline.places == "frames":
+        console.print(f"wrote {out / 'metrics.json'}; with places over frames a label is no vector: no checkpoint")
+        return out
+    calibration = fit_platt(logits.numpy(), targets.numpy())
+    _, best_logit = peak_f1(logits.numpy(), targets.numpy())
+    source = replace(clip.source, digest=clip_digest)
+    tensors: dict[str, Tensor] = {f"label.{name}": value for name, value in labels.trainable_state_dict().items()}
+    if store_clip or trains_towers:
+        source = ClipSource("stored", source.mean, source.std, source.geometry, clip.model_cfg)
+        tensors |= {f"clip.{name}": value for name, value in clip.model.state_dict().items()}
+    checkpoint = CheckpointConfig(
+        id=checkpoint_id,
+        clip=source,
+        video=video,
+        label=label,
+        scorer=Scorer(network.log_scale.exp().item(), network.bias.item(), calibration),
+        default_threshold=round(float(calibration.probability(best_logit)), 4),
+        llm_digest=digest_llm(llm_folder) if llm_folder is not None else None,
+        trained_labels=tuple(train.labels) if method in TRAINED else (),
+        method=method,
+        baseline=baseline,
+    )
+    save_checkpoint(out / "checkpoint", checkpoint, tensors, half=half)
+    console.print(f"wrote {out / 'checkpoint'}")
+    return out / "checkpoint"
