@@ -24,6 +24,7 @@
     ├── QuotaExceeded         403 quota_exceeded        (waiting does not help: not 429)
     ├── Overloaded            429 overloaded            (Retry-After)
     ├── RateLimited           429 rate_limited          (Retry-After)
+    ├── DeadlineExceeded      504 deadline_exceeded
     ├── EncodeFailed          503 encode_failed         (Retry-After)
     ├── StoreUnavailable      503 store_unavailable     (Retry-After)
     └── ModelLoading          503 model_loading         (Retry-After)
@@ -166,6 +167,10 @@ class NoApiKeys(VidlexError):
         "The service listens on a public address and there is no API key: make one with `vidlex keys create --direct "
         "--scope admin`, name a file of keys (VIDLEX_API_KEYS_FILE), or say --insecure",
     )
+
+
+class DeadlineExceeded(VidlexError):
+    code, status, title = "deadline_exceeded", 504, "The answer would come later than asked for"
 
 
 class EncodeFailed(VidlexError):

@@ -12,7 +12,7 @@ import anyio
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.errors import Overloaded
+from service.errors import DeadlineExceeded, Overloaded
 from service.inference.classifier import VideoClassifier
 from service.inference.served import Vocabulary
 from service.routes.context import Context, context_of, namespace_of, using_vocabulary
@@ -54,15 +54,23 @@ async def classify(request: Request) -> Response:
         params = validate(ClassifyParams, {} if upload.params is None else upload.params)
         context.metrics.upload_bytes.inc(upload.num_bytes)
         context.metrics.observe("upload", monotonic() - started)
+        wait_seconds = context.request_timeout_seconds
+        if params.deadline_ms is not None:
+            wait_seconds = min(wait_seconds, params.deadline_ms / 1000 - (monotonic() - started))
+            context.admission.check_deadline(wait_seconds)
         with context.admission.admit():
             async with using_vocabulary(request) as vocabulary, _until_client_leaves(request) as gone:
                 try:
                     answer = await anyio.to_thread.run_sync(
-                        lambda: _answer(context, videos, vocabulary, upload, params=params, gone=gone),
+                        lambda: _answer(
+                            context, videos, vocabulary, upload, params=params, gone=gone, wait_seconds=wait_seconds
+                        ),
                         limiter=context.video_threads,
                     )
                 except Overloaded:
                     if not gone.is_set():
+                        if params.deadline_ms is not None and monotonic() - started >= params.deadline_ms / 1000:
+                            raise DeadlineExceeded("deadline_ms was over before the answer was there") from None
                         raise
                     return Response(status_code=499)  # nobody reads it; the log and the count tell it
     return Response(answer, media_type="application/json")
@@ -76,6 +84,7 @@ def _answer(
     *,
     params: ClassifyParams,
     gone: threading.Event,
+    wait_seconds: float,
 ) -> str:
     """In a thread: the work and also the writing of what may be a long answer."""
     view = videos.classify(
@@ -83,7 +92,7 @@ def _answer(
         params,
         vocabulary,
         sha256=upload.sha256,
-        timeout_seconds=context.request_timeout_seconds,
+        timeout_seconds=wait_seconds,
         cancelled=gone,
     )
     return view.model_dump_json()

@@ -13,7 +13,7 @@ from typing import Annotated, TypeVar
 import anyio
 from fastapi import Depends, Request
 
-from service.errors import Forbidden, InvalidParameter, ModelLoading, Overloaded
+from service.errors import DeadlineExceeded, Forbidden, InvalidParameter, ModelLoading, Overloaded
 from service.inference.classifier import VideoClassifier
 from service.inference.models import Models
 from service.inference.served import Vocabulary
@@ -25,6 +25,7 @@ from service.schemas.health import ReadyView
 ResultT = TypeVar("ResultT")
 
 NAMESPACE_HEADER = "X-Vidlex-Namespace"
+_MAX_RETRY_SECONDS = 60.0
 _MAX_LABEL_REQUESTS = 32
 _MAX_WAITING_LABEL_REQUESTS = 256
 
@@ -46,6 +47,7 @@ class Admission:
         self._lock = threading.Lock()
         self._count = 0
         self._mean_seconds = 0.5
+        self._promised_at = 0.0
 
     @property
     def count(self) -> int:
@@ -55,9 +57,20 @@ class Admission:
         """Raises Overloaded when ``admit`` would: asked before an upload, it saves the bytes."""
         if self._count >= self._max_requests:
             error = Overloaded("Too many videos are waiting")
-            drain_seconds = self._count * self._mean_seconds / self._num_workers
-            error.retry_after_seconds = min(60, max(1, math.ceil(drain_seconds / 2)))
+            # One place becomes free at a time, so each refused client is told a later moment than the one before it.
+            now = monotonic()
+            self._promised_at = min(now + _MAX_RETRY_SECONDS, max(now, self._promised_at) + self.seconds_until_done(1))
+            error.retry_after_seconds = max(1, math.ceil(self._promised_at - now))
             raise error
+
+    def seconds_until_done(self, num_requests: int) -> float:
+        """How long so many requests take at the rate at which they have been leaving."""
+        return num_requests * self._mean_seconds / self._num_workers
+
+    def check_deadline(self, seconds: float) -> None:
+        """Raises DeadlineExceeded when what is at work already leaves no time for one more."""
+        if self._count and seconds < self.seconds_until_done(self._count + 1):
+            raise DeadlineExceeded("With what is waiting now, the answer would come after deadline_ms")
 
     @contextmanager
     def admit(self) -> Iterator[None]:

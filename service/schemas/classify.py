@@ -35,6 +35,12 @@ class ClassifyParams(Strict):
     segment_ms: int = Field(4000, ge=100, le=3_600_000)
     start_ms: Milliseconds | None = None
     end_ms: Milliseconds | None = None
+    deadline_ms: int | None = Field(
+        None,
+        ge=1,
+        le=3_600_000,
+        description="from the request's head; 504 at once when it cannot be met, else when over",
+    )
     min_revision: Revision | None = Field(
         None, description="of the vocabulary; a replica that is behind waits a moment, then answers 409"
     )
