@@ -4,6 +4,9 @@ A video's feature is its mean colour (R, G, B), made a unit vector. A label that
 colour as a unit vector (red = 1,0,0; yellow = 1,1,0 / sqrt 2); any other label gets the axis
 ``len(name) % 3``. Scores are ``sigmoid(10 * s - 5)``: a purely red video scores 0.9933 for "red" and 0.0067
 for "green".
+
+``dummy:2`` is another checkpoint of it, with vectors and a fingerprint of its own: its labels are one axis further
+(red = 0,1,0; blue = 1,0,0), so a purely red video scores 0.9933 for "blue". ``dummy:3`` moves them by two.
 """
 
 from __future__ import annotations
@@ -31,10 +34,11 @@ MAX_WORDS = 16
 
 
 class DummyClassifier:
-    """See the module's text. ``version`` changes the fingerprint, to test a change of model."""
+    """See the module's text. ``version`` N is ``dummy:N``."""
 
     def __init__(self, version: int = 1) -> None:
-        self.id = "dummy"
+        self.id = "dummy" if version == 1 else f"dummy:{version}"
+        self._shift = version - 1
         self.fingerprint = f"dummy-{version}"
         self.dim = 3
         self.geometry = FrameGeometry(image_size=32, resize_mode="squash")
@@ -56,13 +60,21 @@ class DummyClassifier:
             self.check_label(name)
         axes = np.eye(3)
         rows = [COLOURS.get(name.lower(), axes[len(name) % 3]) for name in names]
-        return _unit(np.asarray(rows, dtype=np.float64).reshape(-1, 3))
+        return _unit(np.roll(np.asarray(rows, dtype=np.float64).reshape(-1, 3), self._shift, axis=1))
 
     def describe_labels(self, names: Sequence[str]) -> list[LabelDescription]:
         return [LabelDescription((name,)) for name in names]
 
     def info(self) -> dict[str, Any]:
         return {"backbone": "mean colour", "llm": None, "dim": self.dim}
+
+
+def create_dummy(spec: str) -> DummyClassifier | None:
+    """The classifier of ``dummy`` or ``dummy:N``; None for any other spec."""
+    name, colon, version = spec.partition(":")
+    if name != "dummy" or (colon and not (version.isascii() and version.isdigit() and 0 < int(version) < 100)):
+        return None
+    return DummyClassifier(int(version or 1))
 
 
 def _unit(x: NDArray[np.float64]) -> NDArray[np.float32]:

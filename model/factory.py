@@ -29,7 +29,7 @@ from model.checkpoint import (
 )
 from model.classifier import Classifier, LabelDescription
 from model.config import BaselineConfig, LabelEncoderConfig, Method, VideoEncoderConfig, fingerprint
-from model.dummy import DummyClassifier
+from model.dummy import create_dummy
 from model.scoring import Scorer
 from model.text.clip_text import ClipText
 from model.text.label_encoder import LabelEncoder
@@ -205,8 +205,9 @@ def load_classifier(spec: str, *, device: str = "auto", precision: Precision = "
     Raises ModelNotFound, CheckpointError, or what the LLM's fetching raises.
     """
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    if spec == "dummy":
-        return DummyClassifier()
+    dummy = create_dummy(spec)
+    if dummy is not None:
+        return dummy
     if spec.startswith(("open_clip:", "open_clip+")):
         return _zero_shot(spec, place, precision)
     folder = zoo_dir() / spec if spec in list_zoo() else Path(spec).expanduser()

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from model.classifier import Classifier
 from service.access.gate import Gate, GateOptions
 from service.metrics import Metrics
-from service.routes import classify, health, keys, label_cards, labels, openapi, problems, web
+from service.routes import classify, health, keys, label_cards, labels, models, openapi, problems, web
 from service.routes.guard import AccessGuard
 from service.routes.middleware import RequestContext
 from service.runtime.life import Runtime
@@ -74,7 +74,7 @@ def create_app(
     app.add_middleware(AccessGuard, gate=gate)
     app.add_middleware(RequestContext, metrics=metrics, answered_hosts=settings.answered_hosts())
     problems.install(app)
-    for router in (labels.router, label_cards.router, classify.router, health.router, keys.router):
+    for router in (labels.router, label_cards.router, classify.router, models.router, health.router, keys.router):
         app.include_router(router)
         app.include_router(router, prefix="/v1", include_in_schema=False)
     app.include_router(web.router)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from service.commands import bench, classify, demo, doctor, evaluate, keys, labels, migrate, serve, training
+from service.commands import bench, classify, demo, doctor, evaluate, keys, labels, migrate, models, serve, training
 from service.commands.output import Root
 
 HELP = """Tag videos with an open, growing vocabulary.
@@ -40,6 +40,9 @@ app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)
 app.add_typer(labels.app, name="labels")
 app.add_typer(keys.app, name="keys")
+app.add_typer(models.app, name="models")
+for command in (models.reembed, models.activate, models.rollback):
+    labels.app.command(command.__name__)(command)
 app.command("classify")(classify.classify)
 app.command("doctor")(doctor.doctor)
 app.command("migrate")(migrate.migrate)

@@ -11,6 +11,7 @@
     ├── RevisionNotReached    409 revision_not_reached  (carries current_revision)
     ├── IdempotencyInFlight   409 idempotency_in_flight (Retry-After)
     ├── PreconditionFailed    412 precondition_failed   (If-Match: the label has changed since)
+    ├── ModelConflict         409 model_conflict        (the models' state does not allow it now)
     ├── UploadTooLarge        413 upload_too_large
     ├── UnsupportedMedia      415 unsupported_media
     ├── VideoError            422
@@ -91,6 +92,10 @@ class RevisionNotReached(VidlexError):
 
     def __init__(self, detail: str, *, current_revision: int) -> None:
         super().__init__(detail, current_revision=current_revision)
+
+
+class ModelConflict(VidlexError):
+    code, status, title = "model_conflict", 409, "The loaded models do not allow this now"
 
 
 class IdempotencyInFlight(VidlexError):

@@ -63,6 +63,11 @@ class Settings(BaseSettings):
 
     # the model
     model: str = Field("emoji-small", min_length=1, description="zoo name, checkpoint folder, open_clip:... or dummy")
+    allowed_models: tuple[str, ...] = Field(
+        (), description="models beside VIDLEX_MODEL and the zoo's that POST /models:prepare may load, as a JSON list"
+    )
+    keep_videos: int = Field(16, ge=0, description="frames of the last videos, to compare models on; in memory only")
+    keep_video_bytes: int = Field(256 * 2**20, ge=0, description="all kept frames together")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the video encoder; auto: the fastest that is verified against float32 at the start"

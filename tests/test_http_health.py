@@ -67,7 +67,7 @@ def test_until_it_is_ready_it_says_so(tmp_path: Path, red: Path) -> None:
 
 
 def test_a_model_that_cannot_be_loaded_is_fatal_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: Runtime) -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError("no such weights at /home/x")
 
     monkeypatch.setattr(Runtime, "_load_model", fail)
@@ -98,7 +98,7 @@ def test_another_model_encodes_all_labels_before_it_is_ready(tmp_path: Path, red
         """Sees the colours the other way round, so a vector of the old model would give itself away."""
 
         def __init__(self) -> None:
-            super().__init__(version=2)
+            super().__init__(version=4)
 
         def encode_video(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
             return super().encode_video(frames)[:, ::-1].copy()
@@ -116,9 +116,9 @@ def test_another_model_encodes_all_labels_before_it_is_ready(tmp_path: Path, red
         answer = classify(client, red).json()
         stored = client.get("/labels").json()["data"]
     (line,) = [entry for entry in logs if entry["event"] == "encoding_stored_labels"]
-    assert (line["labels"], line["fingerprint"], line["other_fingerprints"]) == (3, "dummy-2", ["dummy-1"])
+    assert (line["labels"], line["fingerprint"], line["other_fingerprints"]) == (3, "dummy-4", ["dummy-1"])
     assert [(x["name"], round(x["score"], 2)) for x in answer["labels"]] == [("red", 0.99), ("green", 0.01)]
-    assert answer["model"]["fingerprint"] == "dummy-2"
+    assert answer["model"]["fingerprint"] == "dummy-4"
     assert [w["code"] for w in answer["warnings"]] == ["labels_not_encoded"]
     assert [x["name"] for x in stored] == ["red", "green", "blue"]
     with capture_logs() as logs, serving(tmp_path) as client:  # back again: nothing needs to be encoded

@@ -18,6 +18,7 @@ from model.types import FrameBatch
 from service.decode.pool import DecodeJob, DecodePool
 from service.errors import InvalidParameter, Overloaded
 from service.inference.features import FeatureCache, FeatureKey, VideoFeatures
+from service.inference.kept import KeptVideos
 from service.inference.matching import Candidates, Part, compare, rank
 from service.inference.served import ModelFacts, Vocabulary
 from service.metrics import Metrics
@@ -37,6 +38,7 @@ class _Work:
     """One request and how long it may take."""
 
     path: Path
+    sha256: str
     params: ClassifyParams
     facts: ModelFacts
     deadline: float
@@ -71,6 +73,7 @@ class VideoClassifier:
         max_frames: int,
         store_answers: Callable[[], bool],
         features: FeatureCache,
+        kept: KeptVideos,
         revision_wait_seconds: float = 2.0,
     ) -> None:
         self._pool = pool
@@ -78,6 +81,7 @@ class VideoClassifier:
         self._max_frames = max_frames
         self._features = features
         self._store_answers = store_answers
+        self._kept = kept
         self._revision_wait_seconds = revision_wait_seconds
 
     def classify(
@@ -97,11 +101,11 @@ class VideoClassifier:
         """
         facts = vocabulary.facts
         started = time.monotonic()
-        work = _Work(path, params, facts, started + timeout_seconds, cancelled)
+        work = _Work(path, sha256, params, facts, deadline=started + timeout_seconds, cancelled=cancelled)
         vocabulary.await_revision(params.min_revision, min(timeout_seconds, self._revision_wait_seconds))
         times = _Times()
         features, cached = self._features.get(
-            _feature_key(sha256, work, vocabulary),
+            _feature_key(work, vocabulary),
             lambda: self._encode(work, vocabulary, times),
             deadline=work.deadline,
             cancelled=cancelled,
@@ -166,6 +170,8 @@ class VideoClassifier:
             times.queue_seconds = min(e.queue_seconds for e in encoded)
         self._metrics.observe("queue", times.queue_seconds)
         self._metrics.observe("encode", times.encode_seconds)
+        if work.params.aggregate_by == "video":
+            self._kept.add(vocabulary.namespace, work.sha256, batch.frames)
         return VideoFeatures(
             video=batch.video,
             timestamps_ms=batch.timestamps_ms,
@@ -240,12 +246,12 @@ class VideoClassifier:
         return warnings
 
 
-def _feature_key(sha256: str, work: _Work, vocabulary: Vocabulary) -> FeatureKey:
+def _feature_key(work: _Work, vocabulary: Vocabulary) -> FeatureKey:
     params = work.params
     return FeatureKey(
         namespace=vocabulary.namespace,
         fingerprint=work.facts.fingerprint,
-        sha256=sha256,
+        sha256=work.sha256,
         num_frames=params.num_frames or work.facts.num_frames,
         aggregate_by=params.aggregate_by,
         segment_ms=params.segment_ms if params.aggregate_by == "segments" else None,

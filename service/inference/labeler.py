@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,18 +32,37 @@ class Registered:
     created: bool
 
 
+@dataclass(frozen=True)
+class Unencoded:
+    """Stored labels that got no vector."""
+
+    refused: list[Label]
+    """The encoder cannot take their text."""
+    failed: list[Label]
+    """It failed on them, and may not another time."""
+
+
 class Labeler:
     """Thread-safe. Every method raises StoreUnavailable when the store does not answer."""
 
     def __init__(
-        self, engine: Engine, store: LabelStore, sync: IndexSync, fingerprint: str, *, timeout_seconds: float = 900.0
+        self,
+        engine: Engine,
+        store: LabelStore,
+        sync: IndexSync,
+        fingerprint: str,
+        *,
+        timeout_seconds: float = 900.0,
+        on_written: Callable[[Sequence[Label]], None] = lambda _: None,
     ) -> None:
+        """``on_written(labels)`` is told of labels that have just got their only vector, before they are answered."""
         self.namespace = store.namespace
         self._engine = engine
         self._store = store
         self._sync = sync
         self._fingerprint = fingerprint
         self._timeout_seconds = timeout_seconds
+        self._on_written = on_written
         self._cache: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
         self._cache_lock = threading.Lock()
 
@@ -99,7 +118,10 @@ class Labeler:
         )
         for (i, item, _), outcome in zip(ready, added, strict=True):
             results[i] = self._outcome(item, outcome, return_existing)
-        self._catch_up(r.label.revision for r in results.values() if isinstance(r, Registered) and r.created)
+        written = [r.label for r in results.values() if isinstance(r, Registered) and r.created]
+        if written:
+            self._on_written(written)
+        self._catch_up(label.revision for label in written)
         return [results[i] for i in range(len(items))]
 
     def _outcome(self, item: NewLabel, outcome: Label | VidlexError, return_existing: bool) -> Registered | VidlexError:
@@ -135,6 +157,8 @@ class Labeler:
             return self.update(
                 label_id, changes, if_match=if_match
             )  # another request renamed it since: now the name wants a vector
+        if vector is not None:
+            self._on_written([label])
         self._catch_up([label.revision])
         return label
 
@@ -175,24 +199,33 @@ class Labeler:
                 self._cache.popitem(last=False)
         return unique, np.stack(vectors)
 
-    def encode_stored(self, labels: Sequence[Label]) -> list[str]:
-        """Give stored labels the vectors of this encoder that they lack; returns the ids that it cannot encode.
+    def encode_stored(self, labels: Sequence[Label]) -> Unencoded:
+        """Give stored labels the vectors of this encoder that they lack.
 
         A label whose text this encoder refuses stays stored, with the vectors it has of other encoders; one that was
-        renamed or removed meanwhile is left alone. Raises Overloaded, or EncodeFailed when the encoder itself is ill.
+        renamed or removed meanwhile is left alone. Raises Overloaded, or EncodeFailed when the engine is stopped.
         """
         results = self._engine.encode_labels([x.name for x in labels], timeout_seconds=self._timeout_seconds)
-        refused: list[str] = []
+        rest = Unencoded([], [])
         vectors: dict[str, NDArray[np.float32]] = {}
         for label, result in zip(labels, results, strict=True):
             if isinstance(result, VidlexError):
                 log.warning("label_not_encoded", label_id=label.id, name=label.name, code=result.code)
-                refused.append(label.id)
+                (rest.refused if isinstance(result, LabelTextInvalid) else rest.failed).append(label)
             else:
                 vectors[label.id] = result
         if vectors:
             self._store.put_vectors(self._fingerprint, vectors, names={x.id: x.name for x in labels})
-        return refused
+        return rest
+
+    def catch_up(self) -> None:
+        """Wait a moment until this replica's index has all that is stored."""
+        self._catch_up([self._store.revision()])
+
+    def still_missing(self, labels: Sequence[Label]) -> list[Label]:
+        """Those of the labels that nobody has encoded for this model meanwhile, another replica say."""
+        missing = self._sync.missing
+        return [label for label in labels if label.id in missing]
 
     def _catch_up(self, revisions: Iterable[int]) -> None:
         newest = max(revisions, default=0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,7 +22,9 @@ from service.inference.engine import Engine
 from service.inference.filler import Filler
 from service.inference.labeler import Labeler
 from service.labels.approximate import Approximation
+from service.labels.catalogue import ModelName
 from service.labels.index import LabelIndex
+from service.labels.records import Label
 from service.labels.rows import Storage
 from service.labels.store import LabelStore
 from service.labels.sync import IndexSync
@@ -101,6 +103,13 @@ class _Slot:
     used_at: float = 0.0
 
 
+class ModelClosed(ModelLoading):
+    """The model was unloaded; another one serves, unless the service is stopping."""
+
+
+OnWritten = Callable[["ServedModel", str, Sequence[Label]], None]
+
+
 class ServedModel:
     """``start`` first, ``close`` last. Thread-safe."""
 
@@ -110,9 +119,14 @@ class ServedModel:
         engine: Engine,
         open_store: Callable[[str], LabelStore],
         limits: ServedLimits = ServedLimits(),
+        *,
+        spec: str = "",
     ) -> None:
         """``open_store(namespace)`` gives the one LabelStore of a namespace; it must not talk to the server."""
         self.facts = ModelFacts.of(classifier)
+        self.name = ModelName(spec or self.facts.id, self.facts.id, self.facts.fingerprint)
+        self.on_written: OnWritten | None = None
+        """``on_written(self, namespace, labels)``: labels whose vectors of other models are now missing."""
         self.engine = engine
         self.filler = Filler()
         self._open_store = open_store
@@ -176,10 +190,27 @@ class ServedModel:
         vocabulary.give_back()
         return vocabulary
 
+    def complete(self, namespace: str, labels: Sequence[Label]) -> None:
+        """Give stored labels this model's vectors and wait until its own index has them. Raises VidlexError."""
+        vocabulary = self.take(namespace)
+        try:
+            vocabulary.labeler.encode_stored(labels)
+            vocabulary.labeler.catch_up()
+        finally:
+            vocabulary.give_back()
+
+    def store_of(self, namespace: str) -> LabelStore:
+        return self._open_store(namespace)
+
     def missing(self, vocabulary: Vocabulary) -> set[str]:
         """Ids of labels that this model has yet to encode; those that it cannot encode are not among them."""
         missing = vocabulary.sync.missing
         return missing - self.filler.refused(vocabulary.namespace) if missing else set()
+
+    def awaited(self, vocabulary: Vocabulary) -> set[str]:
+        """Those of the missing that are being encoded: all but those on which the encoder fails."""
+        missing = self.missing(vocabulary)
+        return missing - self.filler.given_up(vocabulary.namespace) if missing else set()
 
     def open_vocabularies(self) -> list[Vocabulary]:
         with self._lock:
@@ -197,7 +228,7 @@ class ServedModel:
         """The namespace's slot with one more user, and the vocabulary that had to make room, to be closed."""
         with self._lock:
             if self._closing:
-                raise ModelLoading("The service is stopping")
+                raise ModelClosed("The model is being unloaded")
             evicted = None
             slot = self._slots.get(namespace)
             if slot is None:
@@ -223,6 +254,10 @@ class ServedModel:
             if not slot.num_users and slot.vocabulary is None:
                 del self._slots[namespace]
 
+    def _tell(self, namespace: str, labels: Sequence[Label]) -> None:
+        if self.on_written is not None:
+            self.on_written(self, namespace, labels)
+
     def _open(self, namespace: str) -> Vocabulary:
         started = time.monotonic()
         store = self._open_store(namespace)
@@ -234,7 +269,12 @@ class ServedModel:
         )
         sync = IndexSync(store, index, on_missing=lambda labels: self.filler.add(labeler, labels))
         labeler = Labeler(
-            self.engine, store, sync, self.facts.fingerprint, timeout_seconds=self._limits.label_timeout_seconds
+            self.engine,
+            store,
+            sync,
+            self.facts.fingerprint,
+            timeout_seconds=self._limits.label_timeout_seconds,
+            on_written=lambda labels: self._tell(namespace, labels),
         )
         sync.load()
         if sync.num_missing:

@@ -28,6 +28,8 @@ from typing import Literal, get_args
 PREFIX = "vidlex"
 SCHEMA_VERSION_KEY = "vidlex-schema:{schema}:version"
 """Written by the migrations, read here: see LabelStore.check_schema."""
+MODEL_POINTER_KEY = "vidlex-model:{model}:pointer"
+"""Which model serves, for all namespaces: see catalogue.py."""
 
 ALL_CHANGES = f"{PREFIX}:{{*}}:changes"
 """Pattern for SCAN: one key of each namespace that was ever written to."""

@@ -15,6 +15,7 @@ from fastapi import Depends, Request
 
 from service.errors import DeadlineExceeded, Forbidden, InvalidParameter, ModelLoading, Overloaded
 from service.inference.classifier import VideoClassifier
+from service.inference.kept import KeptVideos
 from service.inference.models import Models
 from service.inference.served import Vocabulary
 from service.labels.keys import is_namespace
@@ -36,6 +37,9 @@ class Parts:
 
     models: Models
     videos: VideoClassifier
+    kept: KeptVideos
+    may_load: Callable[[str], bool]
+    """Whether clients may have this model loaded."""
 
 
 class Admission:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import redis
 import structlog
@@ -15,6 +16,8 @@ from service.labels.client import connect_url, store_errors
 from service.labels.embedded import EmbeddedStore
 from service.labels.store import LabelStore
 from service.settings import Settings
+
+ResultT = TypeVar("ResultT")
 
 log = structlog.get_logger("vidlex.runtime")
 
@@ -84,13 +87,12 @@ class Database:
     def answers(self) -> bool:
         return not self._fails and time.monotonic() - self._answered_at < SILENT_SECONDS
 
-    def when_it_answers(self, action: Callable[[], object]) -> None:
+    def when_it_answers(self, action: Callable[[], ResultT]) -> ResultT:
         """Do ``action``; while the store does not answer, say so and try again. Raises Stopped."""
         pause_seconds = 0.2
         while True:
             try:
-                action()
-                return
+                return action()
             except StoreUnavailable as error:
                 log.warning("waiting_for_store", internal=error.internal)
             if self._stopping.wait(pause_seconds):

@@ -16,6 +16,8 @@ from contextlib import ExitStack
 import structlog
 
 from model.classifier import Classifier
+from model.dummy import create_dummy
+from model.weights import list_zoo
 from service.access.gate import Gate
 from service.access.store import KeyStore
 from service.decode.pool import DecodePool
@@ -23,8 +25,10 @@ from service.errors import NoApiKeys
 from service.inference.classifier import VideoClassifier
 from service.inference.engine import Engine
 from service.inference.features import FeatureCache
+from service.inference.kept import KeptVideos
 from service.inference.models import Models
 from service.inference.served import ServedModel, Vocabulary
+from service.labels.catalogue import Catalogue
 from service.metrics import Metrics
 from service.routes.context import Admission, Context, Parts
 from service.routes.uploads import Spool
@@ -65,8 +69,9 @@ class Runtime:
         self._decoder_seen_at = -DECODER_SECONDS
         self._database = Database(settings, self._stopping, on_tick=self._look_at_decoders)
         self._model: ServedModel | None = None
-        self._models = Models()
         self.features = FeatureCache(settings.feature_cache_bytes)
+        self._models: Models | None = None
+        self._kept = KeptVideos(settings.keep_videos, settings.keep_video_bytes)
         self.pool = DecodePool(settings.decode_workers, pool_limits(settings))
         self.context = Context(
             spool=Spool(settings.uploads_dir, upload_limits(settings)),
@@ -122,32 +127,34 @@ class Runtime:
         with ThreadPoolExecutor(2, thread_name_prefix="vidlex-start") as helpers:
             self._undo(self.pool.close)
             pool_started = helpers.submit(self.pool.start)
-            model_loaded = helpers.submit(self._load_model)
+            helpers.submit(self._import_encoders)
             self._progress = "opening the label store"
             self._undo(self._database.close)
             self._database.open()
             self._progress = "reading the API keys"
             self._undo(self._gate.close)
             self._database.when_it_answers(lambda: self._gate.attach(KeyStore(self._database.client)))
+            catalogue = Catalogue(self._database.client)
+            spec = self._database.when_it_answers(lambda: self._spec_to_serve(catalogue))
             self._progress = "loading the model"
-            classifier = model_loaded.result()
+            model = self._model = self._load(spec)
+            self._undo(model.close)
             self._progress = "starting the decode processes"
             pool_started.result()
-        self._progress = "warming up the model"
-        model = self._model = self._serve(classifier)
-        self._undo(model.close)
         self._progress = "encoding and loading labels"
         self._database.when_it_answers(lambda: model.keep(self._settings.namespace))
         (vocabulary,) = model.open_vocabularies()
-        while model.missing(vocabulary):
+        while model.awaited(vocabulary):
             self._pause(0.02)
         self._progress = "warming up the model"
         while not model.engine.healthy:
             self._pause(0.02)
             if not model.engine.alive:
                 raise RuntimeError("the engine's thread has ended")
-        self._models.serve(model)
-        self.context.parts = self._parts()
+        models = self._models = Models(self._settings.model, catalogue, self._load)
+        self._undo(models.close)
+        self._database.when_it_answers(lambda: models.start(model))
+        self.context.parts = self._parts(models)
         self._progress = ""
         log.info("ready", **_counts(vocabulary), seconds=round(time.monotonic() - started, 2))
 
@@ -157,22 +164,34 @@ class Runtime:
 
     # --- the steps
 
-    def _load_model(self) -> Classifier:
-        if self._given_classifier is not None:
-            return self._given_classifier
-        if self._settings.model == "dummy":
-            from model.dummy import DummyClassifier
+    def _import_encoders(self) -> None:
+        """Torch takes seconds to import: meanwhile the store is opened."""
+        if self._given_classifier is None and create_dummy(self._settings.model) is None:
+            import model.factory  # noqa: F401
 
-            return DummyClassifier()
+    def _spec_to_serve(self, catalogue: Catalogue) -> str:
+        """What was activated under the present VIDLEX_MODEL, else VIDLEX_MODEL: see Pointer."""
+        pointer = catalogue.pointer()
+        if pointer is not None and pointer.rules(self._settings.model):
+            return pointer.served.spec
+        return self._settings.model
+
+    def _load_model(self, spec: str) -> Classifier:
+        if self._given_classifier is not None and spec == self._settings.model:
+            return self._given_classifier
+        dummy = create_dummy(spec)
+        if dummy is not None:
+            return dummy
         # Imported here because torch takes seconds to load: the service listens and answers /livez meanwhile.
         from model.factory import load_classifier
 
-        return load_classifier(self._settings.model, device=self._settings.device, precision=self._settings.precision)
+        return load_classifier(spec, device=self._settings.device, precision=self._settings.precision)
 
-    def _serve(self, classifier: Classifier) -> ServedModel:
-        """The model with its own engine, started."""
+    def _load(self, spec: str) -> ServedModel:
+        """The model with an engine of its own, started."""
+        classifier = self._load_model(spec)
         engine = Engine(classifier, engine_limits(self._settings), on_batch=self._metrics.on_batch)
-        model = ServedModel(classifier, engine, self._database.store, served_limits(self._settings))
+        model = ServedModel(classifier, engine, self._database.store, served_limits(self._settings), spec=spec)
         log.info(
             "model_loaded",
             model=model.facts.id,
@@ -183,7 +202,7 @@ class Runtime:
         model.start()
         return model
 
-    def _parts(self) -> Parts:
+    def _parts(self, models: Models) -> Parts:
         videos = VideoClassifier(
             pool=self.pool,
             metrics=self._metrics,
@@ -191,18 +210,28 @@ class Runtime:
             features=self.features,
             store_answers=lambda: self._database.answers,
             revision_wait_seconds=self._settings.revision_wait_seconds,
+            kept=self._kept,
         )
-        return Parts(self._models, videos)
+        return Parts(models, videos, self._kept, self._may_load)
+
+    def _may_load(self, spec: str) -> bool:
+        """Clients name models, and a path from a client is not to be trusted: only what the operator has named."""
+        return spec in (self._settings.model, *self._settings.allowed_models, *list_zoo())
 
     # --- what is told about it
 
     @property
+    def served(self) -> ServedModel | None:
+        """The model that serves, or is about to."""
+        return self._model if self._models is None else self._models.served or self._model
+
+    @property
     def num_labels(self) -> int:
-        return 0 if self._model is None else sum(len(v.index) for v in self._model.open_vocabularies())
+        return 0 if self.served is None else sum(len(v.index) for v in self.served.open_vocabularies())
 
     @property
     def queued_frames(self) -> int:
-        return 0 if self._model is None else self._model.engine.queued_frames
+        return 0 if self.served is None else self.served.engine.queued_frames
 
     def _look_at_decoders(self) -> None:
         if self.pool.alive_workers:
@@ -217,7 +246,7 @@ class Runtime:
             failed=self._failed,
             store_answers=self._database.answers,
             schema_ok=self._database.schema_ok,
-            model=self._model,
+            model=self.served,
             num_decoders=self.pool.alive_workers,
             max_decoders=self._settings.decode_workers,
             decoding=time.monotonic() - self._decoder_seen_at < DECODER_SECONDS,
