@@ -44,7 +44,8 @@ def _json_body(*models: type[NewLabelBody] | type[LabelBatchBody] | type[LabelCh
 @router.post(
     "/labels",
     status_code=201,
-    response_model=LabelView | BatchView,
+    response_model=LabelView,
+    responses={200: {"model": LabelView | BatchView, "description": "a label that existed, or a batch's items"}},
     summary="Register a label, or up to 1000 as {labels: [...]}",
     description="A name that exists gives 409 with its id, or with if_exists=return 200 and the label. A batch is "
     "answered with 200 and one status for each item; one bad item spoils nothing.",

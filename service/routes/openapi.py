@@ -1,13 +1,73 @@
-"""/openapi.json as the service behaves: errors are problem+json, and validation errors are no special case."""
+"""/openapi.json as the service behaves: every error of each operation, by status, with its codes, as problem+json."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from service.errors import (
+    EncodeFailed,
+    Forbidden,
+    IdempotencyInFlight,
+    IdempotencyKeyReused,
+    InvalidParameter,
+    InvalidRequest,
+    LabelExists,
+    LabelTextInvalid,
+    ModelLoading,
+    NotFound,
+    Overloaded,
+    ParentCycle,
+    ParentNotFound,
+    PreconditionFailed,
+    QuotaExceeded,
+    RateLimited,
+    ResolutionTooLarge,
+    RevisionNotReached,
+    StoreUnavailable,
+    Unauthorized,
+    UndecodableVideo,
+    UnsupportedMedia,
+    UploadTimeout,
+    UploadTooLarge,
+    VideoTooLong,
+    VidlexError,
+)
 from service.routes.problems import PROBLEM_TYPE
+
+Errors = tuple[type[VidlexError], ...]
+
+_ANYWHERE: Errors = (Unauthorized, Forbidden, RateLimited, VidlexError)
+_STORED: Errors = (StoreUnavailable, ModelLoading, Overloaded)
+_BODY: Errors = (InvalidRequest, InvalidParameter, UploadTimeout, UploadTooLarge, UnsupportedMedia)
+_TEXT: Errors = (LabelTextInvalid, EncodeFailed)
+_PARENT: Errors = (ParentNotFound, ParentCycle, PreconditionFailed)
+_ONCE: Errors = (IdempotencyInFlight, IdempotencyKeyReused)
+_VIDEO: Errors = (UndecodableVideo, VideoTooLong, ResolutionTooLarge)
+ERRORS: dict[tuple[str, str], Errors] = {
+    ("post", "/labels"): (*_BODY, *_TEXT, *_STORED, *_PARENT, *_ONCE, LabelExists, NotFound, QuotaExceeded),
+    ("get", "/labels"): (*_STORED, InvalidRequest, InvalidParameter, LabelTextInvalid, NotFound, RevisionNotReached),
+    ("get", "/labels/{label_id}"): (*_STORED, InvalidRequest, InvalidParameter, NotFound, RevisionNotReached),
+    ("patch", "/labels/{label_id}"): (*_BODY, *_TEXT, *_STORED, *_PARENT, LabelExists, NotFound),
+    ("delete", "/labels/{label_id}"): (*_STORED, InvalidRequest, InvalidParameter, NotFound, PreconditionFailed),
+    ("post", "/classify"): (*_BODY, *_TEXT, *_VIDEO, *_STORED, NotFound, RevisionNotReached),
+    ("get", "/labels/{label_id}/card"): (
+        *_STORED,
+        *_TEXT,
+        InvalidRequest,
+        InvalidParameter,
+        NotFound,
+        RevisionNotReached,
+    ),
+    ("post", "/labels:preview"): (*_BODY, *_TEXT, *_STORED, NotFound, RevisionNotReached),
+    ("post", "/keys"): (*_BODY, *_STORED),
+    ("get", "/keys"): _STORED,
+    ("delete", "/keys/{key_id}"): (*_STORED, NotFound),
+}
+"""Beside those that can come anywhere. A test calls every operation and finds what is missing here."""
 
 
 def install(app: FastAPI) -> None:
@@ -23,12 +83,29 @@ def install(app: FastAPI) -> None:
 
 
 def _corrected(schema: dict[str, Any]) -> dict[str, Any]:
-    for path in schema["paths"].values():
-        for operation in path.values():
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
             responses = operation["responses"]
-            responses.pop("422", None)  # FastAPI's own, which never leaves this service
-            if "default" in responses:
-                responses["default"]["content"] = {PROBLEM_TYPE: responses["default"]["content"]["application/json"]}
+            for status in ("422", "default"):  # FastAPI's own, which never leaves this service
+                responses.pop(status, None)
+            responses |= _problems((*_ANYWHERE, *ERRORS.get((method, path), ())))
     for name in ("HTTPValidationError", "ValidationError"):
         schema.get("components", {}).get("schemas", {}).pop(name, None)
     return schema
+
+
+def _problems(errors: Sequence[type[VidlexError]]) -> dict[str, Any]:
+    """The responses of some errors, by status."""
+    found: dict[str, Any] = {}
+    for status in sorted({error.status for error in errors}):
+        here = [error for error in errors if error.status == status]
+        codes = sorted({error.code for error in here})
+        problem = {"allOf": [{"$ref": "#/components/schemas/ProblemView"}, {"properties": {"code": {"enum": codes}}}]}
+        found[str(status)] = {
+            "description": "; ".join(f"{error.code}: {error.title}" for error in dict.fromkeys(here)),
+            "content": {PROBLEM_TYPE: {"schema": problem}},
+        }
+        if all(error.retry_after_seconds is not None for error in here):
+            seconds = {"schema": {"type": "integer", "minimum": 1}, "description": "seconds"}
+            found[str(status)]["headers"] = {"Retry-After": {**seconds, "required": True}}
+    return found

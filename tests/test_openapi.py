@@ -1,0 +1,86 @@
+"""The service keeps to its own OpenAPI document, whatever is sent: schemathesis against a real service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis.checks import not_a_server_error
+from schemathesis.generation import GenerationMode
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from service.bench.live import LiveService, live_service
+from service.routes.openapi import ERRORS
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+OPERATIONS = [*ERRORS, ("get", "/livez"), ("get", "/readyz"), ("get", "/metrics")]
+ANYTHING_GOES = [
+    ("get", "/labels/{label_id}"),
+    ("delete", "/labels/{label_id}"),
+    ("get", "/labels/{label_id}/card"),
+]
+"""Nothing of these is unsound by the document: any text may be an identifier."""
+NUM_EXAMPLES = 10
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
+    with live_service(tmp_path_factory.mktemp("openapi") / "data", decode_workers=1) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def document(service: LiveService) -> dict[str, dict[str, dict[str, object]]]:
+    paths: dict[str, dict[str, dict[str, object]]] = httpx.get(f"{service.url}/openapi.json").json()["paths"]
+    return paths
+
+
+def test_every_operation_is_tried(document: dict[str, dict[str, dict[str, object]]]) -> None:
+    assert {(method, path) for path, methods in document.items() for method in methods} == set(OPERATIONS)
+
+
+SENT = [operation for operation in OPERATIONS if not operation[1].startswith("/keys")]
+"""Keys have tests of their own: work on them can close the service to everybody without one."""
+SOUND = [(*operation, GenerationMode.POSITIVE) for operation in SENT]
+UNSOUND = [(*operation, GenerationMode.NEGATIVE) for operation in SENT[:-3] if operation not in ANYTHING_GOES]
+
+
+@pytest.mark.parametrize(("method", "path", "mode"), [*SOUND, *UNSOUND])
+def test_answers_are_those_of_the_document(service: LiveService, method: str, path: str, mode: GenerationMode) -> None:
+    schema = schemathesis.openapi.from_url(f"{service.url}/openapi.json")
+    operation = schema[path][method.upper()]
+    with httpx.Client(base_url=service.url, trust_env=False) as client:
+        known = client.post("/labels", json={"name": "red"}, params={"if_exists": "return"}).json()["id"]
+
+    @settings(
+        max_examples=NUM_EXAMPLES,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=operation.as_strategy(generation_mode=mode), use_known=st.booleans())
+    def send(case: schemathesis.Case, use_known: bool) -> None:
+        if use_known and method != "delete" and "label_id" in (case.path_parameters or {}):
+            case.path_parameters["label_id"] = known
+        case.call_and_validate(checks=CHECKS)
+
+    send()
+    assert service.is_ready()
+    assert service.log_lines('"internal_error"') == 0
