@@ -11,7 +11,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.baselines.class_name import TEMPLATES, ClassNameLabelEncoder
@@ -122,6 +122,7 @@ def test_written_lists_are_parsed(text: str, expected: list[str]) -> None:
     assert parse_attributes(text, "Soccer") == expected
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300), st.text(max_size=10))
 def test_any_text_gives_a_bounded_list(text: str, name: str) -> None:
     found = parse_attributes(text, name)

@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -98,6 +98,7 @@ leaves = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
 trees = st.recursive(leaves, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=4), x, max_size=3))
 
 
+@settings(deadline=None)
 @given(trees, st.data())
 def test_line_of_finds_any_member(document: object, data: st.DataObject) -> None:
     text = json.dumps(document, indent=1)
@@ -200,6 +201,7 @@ def test_checksum_as_the_standard_has_it() -> None:
     assert masked_crc(b"123456789") == (((0xE3069283 >> 15) | (0xE3069283 << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_features_or_a_value_error(data: bytes) -> None:
     with contextlib.suppress(ValueError):
@@ -214,6 +216,7 @@ values = (
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(names, values, max_size=4), st.booleans())
 def test_features_survive(found: dict[str, list[int]], packed: bool) -> None:
     raw = record(found, packed=packed)  # type: ignore[arg-type]

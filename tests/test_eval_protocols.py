@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import average_precision_score, f1_score
@@ -37,6 +37,7 @@ def scored(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return scores, draw(arrays(bool, shape)), draw(arrays(bool, shape))
 
 
+@settings(deadline=None)
 @given(scored())
 def test_masked_figures_equal_scikit_learn(drawn: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     scores, targets, known = drawn
@@ -53,6 +54,7 @@ def test_masked_figures_equal_scikit_learn(drawn: tuple[np.ndarray, np.ndarray, 
     assert figures["macro_peak_f1"] == pytest.approx(np.mean(peaks), abs=1e-12)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(-4, 4), st.booleans(), st.floats(0.1, 3)), min_size=1, max_size=30))
 def test_weighted_average_precision_equals_scikit_learn(rows: list[tuple[int, bool, float]]) -> None:
     scores, truth, weights = (np.array(column) for column in zip(*rows, strict=True))
@@ -61,6 +63,7 @@ def test_weighted_average_precision_equals_scikit_learn(rows: list[tuple[int, bo
         assert average_precision(scores, truth, weights) == pytest.approx(expected, abs=1e-12)
 
 
+@settings(deadline=None)
 @given(scored(), st.integers(1, 5))
 def test_the_stream_equals_the_exact_form_on_its_bins(
     drawn: tuple[np.ndarray, np.ndarray, np.ndarray], batch: int
@@ -124,6 +127,7 @@ def test_thresholds_per_kind_by_hand() -> None:
     assert found["per_kind_logit"] == {"thing": 0.9, "action": 0.3}
 
 
+@settings(deadline=None)
 @given(scored())
 def test_thresholds_per_kind_are_the_best_of_all(drawn: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     """Against trying every pair of thresholds."""
