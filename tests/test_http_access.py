@@ -176,6 +176,9 @@ def test_a_bound_key_stays_in_its_namespace(client: TestClient) -> None:
     answer = client.get("/labels", headers=bearer(farm["key"]) | {"X-Vidlex-Namespace": "zoo"})
     assert_problem(answer, 403, "forbidden")
     assert client.get(f"/labels/{seen[0]['id']}", headers=bearer(farm["key"])).status_code == 404
+    # What serves all namespaces is not for an administrator of one.
+    for method, target in (("GET", "/models"), ("POST", "/models:activate"), ("POST", "/models:rollback")):
+        assert_problem(client.request(method, target, headers=bearer(zoo["key"])), 403, "forbidden")
     # An administrator of one namespace sees and makes no keys of another.
     assert {k["namespace"] for k in client.get("/keys", headers=bearer(farm["key"])).json()["data"]} == {"farm"}
     assert client.delete(f"/keys/{zoo['id']}", headers=bearer(farm["key"])).status_code == 404

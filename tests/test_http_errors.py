@@ -133,7 +133,8 @@ def test_openapi_describes_what_is_there(client: TestClient) -> None:
     assert document == client.get("/v1/openapi.json").json()
     health = {"/livez", "/readyz", "/metrics"}
     labels = {"/labels", "/labels/{label_id}", "/labels/{label_id}/card", "/labels:preview"}
-    assert set(document["paths"]) == health | labels | {"/classify", "/keys", "/keys/{key_id}"}
+    models = {"/models"} | {f"/models:{verb}" for verb in ("prepare", "diff", "activate", "rollback", "drop")}
+    assert set(document["paths"]) == health | labels | models | {"/classify", "/keys", "/keys/{key_id}"}
     text = json.dumps(document)
     assert "HTTPValidationError" not in text and "application/problem+json" in text
     params = document["paths"]["/classify"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]

@@ -80,8 +80,11 @@ class LiveService:
         """How many lines of the log hold ``event``."""
         return sum(event in line for line in self._log.read_text(encoding="utf-8", errors="replace").splitlines())
 
+    def log_text(self) -> str:
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
     def log_tail(self) -> str:
-        return self._log.read_text(encoding="utf-8", errors="replace")[-4000:]
+        return self.log_text()[-4000:]
 
     def _children(self) -> list[Any]:
         try:
