@@ -13,6 +13,7 @@ from model.classifier import Classifier
 from service.access.gate import Gate, GateOptions
 from service.metrics import Metrics
 from service.routes import classify, health, keys, label_cards, labels, models, openapi, problems, web
+from service.routes.draining import Draining
 from service.routes.guard import AccessGuard
 from service.routes.middleware import RequestContext
 from service.runtime.life import Runtime
@@ -20,14 +21,20 @@ from service.settings import Settings
 
 
 def create_app(
-    settings: Settings, *, classifier: Classifier | None = None, on_fatal: Callable[[], None] | None = None
+    settings: Settings,
+    *,
+    classifier: Classifier | None = None,
+    on_fatal: Callable[[], None] | None = None,
+    draining: Draining | None = None,
 ) -> FastAPI:
     """The application; everything is made when its lifespan begins.
 
     ``classifier`` replaces the one that ``settings.model`` names. ``on_fatal`` is called, on another thread, when the
-    service can never become ready; without it the service stays up and /readyz says so.
+    service can never become ready; without it the service stays up and /readyz says so. ``draining`` is begun by
+    whoever stops the service.
     """
     metrics = Metrics()
+    draining = draining or Draining()
     gate = Gate(
         GateOptions(
             insecure=settings.insecure,
@@ -41,7 +48,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        runtime = Runtime(settings, metrics, classifier, gate, on_fatal or (lambda: None))
+        runtime = Runtime(settings, metrics, classifier, gate, draining=draining, on_fatal=on_fatal or (lambda: None))
         app.state.context = runtime.context
         app.state.gate = gate
         running[:] = [runtime]
@@ -72,7 +79,7 @@ def create_app(
         lifespan=lifespan,
     )
     app.add_middleware(AccessGuard, gate=gate)
-    app.add_middleware(RequestContext, metrics=metrics, answered_hosts=settings.answered_hosts())
+    app.add_middleware(RequestContext, metrics=metrics, answered_hosts=settings.answered_hosts(), draining=draining)
     problems.install(app)
     for router in (labels.router, label_cards.router, classify.router, models.router, health.router, keys.router):
         app.include_router(router)

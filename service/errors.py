@@ -28,7 +28,8 @@
     ├── DeadlineExceeded      504 deadline_exceeded
     ├── EncodeFailed          503 encode_failed         (Retry-After)
     ├── StoreUnavailable      503 store_unavailable     (Retry-After)
-    └── ModelLoading          503 model_loading         (Retry-After)
+    ├── ModelLoading          503 model_loading         (Retry-After)
+    └── Stopping              503 stopping              (Retry-After, Connection: close)
 
 ``str(error)`` is what the client reads as ``detail``: write it for a stranger, with no path, address or native
 message in it. What only the operator may see goes to ``internal`` and from there to the log.
@@ -190,4 +191,9 @@ class StoreUnavailable(VidlexError):
 
 class ModelLoading(VidlexError):
     code, status, title = "model_loading", 503, "The model is being loaded"
+    retry_after_seconds = 2
+
+
+class Stopping(VidlexError):
+    code, status, title = "stopping", 503, "The service is stopping"
     retry_after_seconds = 2

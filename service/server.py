@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import socket
+from time import monotonic
+from types import FrameType
 
 import structlog
 import uvicorn
@@ -11,6 +13,7 @@ import uvicorn
 from service.access.files import KeyFileError
 from service.app import create_app
 from service.logs import configure_logging
+from service.routes.draining import Draining
 from service.settings import Settings, unknown_variables
 
 log = structlog.get_logger("vidlex.server")
@@ -25,6 +28,7 @@ def serve(settings: Settings, *, sockets: list[socket.socket] | None = None) -> 
     for line in unknown_variables():
         log.warning("unknown_variable", detail=line)
     failed = False
+    draining = Draining()
 
     def on_fatal() -> None:
         nonlocal failed
@@ -32,7 +36,7 @@ def serve(settings: Settings, *, sockets: list[socket.socket] | None = None) -> 
         server.should_exit = True
 
     try:
-        app = create_app(settings, on_fatal=on_fatal)
+        app = create_app(settings, on_fatal=on_fatal, draining=draining)
     except KeyFileError as error:
         log.error("refused_to_start", detail=str(error))
         return 1
@@ -50,7 +54,7 @@ def serve(settings: Settings, *, sockets: list[socket.socket] | None = None) -> 
         h11_max_incomplete_event_size=64 << 10,
         ws="none",
     )
-    server = _Server(config)
+    server = _Server(config, draining, settings)
     for sock in sockets or ():
         # asyncio does it only for sockets that were made with the protocol's number; without it, an answer of more
         # than one segment waits 40 ms for the client's delayed acknowledgement
@@ -60,7 +64,37 @@ def serve(settings: Settings, *, sockets: list[socket.socket] | None = None) -> 
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens, which matters when port 0 was asked for."""
+    """Says where it listens, which matters when port 0 was asked for, and drains before it closes its port.
+
+    At the first signal new requests are refused with an answer, and those at work are finished; then, or when
+    ``shutdown_grace_seconds`` are over, or at a second signal, it ends as uvicorn does.
+    """
+
+    def __init__(self, config: uvicorn.Config, draining: Draining, settings: Settings) -> None:
+        super().__init__(config)
+        self._draining = draining
+        self._grace_seconds = settings.shutdown_grace_seconds
+        self._drain_seconds = settings.drain_seconds
+        self._signal = 0
+        self._signalled_at = 0.0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._draining.has_begun or not self.started:
+            super().handle_exit(sig, frame)
+            return
+        self._signal, self._signalled_at = sig, monotonic()
+        self._draining.begin()
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._draining.has_begun and not self.should_exit:
+            seconds = monotonic() - self._signalled_at
+            if seconds >= self._drain_seconds and (
+                not self._draining.num_requests or seconds >= max(self._grace_seconds, self._drain_seconds)
+            ):
+                left = max(1.0, self._grace_seconds - seconds)
+                self.config.timeout_graceful_shutdown = math.ceil(left)
+                super().handle_exit(self._signal, None)
+        return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -108,6 +108,11 @@ class Settings(BaseSettings):
     label_timeout_seconds: float = Field(900.0, gt=0, description="longest wait for a batch of labels")
     revision_wait_seconds: float = Field(2.0, ge=0, description="longest wait for a request's min_revision; then 409")
     shutdown_grace_seconds: float = Field(30.0, ge=0, description="time for requests in flight when stopping")
+    drain_seconds: float = Field(
+        0.0,
+        ge=0,
+        description="when stopping, refuse new requests with an answer for at least so long",
+    )
 
     # logs
     log_level: Literal["debug", "info", "warning", "error"] = "info"

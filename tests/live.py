@@ -19,6 +19,15 @@ READY_TIMEOUT_SECONDS = 120.0
 @contextmanager
 def live_service(data_dir: Path, model: str = "dummy", **environment: str) -> Iterator[str]:
     """The address of a ready service on a free port, with its own data folder. Stopped in order at the end."""
+    with live_process(data_dir, model, **environment) as (url, _):
+        yield url
+
+
+@contextmanager
+def live_process(
+    data_dir: Path, model: str = "dummy", **environment: str
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """As ``live_service``, with the process, for those that end it themselves."""
     command = [sys.executable, "-m", "service.cli", "serve", "--port", "0", "--model", model, "--json"]
     command += ["--data-dir", str(data_dir), "--parent", str(os.getpid())]
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("VIDLEX_")}
@@ -33,7 +42,7 @@ def live_service(data_dir: Path, model: str = "dummy", **environment: str) -> It
         assert line, log.read_text()
         url = str(json.loads(line)["url"])
         wait_ready(url, process, log)
-        yield url
+        yield url, process
     finally:
         process.terminate()
         process.communicate(timeout=60)

@@ -101,7 +101,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "service.routes",
         "model.classifier",
     ),
-    "service.server": ("service.access", "service.app", "service.logs", "service.settings"),
+    "service.server": ("service.access", "service.app", "service.logs", "service.routes", "service.settings"),
     "service.__main__": ("service.server", "service.settings"),
     # Benchmarks look into every part, and nothing but the command line knows of them.
     "service.bench": (

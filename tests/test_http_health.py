@@ -20,6 +20,7 @@ from structlog.testing import capture_logs
 from model.classifier import LabelTextError
 from model.dummy import DummyClassifier
 from service.app import create_app
+from service.decode.process import StartFailed
 from service.labels.embedded import EmbeddedStore
 from service.runtime.life import Runtime
 
@@ -268,3 +269,63 @@ def test_stopping_leaves_no_process_behind(tmp_path: Path) -> None:
         pids += runtime.pool.worker_pids
     for pid in pids:
         assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_decoder_that_stays_away_is_not_ready(tmp_path: Path, red: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of two is killed and cannot be started again; the other goes on."""
+    monkeypatch.setattr("service.runtime.life.DECODER_SECONDS", 1.5)
+    with serving(tmp_path, decode_workers=2) as client:
+        add(client, "red")
+        runtime = client.app.state.context.readiness.__self__  # type: ignore[attr-defined]
+        with monkeypatch.context() as broken:
+            broken.setattr("service.decode.pool.DecodeProcess", _no_process)
+            os.kill(runtime.pool.worker_pids[0], signal.SIGKILL)
+            wait_until(lambda: not checks(client)["decoders"], "readiness does not tell")
+            assert client.get("/readyz").json()["checks"]["decoders"]["detail"].startswith("1 of 2 alive")
+            assert classify(client, red).status_code == 200
+        wait_until(lambda: client.get("/readyz").status_code == 200, "not ready again")
+
+
+def _no_process(*_: object) -> None:
+    raise StartFailed("no more processes")
+
+
+def test_an_idle_encoder_is_tried_when_somebody_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Breaks(DummyClassifier):
+        broken = False
+        num_frames_seen: list[int] = []  # noqa: RUF012
+
+        def encode_video(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+            self.num_frames_seen.append(len(frames[0]))
+            if self.broken:
+                raise RuntimeError("the device is gone")
+            return super().encode_video(frames)
+
+    monkeypatch.setattr("service.inference.engine.CHECK_SECONDS", 0.2)
+    monkeypatch.setattr("service.inference.engine.PROBE_SECONDS", 0.2)
+    classifier = Breaks()
+    with serving(tmp_path, classifier=classifier) as client:
+        num_passes = len(classifier.num_frames_seen)
+        threading.Event().wait(0.5)
+        assert len(classifier.num_frames_seen) == num_passes  # nobody has asked
+        client.get("/readyz")
+        wait_until(lambda: len(classifier.num_frames_seen) > num_passes, "not tried")
+        assert classifier.num_frames_seen[num_passes] == 1
+        classifier.broken = True
+        wait_until(lambda: not checks(client)["encoder"], "the fault is not seen")
+        classifier.broken = False
+        wait_until(lambda: client.get("/readyz").status_code == 200, "not ready again")
+
+
+def test_a_pass_that_does_not_come_back_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.inference.engine.STUCK_SECONDS", 0.3)
+    monkeypatch.setattr("service.inference.engine.CHECK_SECONDS", 0.1)
+    classifier = Gated()
+    classifier.gate.set()
+    with serving(tmp_path, classifier=classifier) as client:
+        classifier.gate.clear()
+        wait_until(lambda: not checks(client)["encoder"], "it looks healthy")
+        detail = client.get("/readyz").json()["checks"]["encoder"]["detail"]
+        assert detail == "a forward pass does not come back"
+        classifier.gate.set()
+        wait_until(lambda: client.get("/readyz").status_code == 200, "not ready again")

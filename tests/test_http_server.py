@@ -284,9 +284,14 @@ def test_a_polite_end_finishes_what_is_in_flight(tmp_path: Path, red: Path) -> N
             answer = pool.submit(classify, client, red)
             wait_until(lambda: "vidlex_videos_at_work 1.0" in client.get("/metrics").text, "not at work")
             server.process.send_signal(signal.SIGTERM)
-            wait_until(lambda: _refuses(client), "still accepting")
+            wait_until(lambda: client.get("/readyz").json()["status"] == "stopping", "readiness stays")
+            refused = client.get("/labels")
+            assert_problem(refused, 503, "stopping")
+            assert refused.headers["connection"] == "close"
+            assert client.get("/livez").status_code == 200
             os.kill(pid, signal.SIGCONT)
             assert answer.result(30).json()["labels"][0]["name"] == "red"
+            wait_until(lambda: _refuses(client), "still accepting")
         assert server.end() == -signal.SIGTERM
         assert not any(Path(f"/proc/{pid}").exists() for pid in children)
         assert server.line("stopped")

@@ -8,6 +8,7 @@ is believed before it is checked. The service's own process never loads a decode
 from __future__ import annotations
 
 import logging
+import math
 import mmap
 import os
 import queue
@@ -105,6 +106,8 @@ class DecodePool:
         self._num_threads = num_threads
         self._unfinished = 0
         self._processes: list[DecodeProcess | None] = [None] * num_workers
+        self._gone_at: list[float | None] = [-math.inf] * num_workers
+        """Since when a process is missing."""
         self._stopping = threading.Event()
         self._first_start: list[Future[None]] = [Future() for _ in range(num_workers)]
         self._threads = [
@@ -127,6 +130,14 @@ class DecodePool:
     def alive_workers(self) -> int:
         """Processes that live at this moment; one that was just killed counts again when its successor is ready."""
         return sum(process is not None and process.alive for process in self._processes)
+
+    @property
+    def longest_absence_seconds(self) -> float:
+        """How long the process that is missing for longest has been so; 0 when none is, as far as was noticed."""
+        if not all(thread.is_alive() for thread in self._threads):
+            return math.inf
+        since = [at for at in self._gone_at if at is not None]
+        return time.monotonic() - min(since) if since else 0.0
 
     @property
     def worker_pids(self) -> list[int]:
@@ -221,6 +232,7 @@ class DecodePool:
         except StartFailed as error:
             self._first_start[slot].set_exception(error)
         else:
+            self._gone_at[slot] = None
             self._first_start[slot].set_result(None)
 
     def _revive(self, slot: int) -> None:
@@ -229,10 +241,13 @@ class DecodePool:
         fresh = process is not None and process.jobs < self._limits.max_jobs_per_process
         if self._stopping.is_set() or (process is not None and process.alive and fresh):
             return
+        if self._gone_at[slot] is None:
+            self._gone_at[slot] = time.monotonic()
         if process is not None:
             process.kill()
         try:
             self._processes[slot] = DecodeProcess(self._setup, self._limits.start_timeout_seconds)
+            self._gone_at[slot] = None
         except StartFailed as error:
             _log.error("a decode process cannot be started: %s", error)
             self._stopping.wait(1.0)

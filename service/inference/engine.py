@@ -20,7 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from model.classifier import Classifier, LabelTextError
 from service.errors import EncodeFailed, LabelTextInvalid, Overloaded, VidlexError
 from service.inference.described import DescribeResult, described
 from service.inference.label_queue import LabelItem, take_labels
+from service.inference.video_queue import EncodedVideo, VideoItem, take_videos
 
 log = structlog.get_logger("vidlex.engine")
 
@@ -38,6 +39,10 @@ LabelResult = NDArray[np.float32] | VidlexError
 """The vector of one label [D], or why there is none."""
 
 PROBE_SECONDS = 5.0
+CHECK_SECONDS = 10.0
+"""A pass that is not older tells that the encoder works; after that, whoever asks has one made."""
+STUCK_SECONDS = 180.0
+"""No batch takes so long on any device that can serve: its pass does not come back."""
 LABEL_STEP_SECONDS = 1.0
 """Aim for one turn of labels: a language model on few cores needs a second for a few, a GPU for hundreds."""
 _FIRST_LABELS = 4
@@ -50,24 +55,6 @@ class EngineLimits:
     max_batch_frames: int = 128
     max_batch_labels: int = 32
     """At most so many labels in one turn; fewer where they take long."""
-
-
-@dataclass(frozen=True, eq=False)
-class EncodedVideo:
-    vector: NDArray[np.float32]
-    """[D], unit length."""
-    queue_seconds: float
-    encode_seconds: float
-    """Time of the forward pass that held this video; shared with whoever was in the same batch."""
-
-
-@dataclass(eq=False)
-class _VideoItem:
-    frames: NDArray[np.uint8]
-    deadline: float
-    cancelled: threading.Event
-    queued_at: float
-    future: Future[EncodedVideo] = field(default_factory=Future)
 
 
 class Engine:
@@ -85,7 +72,7 @@ class Engine:
         self._limits = limits
         self._on_batch = on_batch
         self._wake = threading.Condition()
-        self._videos: deque[_VideoItem] = deque()
+        self._videos: deque[VideoItem] = deque()
         self._labels: deque[LabelItem] = deque()
         self._queued_frames = 0
         self._queued_labels = 0
@@ -94,6 +81,9 @@ class Engine:
         self._labels_next = False
         self._label_step = min(_FIRST_LABELS, limits.max_batch_labels)
         self._works = False
+        self._worked_at = 0.0
+        self._busy_since: float | None = None
+        self._check_wanted = False
         self._thread = threading.Thread(target=self._run, name="vidlex-engine", daemon=True)
 
     # --- life
@@ -113,8 +103,21 @@ class Engine:
 
     @property
     def healthy(self) -> bool:
-        """The thread lives and its last forward pass (of a request or of the probe) worked."""
-        return self._works and self._thread.is_alive()
+        """The thread lives, its last forward pass (of a request or of a probe) worked, and none hangs."""
+        return self._works and self._thread.is_alive() and not self.stuck
+
+    @property
+    def stuck(self) -> bool:
+        """The pass at work does not come back."""
+        since = self._busy_since
+        return since is not None and time.monotonic() - since > STUCK_SECONDS
+
+    def check(self) -> None:
+        """Have a pass over one frame made if none has worked lately. Does not wait: ``healthy`` tells later."""
+        if self._works and time.monotonic() - self._worked_at > CHECK_SECONDS:
+            with self._wake:
+                self._check_wanted = True
+                self._wake.notify()
 
     @property
     def alive(self) -> bool:
@@ -155,7 +158,7 @@ class Engine:
         now = time.monotonic()
         deadline = now + timeout_seconds
         event = cancelled or threading.Event()
-        items = [_VideoItem(frames, deadline, event, now) for frames in videos]
+        items = [VideoItem(frames, deadline, event, now) for frames in videos]
         cost = sum(len(item.frames) for item in items)
         with self._wake:
             self._check_open()
@@ -220,10 +223,12 @@ class Engine:
             self._probe()
             while True:
                 with self._wake:
-                    if not self._closing and not self._videos and not self._labels:
+                    self._busy_since = None
+                    if not (self._closing or self._videos or self._labels or self._check_wanted):
                         self._wake.wait(None if self._works else PROBE_SECONDS)
                     if self._closing:
                         return
+                    self._busy_since = time.monotonic()
                     use_labels = bool(self._labels) and (self._labels_next or not self._videos)
                     self._labels_next = not use_labels
                     batch = [] if use_labels else self._take_videos()
@@ -233,6 +238,9 @@ class Engine:
                     self._step_labels(labels)
                 elif batch:
                     self._encode_batch(batch)
+                elif self._check_wanted:
+                    self._probe(num_frames=1)
+                self._check_wanted = False
                 if not self._works:
                     self._probe()
         except BaseException:
@@ -244,28 +252,15 @@ class Engine:
             self._works = False
             self._fail_all("The encoder has stopped")
 
-    def _take_videos(self) -> list[_VideoItem]:
+    def _take_videos(self) -> list[VideoItem]:
         """The next batch: oldest first, at least one video, at most ``max_batch_frames``. Call with the lock."""
-        batch: list[_VideoItem] = []
-        num_frames = 0
-        now = time.monotonic()
-        while self._videos:
-            item = self._videos[0]
-            size = len(item.frames)
-            if batch and num_frames + size > self._limits.max_batch_frames:
-                break
-            self._videos.popleft()
-            self._queued_frames -= size
-            if item.cancelled.is_set():
-                _fail(item.future, Overloaded("The request was given up"))
-            elif now > item.deadline:
-                _fail(item.future, Overloaded("The video waited too long for the encoder"))
-            elif item.future.set_running_or_notify_cancel():
-                batch.append(item)
-                num_frames += size
+        batch, dropped, num_taken = take_videos(self._videos, self._limits.max_batch_frames)
+        self._queued_frames -= num_taken
+        for item, error in dropped:
+            _fail(item.future, error)
         return batch
 
-    def _encode_batch(self, batch: list[_VideoItem]) -> None:
+    def _encode_batch(self, batch: list[VideoItem]) -> None:
         started = time.monotonic()
         try:
             vectors = self._forward([item.frames for item in batch])
@@ -279,8 +274,8 @@ class Engine:
             self._works = False
             _fail(batch[0].future, EncodeFailed("The encoder failed on this video", internal=repr(error)))
             return
-        self._works = True
-        seconds = time.monotonic() - started
+        self._works, self._worked_at = True, time.monotonic()
+        seconds = self._worked_at - started
         if self._on_batch is not None:
             self._on_batch(len(batch), sum(len(item.frames) for item in batch))
         for item, vector in zip(batch, vectors, strict=True):
@@ -355,12 +350,13 @@ class Engine:
             raise ValueError(f"encode_video gave {vectors.shape} for {len(videos)} videos")
         return vectors
 
-    def _probe(self) -> None:
-        """Warm-up and test in one: a grey video of the usual size."""
+    def _probe(self, num_frames: int | None = None) -> None:
+        """Warm-up and test in one: a grey video of the usual size, or of so many frames."""
         side = self._classifier.geometry.image_size
-        frames = np.full((self._classifier.num_frames, side, side, 3), 127, np.uint8)
+        frames = np.full((num_frames or self._classifier.num_frames, side, side, 3), 127, np.uint8)
         try:
             self._works = bool(np.isfinite(self._forward([frames])).all())
+            self._worked_at = time.monotonic()
         except Exception:
             log.exception("probe_failed")
             self._works = False

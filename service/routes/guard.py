@@ -44,7 +44,7 @@ class AccessGuard:
                 headers["WWW-Authenticate"] = 'Bearer realm="vidlex"'
             response = error_response(error, str(scope.get("vidlex_request_id", "")))
             response.headers.update(headers)
-            await _drain(scope, receive)
+            await drop_body(scope, receive)
             await response(scope, receive, send)
             return
         if grant is None:
@@ -115,7 +115,7 @@ def _bare(path: str) -> str:
     return path.removeprefix("/v1") if path.startswith("/v1/") else path
 
 
-async def _drain(scope: Scope, receive: Receive) -> None:
+async def drop_body(scope: Scope, receive: Receive) -> None:
     """Drop what a client has already begun to send: else it would see a broken connection, not the answer."""
     if any(name == b"expect" for name, _ in scope["headers"]):
         return  # it waits for "100 Continue" and has sent nothing yet

@@ -10,8 +10,10 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import Forbidden
+from service.errors import Forbidden, Stopping
 from service.metrics import Metrics
+from service.routes.draining import Draining
+from service.routes.guard import drop_body
 from service.routes.problems import error_response, internal_error_response
 
 log = structlog.get_logger("vidlex.access")
@@ -33,8 +35,11 @@ _SECURITY_HEADERS = {
 class RequestContext:
     """Outermost middleware, plain ASGI: it must neither buffer nor hide the body's stream."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, answered_hosts: frozenset[str] | None) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, answered_hosts: frozenset[str] | None, draining: Draining
+    ) -> None:
         self._app = app
+        self._draining = draining
         self._metrics = metrics
         self._hosts = answered_hosts
 
@@ -58,13 +63,20 @@ class RequestContext:
                 for name, value in _SECURITY_HEADERS.items():
                     answer.setdefault(name, value)
                 answer.setdefault("Cache-Control", "no-store")
+                if self._draining.has_begun:
+                    answer["Connection"] = "close"
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 self._check_origin(headers, scope["method"])
-                await self._app(scope, receive, send_with_headers)
-            except Forbidden as error:
+                if _bare(scope["path"]) in _QUIET_ROUTES:
+                    await self._app(scope, receive, send_with_headers)
+                else:
+                    with self._draining.accept():
+                        await self._app(scope, receive, send_with_headers)
+            except (Forbidden, Stopping) as error:
+                await drop_body(scope, receive)
                 await error_response(error, request_id)(scope, receive, send_with_headers)
             except Exception:
                 log.exception("internal_error", method=scope["method"], path=scope["path"])
@@ -96,7 +108,11 @@ class RequestContext:
 def route_of(scope: Scope) -> str:
     """The route's template without /v1, so that the number of time series does not grow with the paths asked for."""
     path = getattr(scope.get("route"), "path", None)
-    return str(path).removeprefix("/v1") if path else "unmatched"
+    return _bare(str(path)) if path else "unmatched"
+
+
+def _bare(path: str) -> str:
+    return path.removeprefix("/v1")
 
 
 def _host_name(host: str) -> str:

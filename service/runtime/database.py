@@ -34,11 +34,9 @@ class Stopped(Exception):
 class Database:
     """``open`` first, ``close`` last; the rest from any thread."""
 
-    def __init__(self, settings: Settings, stopping: threading.Event, *, on_tick: Callable[[], None]) -> None:
-        """``on_tick`` is called on the watching thread after each ping, whatever came of it."""
+    def __init__(self, settings: Settings, stopping: threading.Event) -> None:
         self._settings = settings
         self._stopping = stopping
-        self._on_tick = on_tick
         self._embedded: EmbeddedStore | None = None
         self._client: redis.Redis | None = None
         self._stores: dict[str, LabelStore] = {}
@@ -116,6 +114,5 @@ class Database:
                 if not self._fails:
                     log.error("store_lost", internal=error.internal)
                 self._fails = True
-            self._on_tick()
             if self._stopping.wait(PING_SECONDS):
                 return

@@ -31,6 +31,7 @@ from service.inference.served import ServedModel, Vocabulary
 from service.labels.catalogue import Catalogue
 from service.metrics import Metrics
 from service.routes.context import Admission, Context, Parts
+from service.routes.draining import Draining
 from service.routes.uploads import Spool
 from service.runtime.database import Database, Stopped
 from service.runtime.limits import engine_limits, pool_limits, served_limits, upload_limits
@@ -40,8 +41,8 @@ from service.settings import Settings
 
 log = structlog.get_logger("vidlex.runtime")
 
-DECODER_SECONDS = 15.0
-"""A decode process that a file has ended is replaced within seconds; only longer without any is a fault of ours."""
+DECODER_SECONDS = 10.0
+"""A decode process that a file has ended is replaced within seconds; one that stays away longer is a fault of ours."""
 
 
 class Runtime:
@@ -53,12 +54,15 @@ class Runtime:
         metrics: Metrics,
         classifier: Classifier | None,
         gate: Gate,
+        *,
+        draining: Draining,
         on_fatal: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._given_classifier = classifier
         self._gate = gate
+        self._draining = draining
         self._on_fatal = on_fatal
         self._stopping = threading.Event()
         self._starter = threading.Thread(target=self._start_up, name="vidlex-start", daemon=True)
@@ -66,8 +70,7 @@ class Runtime:
         self._cleanup_lock = threading.Lock()
         self._failed = False
         self._progress = "starting"
-        self._decoder_seen_at = -DECODER_SECONDS
-        self._database = Database(settings, self._stopping, on_tick=self._look_at_decoders)
+        self._database = Database(settings, self._stopping)
         self._model: ServedModel | None = None
         self.features = FeatureCache(settings.feature_cache_bytes)
         self._models: Models | None = None
@@ -233,15 +236,12 @@ class Runtime:
     def queued_frames(self) -> int:
         return 0 if self.served is None else self.served.engine.queued_frames
 
-    def _look_at_decoders(self) -> None:
-        if self.pool.alive_workers:
-            self._decoder_seen_at = time.monotonic()
-
     def readiness(self) -> ReadyView:
-        """Each condition of being ready. Reads flags only: it never waits."""
-        self._look_at_decoders()
+        """Each condition of being ready. Reads flags only: it never waits, but may have the encoder tried."""
+        if self.served is not None:
+            self.served.engine.check()
         state = State(
-            stopping=self._stopping.is_set(),
+            stopping=self._draining.has_begun or self._stopping.is_set(),
             progress=self._progress,
             failed=self._failed,
             store_answers=self._database.answers,
@@ -249,7 +249,7 @@ class Runtime:
             model=self.served,
             num_decoders=self.pool.alive_workers,
             max_decoders=self._settings.decode_workers,
-            decoding=time.monotonic() - self._decoder_seen_at < DECODER_SECONDS,
+            decoding=self.pool.longest_absence_seconds < DECODER_SECONDS,
         )
         return readiness(state)
 

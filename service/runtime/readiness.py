@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from service.inference.engine import Engine
 from service.inference.served import ServedModel, Vocabulary
 from service.labels.approximate import RECALL_AT
 from service.schemas.health import CheckView, ReadyView
@@ -33,6 +34,7 @@ def readiness(state: State) -> ReadyView:
     vocabularies = [] if state.model is None else state.model.open_vocabularies()
     lost = [v.namespace for v in vocabularies if not v.sync.healthy]
     num_labels = sum(len(v.index) for v in vocabularies)
+    alive = f"{state.num_decoders} of {state.max_decoders} alive"
     checks = {
         "store": _check(state.store_answers, "answers", "does not answer"),
         "schema": _check(state.schema_ok, "up to date", "not checked yet"),
@@ -40,14 +42,14 @@ def readiness(state: State) -> ReadyView:
         "encoder": _check(
             engine is not None and engine.healthy,
             "the last forward pass worked",
-            "not running" if engine is None or not engine.alive else "the last forward pass failed",
+            _trouble(engine),
         ),
         "index": _check(
             bool(vocabularies) and not lost,
             f"{num_labels} labels{_approximate(vocabularies)}",
             "not loaded yet" if not vocabularies else "not in touch with the store",
         ),
-        "decoders": _check(state.decoding, f"{state.num_decoders} of {state.max_decoders} alive", "none alive"),
+        "decoders": _check(state.decoding, alive, f"{alive}, and one stays away"),
     }
     if state.stopping:
         return ReadyView(status="stopping", checks=checks)
@@ -65,6 +67,12 @@ def _approximate(vocabularies: list[Vocabulary]) -> str:
     facts = [v.index.approximate for v in vocabularies]
     recalls = [f.recall for f in facts if f is not None and not f.exact]
     return f", searched approximately: recall@{RECALL_AT} {min(recalls):.3f}" if recalls else ""
+
+
+def _trouble(engine: Engine | None) -> str:
+    if engine is None or not engine.alive:
+        return "not running"
+    return "a forward pass does not come back" if engine.stuck else "the last forward pass failed"
 
 
 def _check(ok: bool, good: str, bad: str) -> CheckView:
