@@ -98,6 +98,9 @@ def test_a_wrong_file_is_told_without_its_secret(tmp_path: Path, line: str) -> N
 def test_only_hashes_are_in_the_store(client: redis.Redis) -> None:
     record, text = make_record(scope="write", namespace="zoo", name="x")
     store = KeyStore(client)
+    with pytest.raises(NotFound):
+        store.revoke(record.id)
+    assert store.revision() == 0, "no key was ever made"
     store.add(record)
     dump = b"".join(bytes(client.dump(key)) for key in client.keys("*"))
     assert record.digest.encode() in dump
@@ -108,6 +111,7 @@ def test_only_hashes_are_in_the_store(client: redis.Redis) -> None:
     store.revoke(record.id)
     with pytest.raises(NotFound):
         store.revoke(record.id)
+    assert store.revision() == 2
     assert store.list() == [] and not client.exists("vidlex-access:{access}:used")
 
 

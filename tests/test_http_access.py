@@ -11,6 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 from serving import add, assert_problem, serving, wait_until
 
+from service.access.gate import POLL_SECONDS
 from service.access.keys import new_key
 from service.routes.guard import PUBLIC, wanted_scope
 
@@ -257,6 +258,10 @@ def test_a_public_service_without_any_key_does_not_start(tmp_path: Path) -> None
 def test_loopback_is_open_until_the_first_key(tmp_path: Path) -> None:
     with serving(tmp_path) as client:
         assert client.get("/labels").status_code == 200
+        assert_problem(client.delete("/keys/nothing"), 404, "not_found")
+        assert_problem(client.post("/keys", json={"scope": "everything"}), 422, "invalid_parameter")
+        time.sleep(2 * POLL_SECONDS)
+        assert client.get("/labels").status_code == 200, "what changes nothing closes no door"
         made = client.post("/keys", json={"scope": "admin"}).json()
         assert_refused(client.get("/labels"))
         assert client.get("/labels", headers=bearer(made["key"])).status_code == 200

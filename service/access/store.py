@@ -49,12 +49,15 @@ class KeyStore:
             pipe.execute()
 
     def revoke(self, key_id: str) -> None:
-        """Raises NotFound."""
-        with store_errors(), self._client.pipeline(transaction=True) as pipe:
-            pipe.hdel(KEYS, key_id)
-            pipe.hdel(USED, key_id)
-            pipe.incr(REVISION)
-            num_removed, *_ = pipe.execute()
+        """Raises NotFound, having changed nothing: a revision where no key was ever made would lock everybody out."""
+        with store_errors():
+            num_removed = 0
+            if self._client.hexists(KEYS, key_id):
+                with self._client.pipeline(transaction=True) as pipe:
+                    pipe.hdel(KEYS, key_id)
+                    pipe.hdel(USED, key_id)
+                    pipe.incr(REVISION)
+                    num_removed, *_ = pipe.execute()
         if not num_removed:
             raise NotFound("There is no such API key")
 
