@@ -17,6 +17,7 @@ from service.errors import (
     InvalidRequest,
     LabelExists,
     LabelTextInvalid,
+    ModelConflict,
     ModelLoading,
     NotFound,
     Overloaded,
@@ -66,6 +67,19 @@ ERRORS: dict[tuple[str, str], Errors] = {
     ("post", "/keys"): (*_BODY, *_STORED),
     ("get", "/keys"): _STORED,
     ("delete", "/keys/{key_id}"): (*_STORED, NotFound),
+    ("get", "/models"): _STORED,
+    ("post", "/models:prepare"): (*_BODY, *_STORED, ModelConflict),
+    ("post", "/models:activate"): (*_STORED, ModelConflict),
+    ("post", "/models:rollback"): (*_STORED, ModelConflict),
+    ("post", "/models:drop"): (*_BODY, *_STORED, ModelConflict),
+    ("get", "/models:diff"): (
+        *_STORED,
+        InvalidRequest,
+        InvalidParameter,
+        ModelConflict,
+        NotFound,
+        RevisionNotReached,
+    ),
 }
 """Beside those that can come anywhere. A test calls every operation and finds what is missing here."""
 
