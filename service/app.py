@@ -67,6 +67,7 @@ def create_app(
     metrics.gauge("vidlex_uploads_in_progress", "Uploads", gauge(lambda r: r.context.spool.num_uploads))
     metrics.gauge("vidlex_queued_frames", "Frames that wait for the encoder", gauge(lambda r: r.queued_frames))
     metrics.gauge("vidlex_feature_cache_bytes", "Features kept", gauge(lambda r: r.features.num_bytes))
+    metrics.gauge("vidlex_label_cache_bytes", "Label vectors on disk", gauge(lambda r: r.label_cache.num_bytes))
     metrics.gauge("vidlex_ready", "1 when /readyz says ready", gauge(lambda r: r.readiness().status == "ready"))
 
     app = FastAPI(

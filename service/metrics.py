@@ -51,8 +51,15 @@ class Metrics:
             ["result"],
             registry=self.registry,
         )
+        self.label_lookups = Counter(
+            "vidlex_label_lookups_total",
+            "Label names to encode, by whether their vectors were there already",
+            ["result"],
+            registry=self.registry,
+        )
         for result in ("hit", "miss"):
             self.feature_lookups.labels(result)
+            self.label_lookups.labels(result)
         for stage in ("upload", "queue", "decode", "encode", "match"):
             self.stage_seconds.labels(stage)  # shown as zero before the first video
 
@@ -73,6 +80,10 @@ class Metrics:
     def on_batch(self, num_videos: int, num_frames: int) -> None:
         self.batch_videos.observe(num_videos)
         self.encoded_frames.inc(num_frames)
+
+    def on_label_lookup(self, num_hits: int, num_misses: int) -> None:
+        self.label_lookups.labels("hit").inc(num_hits)
+        self.label_lookups.labels("miss").inc(num_misses)
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

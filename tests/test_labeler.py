@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from model.dummy import DummyClassifier
+from service.inference.label_cache import LabelCache
 from service.inference.labeler import Labeler
 from service.labels.records import Label, LabelChanges
 
@@ -48,6 +50,7 @@ def test_a_name_that_stopped_being_the_present_one_is_encoded() -> None:
     store: Any = OvertakenStore()
     engine: Any = Engine()
     sync: Any = Sync()
-    labeler = Labeler(engine, store, sync, "dummy-1", timeout_seconds=5.0)
+    kept = LabelCache(Path(), 0).within("default", "dummy-1")
+    labeler = Labeler(engine, store, sync, "dummy-1", kept, timeout_seconds=5.0)
     assert labeler.update("lbl_1", LabelChanges(name="red")).name == "red"
     assert store.written == [(np.array([1.0, 0.0, 0.0]).tolist(), "dummy-1")]

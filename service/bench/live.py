@@ -104,7 +104,8 @@ def live_service(
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VIDLEX_")}
     kept = ("VIDLEX_CACHE_DIR", "VIDLEX_LLM_WHEEL")
     environment |= {name: os.environ[name] for name in kept if name in os.environ}
-    environment["VIDLEX_FEATURE_CACHE_BYTES"] = "0"  # the same video again is work again, unless a benchmark says so
+    # The same video or label again is work again, unless a benchmark says otherwise.
+    environment |= {"VIDLEX_FEATURE_CACHE_BYTES": "0", "VIDLEX_LABEL_CACHE_BYTES": "0"}
     environment |= {f"VIDLEX_{name.upper()}": str(value) for name, value in settings.items()}
     data_dir.mkdir(parents=True, exist_ok=True)
     log = data_dir.parent / f"{data_dir.name}.log"

@@ -74,7 +74,7 @@ def preview(vocabulary: Vocabulary, items: Sequence[NewLabel]) -> list[Card | Vi
         except VidlexError as error:
             cleaned.append(error)
     names = [item.name for item in cleaned if isinstance(item, NewLabel)]
-    vectors = iter(vocabulary.engine.encode_labels(names))
+    vectors = iter(vocabulary.labeler.encode(names))
     descriptions = iter(vocabulary.engine.describe_labels(names))
     cards: list[Card | VidlexError] = []
     for entry in cleaned:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from service.errors import LabelExists, LabelTextInvalid, VidlexError
 from service.inference.engine import Engine, LabelResult
+from service.inference.label_cache import KeptLabels
 from service.labels.names import display_name
 from service.labels.records import Label, LabelChanges, NewLabel, Unset, clean
 from service.labels.requests import Ticket
@@ -51,6 +52,7 @@ class Labeler:
         store: LabelStore,
         sync: IndexSync,
         fingerprint: str,
+        kept: KeptLabels,
         *,
         timeout_seconds: float = 900.0,
         on_written: Callable[[Sequence[Label]], None] = lambda _: None,
@@ -61,6 +63,7 @@ class Labeler:
         self._store = store
         self._sync = sync
         self._fingerprint = fingerprint
+        self._kept = kept
         self._timeout_seconds = timeout_seconds
         self._on_written = on_written
         self._cache: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
@@ -99,9 +102,7 @@ class Labeler:
             else:
                 results[i] = _existing(owner, return_existing)
         names = list(dict.fromkeys(item.name for _, item in wanted))
-        vectors = dict(
-            zip(names, self._engine.encode_labels(names, timeout_seconds=self._timeout_seconds), strict=True)
-        )
+        vectors = dict(zip(names, self.encode(names), strict=True))
         ready: list[tuple[int, NewLabel, NDArray[np.float32]]] = []
         for i, item in wanted:
             vector = vectors[item.name]
@@ -139,7 +140,7 @@ class Labeler:
         old = self._store.get(label_id)
         check_match(old, if_match)  # before the encoder works for it; the store decides in the end
         if not isinstance(changes.name, Unset) and display_name(changes.name) != old.name:
-            (result,) = self._engine.encode_labels([display_name(changes.name)], timeout_seconds=self._timeout_seconds)
+            (result,) = self.encode([display_name(changes.name)])
             if isinstance(result, VidlexError):
                 raise result
             vector = result
@@ -184,7 +185,7 @@ class Labeler:
         with self._cache_lock:
             found: dict[str, LabelResult] = {n: self._cache[n] for n in unique if n in self._cache}
         rest = [n for n in unique if n not in found]
-        found.update(zip(rest, self._engine.encode_labels(rest, timeout_seconds=self._timeout_seconds), strict=True))
+        found.update(zip(rest, self.encode(rest), strict=True))
         vectors = []
         for name in unique:
             result = found[name]
@@ -199,13 +200,25 @@ class Labeler:
                 self._cache.popitem(last=False)
         return unique, np.stack(vectors)
 
+    def encode(self, names: Sequence[str]) -> list[LabelResult]:
+        """One result for each name as it is, in order: its vector [D] of this namespace's earlier work, or a new one.
+
+        Raises what ``Engine.encode_labels`` raises, and gives what it gives.
+        """
+        found: dict[str, LabelResult] = dict(self._kept.get(names))
+        rest = [name for name in dict.fromkeys(names) if name not in found]
+        new = dict(zip(rest, self._engine.encode_labels(rest, timeout_seconds=self._timeout_seconds), strict=True))
+        self._kept.put({name: x for name, x in new.items() if not isinstance(x, VidlexError)})
+        found.update(new)
+        return [found[name] for name in names]
+
     def encode_stored(self, labels: Sequence[Label]) -> Unencoded:
         """Give stored labels the vectors of this encoder that they lack.
 
         A label whose text this encoder refuses stays stored, with the vectors it has of other encoders; one that was
         renamed or removed meanwhile is left alone. Raises Overloaded, or EncodeFailed when the engine is stopped.
         """
-        results = self._engine.encode_labels([x.name for x in labels], timeout_seconds=self._timeout_seconds)
+        results = self.encode([x.name for x in labels])
         rest = Unencoded([], [])
         vectors: dict[str, NDArray[np.float32]] = {}
         for label, result in zip(labels, results, strict=True):

@@ -20,6 +20,7 @@ from model.types import FrameGeometry
 from service.errors import ModelLoading, Overloaded, RevisionNotReached
 from service.inference.engine import Engine
 from service.inference.filler import Filler
+from service.inference.label_cache import LabelCache
 from service.inference.labeler import Labeler
 from service.labels.approximate import Approximation
 from service.labels.catalogue import ModelName
@@ -118,6 +119,7 @@ class ServedModel:
         classifier: Classifier,
         engine: Engine,
         open_store: Callable[[str], LabelStore],
+        label_cache: LabelCache,
         limits: ServedLimits = ServedLimits(),
         *,
         spec: str = "",
@@ -130,6 +132,8 @@ class ServedModel:
         self.engine = engine
         self.filler = Filler()
         self._open_store = open_store
+        self._label_cache = label_cache
+        self._device = classifier.device
         self._limits = limits
         self._lock = threading.Lock()
         self._slots: dict[str, _Slot] = {}
@@ -273,6 +277,7 @@ class ServedModel:
             store,
             sync,
             self.facts.fingerprint,
+            self._label_cache.within(namespace, self.facts.fingerprint, self._device),
             timeout_seconds=self._limits.label_timeout_seconds,
             on_written=lambda labels: self._tell(namespace, labels),
         )

@@ -26,6 +26,7 @@ from service.inference.classifier import VideoClassifier
 from service.inference.engine import Engine
 from service.inference.features import FeatureCache
 from service.inference.kept import KeptVideos
+from service.inference.label_cache import LabelCache
 from service.inference.models import Models
 from service.inference.served import ServedModel, Vocabulary
 from service.labels.catalogue import Catalogue
@@ -75,6 +76,9 @@ class Runtime:
         self.features = FeatureCache(settings.feature_cache_bytes)
         self._models: Models | None = None
         self._kept = KeptVideos(settings.keep_videos, settings.keep_video_bytes)
+        self.label_cache = LabelCache(
+            settings.label_cache_dir, settings.label_cache_bytes, on_lookup=metrics.on_label_lookup
+        )
         self.pool = DecodePool(settings.decode_workers, pool_limits(settings))
         self.context = Context(
             spool=Spool(settings.uploads_dir, upload_limits(settings)),
@@ -128,6 +132,7 @@ class Runtime:
     def _start_parts(self) -> None:
         started = time.monotonic()
         with ThreadPoolExecutor(2, thread_name_prefix="vidlex-start") as helpers:
+            self._undo(self.label_cache.close)
             self._undo(self.pool.close)
             pool_started = helpers.submit(self.pool.start)
             helpers.submit(self._import_encoders)
@@ -194,7 +199,8 @@ class Runtime:
         """The model with an engine of its own, started."""
         classifier = self._load_model(spec)
         engine = Engine(classifier, engine_limits(self._settings), on_batch=self._metrics.on_batch)
-        model = ServedModel(classifier, engine, self._database.store, served_limits(self._settings), spec=spec)
+        limits = served_limits(self._settings)
+        model = ServedModel(classifier, engine, self._database.store, self.label_cache, limits, spec=spec)
         log.info(
             "model_loaded",
             model=model.facts.id,
