@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -122,6 +123,10 @@ def test_the_longest_unused_namespace_makes_room_and_comes_back_whole(tmp_path: 
             vocabulary.give_back()
         assert Seen(client, "four").names() == []
         assert model.num_users == 0
+        del vocabulary, held
+        gc.collect()
+        open_now = {v.namespace for v in model.open_vocabularies()}
+        assert set(runtime._database._stores) == open_now, "what was once asked for must not pile up"
         assert client.get("/readyz").json()["checks"]["index"]["ok"]
 
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 import redis
 import structlog
@@ -39,7 +40,7 @@ class Database:
         self._stopping = stopping
         self._embedded: EmbeddedStore | None = None
         self._client: redis.Redis | None = None
-        self._stores: dict[str, LabelStore] = {}
+        self._stores: WeakValueDictionary[str, LabelStore] = WeakValueDictionary()
         self._lock = threading.Lock()
         self._answered_at = -SILENT_SECONDS
         self._fails = True
@@ -72,7 +73,10 @@ class Database:
         return self._client
 
     def store(self, namespace: str) -> LabelStore:
-        """The only one of its namespace, because its writers queue in it. Talks to nobody. Raises ValueError."""
+        """The only one of its namespace, because its writers queue in it. Talks to nobody. Raises ValueError.
+
+        Forgotten with its last user: clients may ask for any number of namespaces.
+        """
         with self._lock:
             store = self._stores.get(namespace)
             if store is None:
