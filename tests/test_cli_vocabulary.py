@@ -107,6 +107,20 @@ def test_trouble_has_a_status_of_its_own(url: str, tmp_path: Path) -> None:
     assert bad.exit_code == 1 and [x["name"] for x in exported(url)] == ["a"]
 
 
+def test_a_failure_is_told_even_if_others_had_to_be_tried_again(url: str, tmp_path: Path) -> None:
+    vidlex(url, "apply", lines(tmp_path / "a.jsonl", {"name": "a"}, {"name": "b", "parents": ["a"]}))
+    wanted = [{"name": "a", "parents": ["b"]}, {"name": "b"}, {"name": "c\u0000"}]
+    result = vidlex(url, "apply", lines(tmp_path / "b.jsonl", *wanted))
+    assert result.exit_code == 1 and "label_text_invalid" in result.stderr
+    assert exported(url) == wanted[:2]
+
+
+def test_a_name_that_the_service_shows_otherwise_is_no_difference(url: str, tmp_path: Path) -> None:
+    file = lines(tmp_path / "a.jsonl", {"name": "o\ufb03ce  chair"})
+    assert vidlex(url, "apply", file).exit_code == 0 and exported(url) == [{"name": "office chair"}]
+    assert vidlex(url, "diff", file).exit_code == 0
+
+
 def test_an_import_in_the_wrong_order_and_in_many_batches(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,8 @@ from service.commands.bulk import register
 from service.commands.client import DEFAULT_URL, ServiceClient, UrlOption, describe
 from service.commands.label_files import LISTS, FileFormat, format_of, opened, read_declared
 from service.commands.output import EXIT_FAILED, CommandError, JsonFlag, print_json, stderr, stdout, use_json
-from service.labels.names import fold
+from service.errors import LabelTextInvalid
+from service.labels.names import display_name, fold
 
 EXIT_DIFFERENT = 1
 EXIT_TROUBLE = 2
@@ -109,7 +110,7 @@ def _different(entry: dict[str, Any], label: dict[str, Any], owners: dict[str, s
 
     def same(name: str) -> bool:
         if name == "name":
-            return bool(" ".join(entry[name].split()) == label[name])
+            return _shown(entry[name]) == label[name]
         if name not in LISTS:
             return bool(entry[name] == label[name])
         new = {fold(text) for text in entry[name]}
@@ -123,6 +124,14 @@ def _different(entry: dict[str, Any], label: dict[str, Any], owners: dict[str, s
     return {name: value for name, value in entry.items() if not same(name)}
 
 
+def _shown(name: str) -> str:
+    """As the service shows it; a text that it refuses stays as it is, so that it is sent and the refusal told."""
+    try:
+        return display_name(name)
+    except LabelTextInvalid:
+        return name
+
+
 def _now(label: dict[str, Any], name: str) -> Any:
     """A member as a file would write it."""
     return [parent["name"] for parent in label[name]] if name == "parents" else label[name]
@@ -132,6 +141,7 @@ def _carry_out(client: ServiceClient, changes: list[Change]) -> list[CommandErro
     """Removals, changes, additions, and again while any succeeds: one may make room for another (an alias that moves
     from label to label, a parent that becomes a child). Returns what failed for good."""
     left = sorted(changes, key=lambda change: ("removed", "changed", "added").index(change.kind))
+    for_good: list[CommandError] = []
     while True:
         failed: list[tuple[Change, CommandError]] = []
         for change in left:
@@ -144,10 +154,10 @@ def _carry_out(client: ServiceClient, changes: list[Change]) -> list[CommandErro
             if item.get("error"):
                 problem = item["error"]
                 failed.append((additions[item["name"]], _failure(item["name"], problem)))
-        retry = [change for change, error in failed if (error.problem or {}).get("code") in _MAY_PASS_LATER]
-        if not retry or len(failed) == len(left):
-            return [error for _, error in failed]
-        left = retry
+        if len(failed) == len(left):
+            return for_good + [error for _, error in failed]
+        for_good += [error for _, error in failed if not _may_pass_later(error)]
+        left = [change for change, error in failed if _may_pass_later(error)]
 
 
 def _change_one(client: ServiceClient, change: Change) -> CommandError | None:
@@ -157,6 +167,10 @@ def _change_one(client: ServiceClient, change: Change) -> CommandError | None:
     except CommandError as error:
         return error if error.problem is None else _failure(change.name, error.problem)
     return None
+
+
+def _may_pass_later(error: CommandError) -> bool:
+    return (error.problem or {}).get("code") in _MAY_PASS_LATER
 
 
 def _failure(name: str, problem: dict[str, Any]) -> CommandError:
