@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -124,6 +125,23 @@ def test_several_decoders_give_what_one_gives(tmp_path: Path, threads: int, poli
         assert len(batch.timestamps_ms) == num_frames
         for frame, time in zip(batch.frames, batch.timestamps_ms, strict=True):
             assert (frame == everything[time // 100]).all()
+
+
+@pytest.mark.parametrize("gop", [5, 90])
+def test_a_machine_of_many_cores_does_not_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gop: int
+) -> None:
+    """Each thread holds pictures, be it of one decoder or of one of several."""
+    running: list[int] = []
+
+    def noted(*arguments: Any, num_threads: int, **options: Any) -> Any:
+        running.append(num_threads)
+        return read_by_time(*arguments, num_threads=1, **options)
+
+    monkeypatch.setattr("model.video.decode.read_by_time", noted)
+    path = videos.write_video(tmp_path / "v.mp4", width=96, num_frames=90, gop=gop)
+    decode_frames(path, geometry=SQUARE, num_frames=90, num_threads=64)
+    assert 2 <= sum(running) <= 16
 
 
 def test_shares_cover_every_frame_once_and_keep_groups_together(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ from model.video.sampling import centre_times, select_frames
 
 _MAX_SHARED_PIXELS = 4096 * 2304
 """Of a larger picture one decoder alone is enough for a process's memory: each keeps up to some twenty."""
+_MAX_THREADS = 16
+"""FFmpeg's own bound. Each holds pictures: of 8192x4320, 64 of them took more than the 2 GiB of a decode process."""
 _MIN_BALANCE = 0.75
 """Several decoders are used if the busiest has at most this share of the frames."""
 
@@ -45,8 +47,8 @@ def decode_frames(
     """``num_frames`` frames of the window [start_ms, end_ms) (default: the whole video), upright, as RGB squares.
 
     Which frames: `model.video.sampling`. A file that was cut off is decoded as long as every sampled time is still
-    there. ``num_threads`` = 0 takes one for each core; they change no pixel. Raises `DecodeError`, or OSError if the
-    file cannot be read.
+    there. ``num_threads`` = 0 takes one for each core, and never more than 16; they change no pixel. Raises
+    `DecodeError`, or OSError if the file cannot be read.
     """
     _check_parameters(num_frames, policy, start_ms, end_ms, limits)
     header = read_header(path, limits, with_index=True)
@@ -87,7 +89,7 @@ def _read(
     wanted, copies = np.unique(indices, return_counts=True)
     size = scaled_size(geometry, header.info.width, header.info.height)
     frames = np.empty((len(indices), geometry.image_size, geometry.image_size, 3), np.uint8)
-    threads = num_threads or os.cpu_count() or 1
+    threads = min(num_threads or os.cpu_count() or 1, _MAX_THREADS)
     many = 1 if header.info.width * header.info.height > _MAX_SHARED_PIXELS else threads
     parts = _shares(index, wanted, many)
     ends = np.cumsum(copies)
