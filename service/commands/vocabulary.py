@@ -110,7 +110,7 @@ def _different(entry: dict[str, Any], label: dict[str, Any], owners: dict[str, s
 
     def same(name: str) -> bool:
         if name == "name":
-            return _shown(entry[name]) == label[name]
+            return bool(_shown(entry[name]) == label[name])
         if name not in LISTS:
             return bool(entry[name] == label[name])
         new = {fold(text) for text in entry[name]}
