@@ -31,7 +31,7 @@ class AccessGuard:
         self._gate = gate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or _bare(scope["path"]) in PUBLIC:
+        if scope["type"] != "http" or bare_path(scope["path"]) in PUBLIC:
             await self._app(scope, receive, send)
             return
         grant: Grant | None = None
@@ -69,7 +69,7 @@ class AccessGuard:
             error.headers = grant.headers()  # type: ignore[attr-defined]
             raise error
         principal = principal_of(record)
-        path, method = _bare(scope["path"]), scope["method"]
+        path, method = bare_path(scope["path"]), scope["method"]
         wanted = wanted_scope(method, path)
         if not principal.allows(wanted):
             raise Forbidden(f"This API key's scope is {principal.scope}; this needs {wanted}")
@@ -110,7 +110,7 @@ def wanted_scope(method: str, path: str) -> KeyScope:
     return "write"
 
 
-def _bare(path: str) -> str:
+def bare_path(path: str) -> str:
     """As the routes see it, which are served with and without /v1. No other spelling is forgiven."""
     return path.removeprefix("/v1") if path.startswith("/v1/") else path
 

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import Forbidden, Stopping
 from service.metrics import Metrics
 from service.routes.draining import Draining
-from service.routes.guard import drop_body
+from service.routes.guard import bare_path, drop_body
 from service.routes.problems import error_response, internal_error_response
 
 log = structlog.get_logger("vidlex.access")
@@ -70,7 +70,7 @@ class RequestContext:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 self._check_origin(headers, scope["method"])
-                if _bare(scope["path"]) in _QUIET_ROUTES:
+                if bare_path(scope["path"]) in _QUIET_ROUTES:
                     await self._app(scope, receive, send_with_headers)
                 else:
                     with self._draining.accept():
@@ -108,11 +108,7 @@ class RequestContext:
 def route_of(scope: Scope) -> str:
     """The route's template without /v1, so that the number of time series does not grow with the paths asked for."""
     path = getattr(scope.get("route"), "path", None)
-    return _bare(str(path)) if path else "unmatched"
-
-
-def _bare(path: str) -> str:
-    return path.removeprefix("/v1")
+    return bare_path(str(path)) if path else "unmatched"
 
 
 def _host_name(host: str) -> str:
