@@ -134,23 +134,11 @@ def _create_directly(body: dict[str, Any]) -> dict[str, Any]:
 def _key_store() -> Iterator[KeyStore]:
     """The configured server's keys, or the embedded one's: of the running service, else started for this command."""
     from service.access.store import KeyStore
-    from service.commands.migrate import opened_store
     from service.commands.serve import settings_or_error
-    from service.labels.client import connect_socket
-    from service.labels.server_files import ServerFiles
+    from service.commands.stores import reached_store
 
-    settings = settings_or_error()
     try:
-        files = ServerFiles(settings.data_dir)
-        socket = files.last_socket()
-        if settings.redis_url is None and socket is not None and socket.exists() and files.server_is_locked():
-            client = connect_socket(str(socket))
-            try:
-                yield KeyStore(client)
-            finally:
-                client.close()
-            return
-        with opened_store(settings) as client:
+        with reached_store(settings_or_error()) as client:
             yield KeyStore(client)
     except VidlexError as error:
         raise CommandError(str(error)) from None

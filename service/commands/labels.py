@@ -18,12 +18,14 @@ from service.commands.bulk import register
 from service.commands.client import DEFAULT_URL, ServiceClient, UrlOption, describe
 from service.commands.label_files import FileFormat, format_of, opened, read, write
 from service.commands.output import EXIT_USAGE, CommandError, JsonFlag, print_json, stderr, stdout, use_json
+from service.commands.verify import verify
 from service.commands.vocabulary import apply, diff
 
 app = typer.Typer(no_args_is_help=True, help="List and change the labels of a running service.")
 
 app.command("card")(label_cards.card)
 app.command("preview")(label_cards.preview)
+app.command("verify")(verify)
 
 Reference = Annotated[str, typer.Argument(metavar="LABEL", help="A label's id or its exact name.")]
 IfExists = Annotated[

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from service.commands.output import CommandError, JsonFlag, print_json, stdout, use_json
 from service.commands.serve import settings_or_error
-from service.errors import VidlexError
-from service.settings import Settings
-
-if TYPE_CHECKING:
-    import redis
+from service.commands.stores import opened_store
 
 
 def migrate(
@@ -60,27 +54,3 @@ def _print_pending(todo: dict[str, dict[str, int]], version: int, *, as_json: bo
     for name, counts in todo.items():
         detail = ", ".join(f"{count} {what}" for what, count in counts.items())
         stdout().print(f"{name}{': ' if detail else ''}{detail}", markup=False)
-
-
-@contextmanager
-def opened_store(settings: Settings) -> Iterator[redis.Redis]:
-    """A client of the configured server, or of the embedded one, started for this command alone."""
-    from service.labels.client import connect_url
-    from service.labels.embedded import EmbeddedStore
-
-    if settings.redis_url is not None:
-        client = connect_url(settings.redis_url.get_secret_value(), settings.redis_password)
-        try:
-            yield client
-        finally:
-            client.close()
-        return
-    store = EmbeddedStore(settings.data_dir)
-    try:
-        store.start()
-    except VidlexError as error:
-        raise CommandError(str(error)) from None
-    try:
-        yield store.client()
-    finally:
-        store.stop()
