@@ -37,7 +37,8 @@ def settings_for(folder: Path, **changes: Any) -> Settings:
         "host": "127.0.0.1",
         "redis_url": None,
     }
-    fields["feature_cache_bytes"] = 0  # every classification decodes and encodes, however often the same video comes
+    # Every classification decodes and encodes, however often the same video comes, and so does every label.
+    fields |= {"feature_cache_bytes": 0, "label_cache_bytes": 0}
     return Settings(**(fields | changes))
 
 

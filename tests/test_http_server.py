@@ -34,7 +34,7 @@ class Server:
         self.log: list[dict[str, Any]] = []
         env = {name: value for name, value in os.environ.items() if not name.startswith("VIDLEX_")}
         defaults = {"data_dir": folder, "model": "dummy", "port": 0, "decode_workers": 1}
-        defaults["feature_cache_bytes"] = 0  # every classification decodes and encodes
+        defaults |= {"feature_cache_bytes": 0, "label_cache_bytes": 0}  # every request decodes and encodes
         env |= {f"VIDLEX_{name.upper()}": str(value) for name, value in (defaults | variables).items()}
         self.process = subprocess.Popen([sys.executable, "-m", "service"], cwd=ROOT, env=env, stderr=subprocess.PIPE)
         assert self.process.stderr is not None

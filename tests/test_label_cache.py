@@ -305,7 +305,7 @@ class Counting(DummyClassifier):
 
 def test_a_label_registered_again_does_not_run_the_encoder(tmp_path: Path) -> None:
     classifier = Counting()
-    with serving(tmp_path, classifier=classifier) as client:
+    with serving(tmp_path, classifier=classifier, label_cache_bytes=MIB) as client:
 
         def register(name: str, **headers: str) -> Any:
             answer = client.post("/labels", json={"name": name}, headers=headers)
@@ -326,10 +326,10 @@ def test_a_label_registered_again_does_not_run_the_encoder(tmp_path: Path) -> No
         assert "vidlex_label_cache_bytes 0.0" not in metrics
         client.delete(f"/labels/{second['id']}")
     same, other = Counting(), Counting(2)
-    with serving(tmp_path, classifier=same) as client:
+    with serving(tmp_path, classifier=same, label_cache_bytes=MIB) as client:
         assert client.post("/labels", json={"name": "red"}).status_code == 201
     assert same.names == []
-    with serving(tmp_path, classifier=other):
+    with serving(tmp_path, classifier=other, label_cache_bytes=MIB):
         until(lambda: "red" in other.names)
 
 
