@@ -6,16 +6,16 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from time import monotonic
-from typing import Any
+from typing import Annotated, Any
 
 import anyio
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Header, Request
 from starlette.responses import Response
 
 from service.errors import DeadlineExceeded, Overloaded
 from service.inference.classifier import VideoClassifier
 from service.inference.served import Vocabulary
-from service.routes.context import Context, context_of, namespace_of, using_vocabulary
+from service.routes.context import Context, client_of, context_of, namespace_of, using_vocabulary
 from service.routes.uploads import Upload
 from service.schemas.base import ProblemView, validate
 from service.schemas.classify import ClassificationView, ClassifyParams
@@ -41,38 +41,50 @@ _BODY: dict[str, Any] = {
     }
 }
 
+Deadline = Annotated[
+    int | None,
+    Header(
+        alias="X-Vidlex-Deadline-Ms",
+        ge=1,
+        description="as deadline_ms; known before the video is sent, it saves sending one that would be too late",
+    ),
+]
+
 
 @router.post("/classify", response_model=ClassificationView, summary="What is in this video?", openapi_extra=_BODY)
-async def classify(request: Request) -> Response:
+async def classify(request: Request, deadline_ms: Deadline = None) -> Response:
     context = context_of(request)
     # Before the upload: a service that is not ready, or full, asks for no bytes.
     videos = context.require_parts().videos
     namespace_of(request)
-    context.admission.check()
+    if deadline_ms is not None:
+        context.admission.check_deadline(deadline_ms / 1000)
     started = monotonic()
-    async with context.spool.receive(request) as upload:
-        params = validate(ClassifyParams, {} if upload.params is None else upload.params)
-        context.metrics.upload_bytes.inc(upload.num_bytes)
-        context.metrics.observe("upload", monotonic() - started)
-        wait_seconds = context.request_timeout_seconds
-        if params.deadline_ms is not None:
-            wait_seconds = min(wait_seconds, params.deadline_ms / 1000 - (monotonic() - started))
-            context.admission.check_deadline(wait_seconds)
-        with context.admission.admit():
-            async with using_vocabulary(request) as vocabulary, _until_client_leaves(request) as gone:
-                try:
-                    answer = await anyio.to_thread.run_sync(
-                        lambda: _answer(
-                            context, videos, vocabulary, upload, params=params, gone=gone, wait_seconds=wait_seconds
-                        ),
-                        limiter=context.video_threads,
-                    )
-                except Overloaded:
-                    if not gone.is_set():
-                        if params.deadline_ms is not None and monotonic() - started >= params.deadline_ms / 1000:
-                            raise DeadlineExceeded("deadline_ms was over before the answer was there") from None
-                        raise
-                    return Response(status_code=499)  # nobody reads it; the log and the count tell it
+    with context.admission.enter(client_of(request)) as entry:
+        async with context.spool.receive(request) as upload:
+            params = validate(ClassifyParams, {} if upload.params is None else upload.params)
+            context.metrics.upload_bytes.inc(upload.num_bytes)
+            context.metrics.observe("upload", monotonic() - started)
+            deadlines = [ms for ms in (deadline_ms, params.deadline_ms) if ms is not None]
+            wait_seconds = context.request_timeout_seconds
+            if deadlines:
+                wait_seconds = min(wait_seconds, min(deadlines) / 1000 - (monotonic() - started))
+                context.admission.check_deadline(wait_seconds)
+            with entry.admit():
+                async with using_vocabulary(request) as vocabulary, _until_client_leaves(request) as gone:
+                    try:
+                        answer = await anyio.to_thread.run_sync(
+                            lambda: _answer(
+                                context, videos, vocabulary, upload, params=params, gone=gone, wait_seconds=wait_seconds
+                            ),
+                            limiter=context.video_threads,
+                        )
+                    except Overloaded:
+                        if not gone.is_set():
+                            if deadlines and monotonic() - started >= min(deadlines) / 1000:
+                                raise DeadlineExceeded("The deadline was over before the answer was there") from None
+                            raise
+                        return Response(status_code=499)  # nobody reads it; the log and the count tell it
     return Response(answer, media_type="application/json")
 
 

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import math
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from time import monotonic
 from typing import Annotated, TypeVar
 
 import anyio
 from fastapi import Depends, Request
 
-from service.errors import DeadlineExceeded, Forbidden, InvalidParameter, ModelLoading, Overloaded
+from service.errors import Forbidden, InvalidParameter, ModelLoading, Overloaded
 from service.inference.classifier import VideoClassifier
 from service.inference.kept import KeptVideos
 from service.inference.models import Models
 from service.inference.served import Vocabulary
 from service.labels.keys import is_namespace
 from service.metrics import Metrics
+from service.routes.admission import Admission
 from service.routes.uploads import Spool
 from service.schemas.health import ReadyView
 
 ResultT = TypeVar("ResultT")
 
 NAMESPACE_HEADER = "X-Vidlex-Namespace"
-_MAX_RETRY_SECONDS = 60.0
 _MAX_LABEL_REQUESTS = 32
 _MAX_WAITING_LABEL_REQUESTS = 256
 
@@ -40,57 +37,6 @@ class Parts:
     kept: KeptVideos
     may_load: Callable[[str], bool]
     """Whether clients may have this model loaded."""
-
-
-class Admission:
-    """A bound on requests at work, with a Retry-After from how fast they have been leaving."""
-
-    def __init__(self, max_requests: int, num_workers: int) -> None:
-        self._max_requests = max_requests
-        self._num_workers = num_workers
-        self._lock = threading.Lock()
-        self._count = 0
-        self._mean_seconds = 0.5
-        self._promised_at = 0.0
-
-    @property
-    def count(self) -> int:
-        return self._count
-
-    def check(self) -> None:
-        """Raises Overloaded when ``admit`` would: asked before an upload, it saves the bytes."""
-        if self._count >= self._max_requests:
-            error = Overloaded("Too many videos are waiting")
-            # One place becomes free at a time, so each refused client is told a later moment than the one before it.
-            now = monotonic()
-            self._promised_at = min(now + _MAX_RETRY_SECONDS, max(now, self._promised_at) + self.seconds_until_done(1))
-            error.retry_after_seconds = max(1, math.ceil(self._promised_at - now))
-            raise error
-
-    def seconds_until_done(self, num_requests: int) -> float:
-        """How long so many requests take at the rate at which they have been leaving."""
-        return num_requests * self._mean_seconds / self._num_workers
-
-    def check_deadline(self, seconds: float) -> None:
-        """Raises DeadlineExceeded when what is at work already leaves no time for one more."""
-        if self._count and seconds < self.seconds_until_done(self._count + 1):
-            raise DeadlineExceeded("With what is waiting now, the answer would come after deadline_ms")
-
-    @contextmanager
-    def admit(self) -> Iterator[None]:
-        """Raises Overloaded at once when too many are at work."""
-        with self._lock:
-            self.check()
-            self._count += 1
-        started = monotonic()
-        try:
-            yield
-        finally:
-            seconds = monotonic() - started
-            with self._lock:
-                waited = max(1, self._count / self._num_workers)
-                self._count -= 1
-                self._mean_seconds += 0.1 * (seconds / waited - self._mean_seconds)
 
 
 @dataclass
@@ -144,6 +90,12 @@ def namespace_of(request: Request) -> str:
     if bound is not None and asked not in (None, bound):
         raise Forbidden("This API key belongs to another namespace")
     return bound or asked or context_of(request).namespace
+
+
+def client_of(request: Request) -> str:
+    """Who asks, as far as it is known: the id of the API key, or the address."""
+    key_id: str = getattr(getattr(request.state, "principal", None), "key_id", "")
+    return key_id or (request.client.host if request.client else "")
 
 
 def quota_of(request: Request) -> int | None:

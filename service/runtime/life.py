@@ -31,7 +31,8 @@ from service.inference.models import Models
 from service.inference.served import ServedModel, Vocabulary
 from service.labels.catalogue import Catalogue
 from service.metrics import Metrics
-from service.routes.context import Admission, Context, Parts
+from service.routes.admission import Admission
+from service.routes.context import Context, Parts
 from service.routes.draining import Draining
 from service.routes.uploads import Spool
 from service.runtime.database import Database, Stopped
