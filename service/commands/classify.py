@@ -90,14 +90,16 @@ def ranking(answer: dict[str, Any], *, title: str, truth: frozenset[str] = froze
                 f"[dim]{segment['score']:.3f}[/]",
                 *([""] * (len(columns) - 2)),
             )
-    return Group(table, f"[dim]{_facts(answer)}[/]")
+    return Group(table if answer["labels"] else f"{escape(title)}: no label", f"[dim]{_facts(answer)}[/]")
 
 
 def _facts(answer: dict[str, Any]) -> str:
     video, usage = answer["video"], answer["usage"]
     size = f"{video['width']}x{video['height']}, {video['duration_ms'] / 1000:.1f} s, {video['codec']}"
     frames = f"{answer['coverage']['frames_decoded']} frames"
-    times = ", ".join(f"{key.removesuffix('_ms')} {value} ms" for key, value in usage.items())
+    times = ", ".join(f"{key.removesuffix('_ms')} {value} ms" for key, value in usage.items() if key.endswith("_ms"))
+    if usage.get("cached"):
+        times += ", features from the cache"
     notes = "".join(f"\nnote: {escape(note['detail'])}" for note in answer.get("warnings") or ())
     return f"{size}; {frames}; {escape(str(answer['model']['id']))}; {times}{notes}"
 

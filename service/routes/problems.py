@@ -20,6 +20,10 @@ log = structlog.get_logger("vidlex.http")
 
 PROBLEM_TYPE = "application/problem+json"
 _HTTP_CODES = {400: "malformed", 404: "not_found", 405: "method_not_allowed", 413: "upload_too_large"}
+_HTTP_HINTS = {
+    404: "There is no such path; GET /openapi.json lists all",
+    405: "This path does not answer this method; the header Allow names those it does",
+}
 
 
 def problem_of(error: VidlexError, request_id: str) -> dict[str, Any]:
@@ -69,11 +73,12 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     """What Starlette and FastAPI raise by themselves: no such route, wrong method."""
     assert isinstance(error, HTTPException)
     phrase = HTTPStatus(error.status_code).phrase
+    hint = _HTTP_HINTS.get(error.status_code, phrase)
     body = {
         "type": "about:blank",
         "title": phrase,
         "status": error.status_code,
-        "detail": phrase,
+        "detail": hint,
         "code": _HTTP_CODES.get(error.status_code, "http_error"),
         "request_id": request_id_of(request),
     }

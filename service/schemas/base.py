@@ -20,6 +20,17 @@ Revision = Annotated[int, Field(ge=0, lt=2**63)]
 Milliseconds = Annotated[int, Field(ge=0, le=10**12)]
 
 
+_WORDS = {
+    "missing": "is missing",
+    "extra_forbidden": "is not known here",
+    "model_type": "must be a JSON object",
+    "dict_type": "must be a JSON object",
+    "list_type": "must be a JSON list",
+    "string_type": "must be a text",
+}
+"""By pydantic's type of error: what its own message says in Python's words, or with the name of a class of ours."""
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -46,7 +57,8 @@ def problem_items(items: list[Any]) -> list[dict[str, str]]:
     found = []
     for item in items[:100]:
         place = "".join(f"/{_escape(part)}" for part in item["loc"])
-        found.append({"pointer": place, "detail": str(item["msg"]).removeprefix("Value error, ")})
+        text = _WORDS.get(item["type"]) or str(item["msg"]).removeprefix("Value error, ")
+        found.append({"pointer": place, "detail": text})
     return found
 
 

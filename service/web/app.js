@@ -21,7 +21,11 @@ function show(id, text) {
 
 function explain(problem) {
   const lines = [problem.detail || problem.title || "The request failed"];
-  for (const error of problem.errors || []) lines.push(`${error.pointer}: ${error.detail}`);
+  for (const error of problem.errors || []) {
+    const line = `${error.pointer}: ${error.detail}`;
+    if (!lines[0].includes(line)) lines.push(line);
+  }
+  if (problem.retry_after_ms) lines.push(`Try again in ${Math.ceil(problem.retry_after_ms / 1000)} s.`);
   return [...new Set(lines)].join("\n");
 }
 
@@ -34,6 +38,8 @@ function keyHeaders() {
 function askForKey(problem) {
   $("access").hidden = false;
   $("key-problem").textContent = sessionStorage.getItem("key") ? explain(problem) : "";
+  $("forget").hidden = true;
+  $("key").focus();
 }
 
 $("access").onsubmit = (event) => {
@@ -41,7 +47,14 @@ $("access").onsubmit = (event) => {
   sessionStorage.setItem("key", $("key").value.trim());
   $("key").value = "";
   $("access").hidden = true;
+  $("forget").hidden = false;
   list(true);
+};
+
+$("forget").hidden = !sessionStorage.getItem("key");
+$("forget").onclick = () => {
+  sessionStorage.removeItem("key");
+  location.reload();
 };
 
 async function call(path, options = {}) {
@@ -54,7 +67,10 @@ async function call(path, options = {}) {
   }
   if (answer.status === 204) return null;
   const body = await answer.json().catch(() => ({}));
-  if (answer.status === 401) askForKey(body);
+  if (answer.status === 401) {
+    askForKey(body);
+    throw new Error(""); // said beside the key
+  }
   if (!answer.ok) throw new Error(explain(body));
   return body;
 }
@@ -62,7 +78,7 @@ async function call(path, options = {}) {
 // --- state of the service
 
 async function watch() {
-  let text = "the service does not answer";
+  let text = "the service does not answer; trying again";
   let ready = false;
   try {
     const body = await (await fetch("/readyz")).json();
@@ -89,6 +105,8 @@ async function list(fromStart) {
     if (mine !== listing) return;
     if (fromStart) $("labels").replaceChildren();
     for (const label of page.data) $("labels").append(row(label));
+    const searched = query.has("q") ? "No label has this in its name." : "There are no labels yet: add what to look for.";
+    show("none", $("labels").children.length ? "" : searched);
     lastId = page.last_id || lastId;
     $("more").hidden = !page.has_more;
     $("count").textContent = page.has_more ? `(first ${$("labels").children.length})` : `(${$("labels").children.length})`;
@@ -118,6 +136,8 @@ $("add").onsubmit = async (event) => {
   event.preventDefault();
   const names = $("name").value.split(",").map((name) => name.trim()).filter(Boolean);
   if (!names.length) return;
+  $("adder").disabled = true; // the language model may need seconds for a label
+  $("adder").textContent = "Adding ...";
   try {
     const labels = names.map((name) => ({ name }));
     const answer = await call("/labels", { method: "POST", body: JSON.stringify({ labels }) });
@@ -127,6 +147,9 @@ $("add").onsubmit = async (event) => {
     show("label-problem", bad.map((item) => `${names[item.index]}: ${explain(item.error)}`).join("\n"));
   } catch (error) {
     show("label-problem", error.message);
+  } finally {
+    $("adder").disabled = false;
+    $("adder").textContent = "Add";
   }
 };
 
@@ -142,14 +165,20 @@ $("more").onclick = () => list(false);
 function choose(file) {
   if (!file) return;
   video = file;
-  $("drop").textContent = `${file.name} (${(file.size / 1048576).toFixed(1)} MB)`;
+  const size = file.size < 1e6 ? `${Math.ceil(file.size / 1e3)} kB` : `${(file.size / 1e6).toFixed(1)} MB`;
+  $("drop").textContent = `${file.name} (${size})`;
   $("go").disabled = false;
   if ($("player").src) URL.revokeObjectURL($("player").src);
   $("player").src = URL.createObjectURL(file);
   $("player").hidden = false;
+  forget();
+}
+
+function forget() {
   $("answer").replaceChildren();
+  for (const id of ["problem", "warnings"]) show(id, "");
   $("facts").textContent = "";
-  show("problem", "");
+  $("legend").hidden = true;
 }
 
 $("player").onerror = () => { $("player").hidden = true; }; // the browser cannot show it; the service may read it
@@ -175,10 +204,10 @@ $("classify").onsubmit = (event) => {
   request.responseType = "json";
   request.upload.onprogress = (e) => { if (e.lengthComputable) $("progress").value = (100 * e.loaded) / e.total; };
   request.upload.onload = () => $("progress").removeAttribute("value"); // now it computes, for an unknown time
-  request.onerror = () => show("problem", "The connection to the service broke.");
+  request.onerror = () => show("problem", "The upload broke off: the service went away, or the file has changed or is larger than it takes.");
   request.onload = () => {
     if (request.status === 401) askForKey(request.response || {});
-    if (request.status === 200) present(request.response);
+    else if (request.status === 200) present(request.response);
     else show("problem", explain(request.response || {}));
   };
   request.onloadend = () => {
@@ -188,8 +217,7 @@ $("classify").onsubmit = (event) => {
   $("go").disabled = true;
   $("progress").value = 0;
   $("progress").hidden = false;
-  $("answer").replaceChildren();
-  show("problem", "");
+  forget();
   request.send(form);
 };
 
@@ -197,20 +225,27 @@ function present(answer) {
   const { video: facts, usage } = answer;
   const seconds = (facts.duration_ms / 1000).toFixed(1);
   const work = usage.decode_ms + usage.encode_ms + usage.match_ms + usage.queue_ms;
-  const lines = [`${seconds} s, ${facts.width}\u00d7${facts.height}, ${facts.codec}, ${answer.coverage.frames_decoded} frames seen, ${work} ms of work`];
-  for (const warning of answer.warnings) lines.push(warning.detail);
-  $("facts").textContent = lines.join(". ");
+  const size = `${seconds} s, ${facts.width}\u00d7${facts.height}, ${facts.codec}`;
+  const frames = `${answer.coverage.frames_decoded} frames${usage.cached ? ", remembered from before" : ""}`;
+  $("facts").textContent = `${size}; ${frames}; model ${answer.model.id}; ${work} ms of work`;
+  const empty = "There are no labels yet: add some, then classify again.";
+  const texts = answer.warnings.map((warning) => (warning.code === "vocabulary_empty" ? empty : warning.detail));
+  show("warnings", texts.join("\n"));
   $("answer").replaceChildren(...answer.labels.map(bar));
+  $("legend").hidden = !answer.labels.length;
 }
 
 function bar(label) {
   const item = element("li", undefined, label.matched ? "matched" : "");
   const head = element("div", undefined, "head");
   head.append(element("span", label.name, "name"), element("span", `${(100 * label.score).toFixed(1)} %`, "quiet"));
-  const meter = element("meter");
-  meter.value = label.score;
-  meter.high = label.threshold;
-  meter.title = `similarity ${label.similarity.toFixed(3)}, threshold ${label.threshold}`;
+  const meter = element("div", undefined, "meter");
+  const fill = element("div", undefined, "fill");
+  const line = element("div", undefined, "line");
+  fill.style.width = `${100 * label.score}%`;
+  line.style.left = `${100 * label.threshold}%`;
+  meter.title = `threshold ${(100 * label.threshold).toFixed(1)} %, similarity ${label.similarity.toFixed(3)}`;
+  meter.append(fill, line);
   item.append(head, meter);
   if (label.segments.length) {
     const times = element("div", undefined, "times");
