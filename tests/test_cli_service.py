@@ -231,5 +231,5 @@ def test_doctor_and_migrate(tmp_path: Path) -> None:
     assert "VIDLEX_PORT" in broken.stdout, "a misspelt variable is pointed out"
 
     first = runner.invoke(app, ["migrate", "--json"], env=environment)
-    assert json.loads(first.stdout)["applied"] == ["m001_initial"], first.output
+    assert json.loads(first.stdout)["applied"] == ["m001_initial", "m002_parents_and_prefixes"], first.output
     assert json.loads(runner.invoke(app, ["migrate", "--json"], env=environment).stdout)["applied"] == []
