@@ -1,0 +1,121 @@
+"""Four times as many videos as the service can take: is it as fast as before, and what are the refused told?"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.bench.harness import BenchOptions, Case, Figure, Report, report
+from service.bench.live import http_client, live_service
+from service.bench.load import Answers, add_labels, classify_all, send, unique, write_clips
+
+_MAX_THREADS = 512
+
+
+@dataclass(frozen=True)
+class OverloadOptions(BenchOptions):
+    overload_factor: float = 4.0
+    seconds: float = 15.0
+    """How long each load lasts."""
+    num_clients: int = 8
+    """Enough to find the capacity; more only wait."""
+    max_waiting: int = 16
+    """The service's VIDLEX_MAX_WAITING_VIDEOS."""
+
+
+@dataclass
+class Polite:
+    """What became of clients that were refused and came back once, when Retry-After said."""
+
+    num_refused: int = 0
+    num_accepted_next: int = 0
+
+    @property
+    def share_accepted_next(self) -> float:
+        return self.num_accepted_next / self.num_refused if self.num_refused else 1.0
+
+
+def run(options: OverloadOptions) -> Report:
+    """Clients that wait for their answers find the capacity; then requests come at fixed times, whatever comes back;
+    then from clients that do as they are told, for as long as a third of that, and last all at once."""
+    seconds = 0.5 if options.quick else options.seconds
+    spec = "dummy" if options.quick else options.model
+    waiting, clients = options.max_waiting, options.num_clients
+    with tempfile.TemporaryDirectory(prefix="vidlex-overload-") as name:
+        folder = Path(name)
+        clips = write_clips(folder / "clips", count=4, seconds=0.4 if options.quick else 4.0)
+        with live_service(folder / "data", spec, device=options.device, max_waiting_videos=waiting) as service:
+            add_labels(service.url)
+            tried = classify_all(service.url, clips, num_requests=4 * clients, num_clients=clients)
+            num_requests = max(2 * clients, round(tried.rate * seconds))
+            calm = classify_all(service.url, clips, num_requests=num_requests, num_clients=clients)
+            rate = options.overload_factor * calm.rate
+            flood = offer(service.url, clips, rate=rate, count=round(rate * seconds))
+            stream = obeying(service.url, clips, rate=rate, count=round(rate * seconds / 3))
+            herd = obeying(service.url, clips, rate=float("inf"), count=round(options.overload_factor * waiting))
+            survived = service.is_ready()
+    full_seconds = (waiting + clients) / calm.rate
+    figures = (
+        Figure(name="capacity", value=calm.rate, unit="videos/s"),
+        Figure(name="offered", value=rate, unit="videos/s"),
+        Figure(name="goodput", value=flood.rate, unit="videos/s"),
+        Figure(name="goodput over capacity", value=flood.rate / calm.rate, at_least=0.9),
+        Figure(name="refused with 429 and a Retry-After", value=flood.statuses[429], unit="requests"),
+        Figure(name="failed otherwise", value=len(calm.failures) + len(flood.failures), at_most=0),
+        Figure(name="accepted: p50", value=1000 * flood.percentile(0.5), unit="ms"),
+        Figure(name="accepted: p99", value=1000 * flood.percentile(0.99), unit="ms", at_most=2000 * full_seconds),
+        Figure(name="refused of a crowd that comes at once", value=herd.num_refused, unit="clients"),
+        Figure(name="of these accepted when told to return", value=herd.share_accepted_next, at_least=0.9),
+        Figure(name="refused of a stream that obeys", value=stream.num_refused, unit="clients"),
+        Figure(name="of these accepted when told to return", value=stream.share_accepted_next),
+        Figure(name="ready afterwards", value=float(survived), at_least=1),
+    )
+    note = (
+        "The bound of the p99 is twice the time that a full queue takes at capacity. While more comes than can be "
+        "done, newcomers take the places of those who return, so the stream has no target."
+    )
+    title = f"{options.overload_factor:g} times the capacity for {seconds:g} s, {Path(spec).name}"
+    told = "; ".join([note, *flood.failures[:3]])
+    return report("overload", [Case(name=title, figures=figures, note=told)], options)
+
+
+def offer(url: str, clips: Sequence[bytes], *, rate: float, count: int) -> Answers:
+    """``count`` requests at fixed times, ``rate`` a second, each on its own thread, whether or not others are done."""
+    found, lock = Answers(), threading.Lock()
+    with http_client(url) as http:
+        found.seconds = _at_fixed_times(lambda data: send(http, data, found, lock), clips, rate=rate, count=count)
+    return found
+
+
+def obeying(url: str, clips: Sequence[bytes], *, rate: float, count: int) -> Polite:
+    """As ``offer``, but who is refused comes back once, after as many seconds as Retry-After says."""
+    told, lock, ignored = Polite(), threading.Lock(), Answers()
+
+    def come(data: bytes) -> None:
+        first = send(http, data, ignored, lock)
+        if first is None or first.status_code != 429:
+            return
+        time.sleep(int(first.headers["retry-after"]))
+        second = send(http, data, ignored, lock)
+        with lock:
+            told.num_refused += 1
+            told.num_accepted_next += second is not None and second.status_code == 200
+
+    with http_client(url) as http:
+        _at_fixed_times(come, clips, rate=rate, count=count)
+    return told
+
+
+def _at_fixed_times(act: Callable[[bytes], object], clips: Sequence[bytes], *, rate: float, count: int) -> float:
+    """Seconds from the first request to the last answer."""
+    began = time.perf_counter()
+    with ThreadPoolExecutor(max(1, min(count, _MAX_THREADS))) as threads:
+        for number in range(count):
+            time.sleep(max(0.0, began + number / rate - time.perf_counter()))
+            threads.submit(act, unique(clips[number % len(clips)]))
+    return time.perf_counter() - began
