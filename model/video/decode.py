@@ -38,6 +38,7 @@ def decode_frames(
     *,
     geometry: FrameGeometry,
     num_frames: int,
+    segment_ms: int | None = None,
     policy: FramePolicy = "uniform",
     start_ms: int | None = None,
     end_ms: int | None = None,
@@ -46,17 +47,25 @@ def decode_frames(
 ) -> FrameBatch:
     """``num_frames`` frames of the window [start_ms, end_ms) (default: the whole video), upright, as RGB squares.
 
-    Which frames: `model.video.sampling`. A file that was cut off is decoded as long as every sampled time is still
-    there. ``num_threads`` = 0 takes one for each core, and never more than 16; they change no pixel. Raises
-    `DecodeError`, or OSError if the file cannot be read.
+    With ``segment_ms`` the window is cut into segments of that length, of which the last may be shorter, and the answer
+    has ``num_frames`` times as many frames as there are segments, evenly over the window. Which frames:
+    `model.video.sampling`. A file that was cut off is decoded as long as every sampled time is still there.
+    ``num_threads`` = 0 takes one for each core, and never more than 16; they change no pixel. Raises `DecodeError`, or
+    OSError if the file cannot be read.
     """
     _check_parameters(num_frames, policy, start_ms, end_ms, limits)
+    if segment_ms is not None and segment_ms < 1:
+        raise DecodeError("invalid_parameter", f"segment_ms must be positive, not {segment_ms}.")
     header = read_header(path, limits, with_index=True)
     info, index = header.info, header.index
     if index is None:
         raise DecodeError("undecodable_video", "The video has no frames.")
     duration_ms = _true_duration(path, header, index.end_ms, len(index), limits)
     start, end = _window(start_ms, end_ms, duration_ms)
+    if segment_ms is not None:
+        num_frames *= len(range(start, end, segment_ms))
+        if num_frames > limits.max_frames:
+            raise DecodeError("too_many_frames", f"The segments need more than {limits.max_frames} frames.")
     _check_present(int(centre_times(num_frames, start, end)[-1]), index.end_ms, len(index), duration_ms)
     indices = select_frames(
         index.starts_ms,

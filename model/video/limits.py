@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 DecodeCode = Literal[
-    "undecodable_video", "video_too_long", "resolution_too_large", "unsupported_media", "invalid_parameter"
+    "undecodable_video",
+    "video_too_long",
+    "resolution_too_large",
+    "unsupported_media",
+    "invalid_parameter",
+    "too_many_frames",
 ]
 
 

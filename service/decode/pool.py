@@ -68,6 +68,8 @@ class DecodeJob:
     policy: FramePolicy = "uniform"
     start_ms: int | None = None
     end_ms: int | None = None
+    segment_ms: int | None = None
+    """With it, ``num_frames`` for each segment of this length: how many there are, the file tells as it is decoded."""
 
 
 @dataclass(frozen=True)
@@ -275,20 +277,23 @@ class DecodePool:
     def _decode_in(self, process: DecodeProcess, task: _Task) -> FrameBatch:
         job, limits = task.job, self._limits
         size = job.geometry.image_size
-        if not 1 <= job.num_frames <= limits.decode.max_frames:
-            raise InvalidParameter(f"num_frames must be between 1 and {limits.decode.max_frames}.")
+        most = limits.decode.max_frames
+        if not 1 <= job.num_frames <= most:
+            raise InvalidParameter(f"num_frames must be between 1 and {most}.")
         request = {
             "path": os.fspath(task.path),
             "image_size": size,
             "resize_mode": job.geometry.resize_mode,
             "num_frames": job.num_frames,
+            "segment_ms": job.segment_ms,
             "policy": job.policy,
             "start_ms": job.start_ms,
             "end_ms": job.end_ms,
             "num_threads": self._num_threads or _fair_threads(self._unfinished),
         }
-        shape = (job.num_frames, size, size, 3)
-        descriptor, memory = shared_memory(job.num_frames * size * size * 3)
+        # Memory that nobody writes to is none: segments may have as much as there may be frames.
+        room = job.num_frames if job.segment_ms is None else most
+        descriptor, memory = shared_memory(room * size * size * 3)
         began = time.monotonic()
         try:
             reply = process.ask(request, descriptor, limits.timeout_seconds)
@@ -302,7 +307,9 @@ class DecodePool:
             raise UndecodableVideo("The video made the decoder fail.", internal=str(error)) from None
         finally:
             os.close(descriptor)
-        return _checked(reply, memory, shape)
+        if reply.get("error") == "too_many_frames":
+            raise too_many_frames(most)
+        return _checked(reply, memory, job, room)
 
     def _refuse_rest(self) -> None:
         while True:
@@ -321,15 +328,28 @@ def _fair_threads(num_files: int) -> int:
     return max(1, (os.cpu_count() or 1) // max(1, num_files))
 
 
-def _checked(reply: dict[str, Any], memory: mmap.mmap, shape: tuple[int, int, int, int]) -> FrameBatch:
-    """The reply as a FrameBatch over ``memory``, or as the error that it is."""
+def too_many_frames(max_frames: int) -> InvalidParameter:
+    return InvalidParameter(
+        f"The request would sample more than {max_frames} frames; lower num_frames, raise segment_ms or shorten the "
+        "window",
+        max_frames=max_frames,
+    )
+
+
+def _checked(reply: dict[str, Any], memory: mmap.mmap, job: DecodeJob, room: int) -> FrameBatch:
+    """The reply as a FrameBatch over ``memory``, which has ``room`` frames, or as the error that it is."""
     if "error" in reply:
         error = _ERRORS.get(str(reply["error"]), UndecodableVideo)
         raise error(str(reply.get("message", ""))[:_MAX_TEXT], internal=str(reply.get("internal", "")))
     if "failed" in reply:
         _log.error("a decode process failed: %s", reply["failed"])
         raise UndecodableVideo(internal=str(reply["failed"]))
-    frames = np.frombuffer(memory, np.uint8).reshape(shape)
+    timestamps_ms = tuple(int(t) for t in reply["timestamps_ms"])
+    num_frames = job.num_frames if job.segment_ms is None else len(timestamps_ms)
+    if num_frames > room or num_frames % job.num_frames:
+        raise ValueError(f"{num_frames} frames for segments of {job.num_frames}")
+    side = job.geometry.image_size
+    frames = np.frombuffer(memory, np.uint8, num_frames * side * side * 3).reshape(num_frames, side, side, 3)
     video = reply["video"]
     info = VideoInfo(
         duration_ms=int(video["duration_ms"]),
@@ -340,4 +360,4 @@ def _checked(reply: dict[str, Any], memory: mmap.mmap, shape: tuple[int, int, in
         num_frames=int(video["num_frames"]),
         num_bytes=int(video["num_bytes"]),
     )
-    return FrameBatch(frames, tuple(int(t) for t in reply["timestamps_ms"]), info)
+    return FrameBatch(frames, timestamps_ms, info)

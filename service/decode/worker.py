@@ -89,6 +89,7 @@ def _load(setup: dict[str, Any]) -> Any:
                 Path(request["path"]),
                 geometry=FrameGeometry(request["image_size"], request["resize_mode"]),
                 num_frames=request["num_frames"],
+                segment_ms=request["segment_ms"],
                 policy=request["policy"],
                 start_ms=request["start_ms"],
                 end_ms=request["end_ms"],

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.types import FrameBatch
-from service.decode.pool import DecodeJob, DecodePool
-from service.errors import InvalidParameter, Overloaded
+from service.decode.pool import DecodeJob, DecodePool, too_many_frames
+from service.errors import Overloaded
 from service.inference.features import FeatureCache, FeatureKey, VideoFeatures
 from service.inference.kept import KeptVideos
 from service.inference.matching import Candidates, Part, compare, rank
@@ -184,25 +184,19 @@ class VideoClassifier:
         params = work.params
         num_frames = params.num_frames or work.facts.num_frames
         if num_frames > self._max_frames:
-            raise _too_many_frames(self._max_frames)
+            raise too_many_frames(self._max_frames)
+        batch = self._frames(work, num_frames)
         if params.aggregate_by != "segments":
-            batch = self._frames(work, num_frames)
             if params.aggregate_by == "timestamps":
                 # A short video repeats its last frame to fill up: once is enough here.
                 places = {t: i for i, t in enumerate(batch.timestamps_ms)}
                 return batch, [_Stretch(Part(t, t), batch.frames[i : i + 1]) for t, i in places.items()]
             return batch, [_Stretch(Part(params.start_ms or 0, batch.video.duration_ms), batch.frames)]
-        # The video's length decides how many frames the segments need: one frame tells it.
-        first = self._frames(work, 1)
-        start_ms = params.start_ms or 0
-        end_ms = min(params.end_ms or first.video.duration_ms, max(first.video.duration_ms, start_ms + 1))
-        starts = range(start_ms, end_ms, params.segment_ms)
-        if len(starts) * num_frames > self._max_frames:
-            raise _too_many_frames(self._max_frames)
-        batch = self._frames(work, len(starts) * num_frames)
+        duration_ms = batch.video.duration_ms
+        end_ms = min(params.end_ms or duration_ms, duration_ms)
         times = np.asarray(batch.timestamps_ms)
         stretches = []
-        for segment_start in starts:
+        for segment_start in range(params.start_ms or 0, end_ms, params.segment_ms):
             segment_end = min(segment_start + params.segment_ms, end_ms)
             first_inside, first_after = np.searchsorted(times, [segment_start, segment_end])
             if first_inside == first_after:  # slow video: the picture that was on screen since before
@@ -220,6 +214,7 @@ class VideoClassifier:
             policy=work.params.frame_policy,
             start_ms=work.params.start_ms,
             end_ms=work.params.end_ms,
+            segment_ms=work.params.segment_ms if work.params.aggregate_by == "segments" else None,
         )
         return self._pool.decode(work.path, job, wait_seconds=max(0.0, work.deadline - time.monotonic()))
 
@@ -258,14 +253,6 @@ def _feature_key(work: _Work, vocabulary: Vocabulary) -> FeatureKey:
         start_ms=params.start_ms,
         end_ms=params.end_ms,
         frame_policy=params.frame_policy,
-    )
-
-
-def _too_many_frames(max_frames: int) -> InvalidParameter:
-    return InvalidParameter(
-        f"The request would sample more than {max_frames} frames; lower num_frames, raise segment_ms or shorten the "
-        "window",
-        max_frames=max_frames,
     )
 
 
