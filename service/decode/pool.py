@@ -211,16 +211,18 @@ class DecodePool:
         try:
             self._begin(slot)
             while not self._stopping.is_set():
+                self._revive(slot)  # one that died while idle is replaced before anybody needs it
+                process = self._processes[slot]
+                if self.alive_workers and not (process is not None and process.alive):
+                    continue  # files are for the others, as long as this one cannot be started
                 try:
                     task = self._tasks.get(timeout=1.0)
                 except queue.Empty:
-                    self._revive(slot)  # one that died while idle is replaced before anybody needs it
                     continue
                 if task is None:
                     break
                 if task.answer.set_running_or_notify_cancel():
                     self._answer(slot, task)
-                self._revive(slot)
         finally:
             process = self._processes[slot]
             if process is not None:
