@@ -222,6 +222,13 @@ def test_a_keys_own_quota_on_labels(client: TestClient) -> None:
     assert client.post("/labels", json={"name": "three"}, headers=larger).status_code == 201
 
 
+def test_a_key_makes_no_key_with_a_larger_quota_than_its_own(client: TestClient) -> None:
+    owner = bearer(make(client, scope="admin", namespace="small", max_labels=2)["key"])
+    for asked, given in (({}, 2), ({"max_labels": 100}, 2), ({"max_labels": 1}, 1)):
+        body = {"scope": "write", "namespace": "small", **asked}
+        assert client.post("/keys", json=body, headers=owner).json()["max_labels"] == given
+
+
 def test_bad_bodies_of_new_keys(client: TestClient) -> None:
     for body in (
         {},

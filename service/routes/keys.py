@@ -11,7 +11,7 @@ from starlette.responses import Response
 from service.access.gate import Gate, make_record
 from service.access.keys import ANY_NAMESPACE, KeyRecord, Principal
 from service.errors import Forbidden, NotFound
-from service.routes.context import context_of
+from service.routes.context import context_of, quota_of
 from service.schemas.base import ProblemView, validate
 from service.schemas.keys import KeyListView, KeyView, NewKeyBody, NewKeyView
 
@@ -41,7 +41,7 @@ async def create_key(request: Request) -> Response:
         else time.time_ns() // 1_000_000 + body.expires_in_seconds * 1000,
         requests_per_second=body.requests_per_second,
         burst=body.burst,
-        max_labels=body.max_labels,
+        max_labels=min((quota for quota in (body.max_labels, quota_of(request)) if quota is not None), default=None),
     )
 
     def work() -> None:

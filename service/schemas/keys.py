@@ -20,7 +20,9 @@ class NewKeyBody(Strict):
     expires_in_seconds: int | None = Field(None, ge=1, le=10 * 366 * 86_400)
     requests_per_second: float | None = Field(None, ge=0, le=1e6, description="null: the settings'; 0: unlimited")
     burst: int | None = Field(None, ge=1, le=10**6, description="requests at once; null: the settings'")
-    max_labels: int | None = Field(None, ge=0, le=10**8, description="in its namespace; null: the settings'")
+    max_labels: int | None = Field(
+        None, ge=0, le=10**8, description="in its namespace, at most its maker's own; null: the settings'"
+    )
 
 
 class KeyView(BaseModel):
