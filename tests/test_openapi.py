@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import httpx
@@ -20,6 +21,7 @@ from schemathesis.specs.openapi.checks import (
 
 from service.access.keys import new_key
 from service.bench.live import LiveService, live_service
+from service.errors import NoApiKeys, VidlexError
 from service.routes.openapi import ERRORS
 
 CHECKS = [
@@ -65,6 +67,16 @@ def document(service: LiveService) -> dict[str, dict[str, dict[str, object]]]:
 
 def test_every_operation_is_tried(document: dict[str, dict[str, dict[str, object]]]) -> None:
     assert {(method, path) for path, methods in document.items() for method in methods} == set(OPERATIONS)
+
+
+def test_every_error_of_the_table_can_come_somewhere(document: dict[str, dict[str, dict[str, object]]]) -> None:
+    text = json.dumps(document)
+    assert [e.code for e in _leaves(VidlexError) if e is not NoApiKeys and f'"{e.code}"' not in text] == []
+
+
+def _leaves(error: type[VidlexError]) -> list[type[VidlexError]]:
+    below = [leaf for kind in error.__subclasses__() if kind.__module__ == error.__module__ for leaf in _leaves(kind)]
+    return below or [error]
 
 
 SOUND = [(*operation, GenerationMode.POSITIVE) for operation in OPERATIONS]

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from service.errors import (
+    DeadlineExceeded,
     EncodeFailed,
     Forbidden,
     IdempotencyInFlight,
@@ -28,6 +29,7 @@ from service.errors import (
     RateLimited,
     ResolutionTooLarge,
     RevisionNotReached,
+    Stopping,
     StoreUnavailable,
     Unauthorized,
     UndecodableVideo,
@@ -41,7 +43,7 @@ from service.routes.problems import PROBLEM_TYPE
 
 Errors = tuple[type[VidlexError], ...]
 
-_ANYWHERE: Errors = (Unauthorized, Forbidden, RateLimited, VidlexError)
+_ANYWHERE: Errors = (Unauthorized, Forbidden, RateLimited, Stopping, VidlexError)
 _STORED: Errors = (StoreUnavailable, ModelLoading, Overloaded)
 _BODY: Errors = (InvalidRequest, InvalidParameter, UploadTimeout, UploadTooLarge, UnsupportedMedia)
 _TEXT: Errors = (LabelTextInvalid, EncodeFailed)
@@ -54,7 +56,7 @@ ERRORS: dict[tuple[str, str], Errors] = {
     ("get", "/labels/{label_id}"): (*_STORED, InvalidRequest, InvalidParameter, NotFound, RevisionNotReached),
     ("patch", "/labels/{label_id}"): (*_BODY, *_TEXT, *_STORED, *_PARENT, LabelExists, NotFound),
     ("delete", "/labels/{label_id}"): (*_STORED, InvalidRequest, InvalidParameter, NotFound, PreconditionFailed),
-    ("post", "/classify"): (*_BODY, *_TEXT, *_VIDEO, *_STORED, NotFound, RevisionNotReached),
+    ("post", "/classify"): (*_BODY, *_TEXT, *_VIDEO, *_STORED, NotFound, RevisionNotReached, DeadlineExceeded),
     ("get", "/labels/{label_id}/card"): (
         *_STORED,
         *_TEXT,
@@ -74,6 +76,7 @@ ERRORS: dict[tuple[str, str], Errors] = {
     ("post", "/models:drop"): (*_BODY, *_STORED, ModelConflict),
     ("get", "/models:diff"): (
         *_STORED,
+        EncodeFailed,
         InvalidRequest,
         InvalidParameter,
         ModelConflict,
