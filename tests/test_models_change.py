@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -208,6 +210,15 @@ def test_a_dropped_model_is_unloaded_and_its_vectors_are_gone(tmp_path: Path, re
         prepare(client, "dummy:3")
         client.post("/models:activate")
         assert classify(client, red).json()["labels"][0]["name"] == "green"
+        runtime = client.app.state.context.readiness.__self__  # type: ignore[attr-defined]
+        first = weakref.ref(runtime.context.parts.models.state().loaded["dummy-1"])
+        assert client.post("/models:drop", json={"fingerprint": "dummy-1"}).status_code == 200
+
+        def gone() -> bool:
+            gc.collect()
+            return first() is None
+
+        wait_until(gone, "the first model's weights are still in memory")
 
 
 def test_the_difference_is_measured_on_the_namespaces_own_videos(tmp_path: Path, red: Path) -> None:

@@ -73,7 +73,8 @@ class Runtime:
         self._failed = False
         self._progress = "starting"
         self._database = Database(settings, self._stopping)
-        self._model: ServedModel | None = None
+        self._first: ServedModel | None = None
+        """The first model until the others look after it too: it may be dropped, and must not be held here then."""
         self.features = FeatureCache(settings.feature_cache_bytes)
         self._models: Models | None = None
         self._kept = KeptVideos(settings.keep_videos, settings.keep_video_bytes)
@@ -146,8 +147,8 @@ class Runtime:
             catalogue = Catalogue(self._database.client)
             spec = self._database.when_it_answers(lambda: self._spec_to_serve(catalogue))
             self._progress = "loading the model"
-            model = self._model = self._load(spec)
-            self._undo(model.close)
+            model = self._first = self._load(spec)
+            self._undo(self._close_first)
             self._progress = "starting the decode processes"
             pool_started.result()
         self._progress = "encoding and loading labels"
@@ -163,9 +164,14 @@ class Runtime:
         models = self._models = Models(self._settings.model, catalogue, self._load)
         self._undo(models.close)
         self._database.when_it_answers(lambda: models.start(model))
+        self._first = None
         self.context.parts = self._parts(models)
         self._progress = ""
         log.info("ready", **_counts(vocabulary), seconds=round(time.monotonic() - started, 2))
+
+    def _close_first(self) -> None:
+        if self._first is not None:
+            self._first.close()
 
     def _pause(self, seconds: float) -> None:
         if self._stopping.wait(seconds):
@@ -233,7 +239,7 @@ class Runtime:
     @property
     def served(self) -> ServedModel | None:
         """The model that serves, or is about to."""
-        return self._model if self._models is None else self._models.served or self._model
+        return (self._models.served if self._models is not None else None) or self._first
 
     @property
     def num_labels(self) -> int:
