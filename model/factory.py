@@ -161,7 +161,9 @@ class TorchClassifier:
         if isinstance(self.label, LabelEncoder):
             self.label.quicken()
         side = geometry.image_size
-        chosen = choose_encoder(self.video, precision=precision, image_size=side, scorer=scorer)
+        chosen = choose_encoder(
+            self.video, precision=precision, image_size=side, scorer=scorer, fingerprint=fingerprint
+        )
         self._encoder = chosen.encoder
         self.facts = facts | {"encoder": chosen.name}
         self.dim = int(self.encode_video([np.zeros((1, side, side, 3), np.uint8)]).shape[1])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -207,3 +209,41 @@ def test_cuda_chooses_half_precision_for_the_shipped_checkpoint() -> None:
 def test_graphs_need_cuda() -> None:
     with pytest.raises(ValueError, match="CUDA"):
         GraphedVideoEncoder(FastVideoEncoder(make_encoder()))
+
+
+def test_the_choice_is_made_once_and_verified_at_each_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VIDLEX_CACHE_DIR", str(tmp_path))
+    timed: list[object] = []
+    measure = precisions._seconds
+
+    def counted(encoder: Any, frames: Tensor) -> float:
+        timed.append(encoder)
+        return measure(encoder, frames)
+
+    def choose(fingerprint: str = "f") -> str:
+        timed.clear()
+        return choose_encoder(encoder, precision="auto", image_size=SIDE, scorer=SCORER, fingerprint=fingerprint).name
+
+    encoder = make_encoder()
+    monkeypatch.setattr(precisions, "_seconds", counted)
+    first = choose()
+    assert timed
+    monkeypatch.setattr(precisions, "_seconds", None)  # a start that measured would fail
+    assert choose() == choose() == first
+    (path,) = (tmp_path / "encoders").glob("*.json")
+    assert json.loads(path.read_text())["encoder"] == first
+
+    monkeypatch.setattr(precisions, "_seconds", counted)
+    choose("another model")
+    assert timed
+    path.write_text("broken")
+    choose()
+    assert timed and json.loads(path.read_text())["encoder"]
+
+    situation = json.loads(path.read_text())
+    path.write_text(json.dumps(situation | {"encoder": "plain float32"}))
+    assert choose() == "plain float32" and not timed
+    path.write_text(json.dumps(situation | {"encoder": "fast float32"}))
+    assert choose() == "fast float32" and not timed
+    monkeypatch.setattr(precisions, "MIN_COSINE", 1.1)  # none but the plain one passes
+    assert choose() == "plain float32" and timed

@@ -20,12 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.scoring import Scorer
+from model.video.decisions import Situation, keep_choice, kept_choice
 from model.video.encoder import VideoEncoder
 from model.video.fast import FastVideoEncoder, can_be_fast
 from model.video.graphs import GraphedVideoEncoder
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
+PLAIN = "plain float32"
 MIN_COSINE = 0.999
 MAX_PROBABILITY_CHANGE = 0.01
 _WORTH = 0.9
@@ -70,38 +72,67 @@ class Chosen:
     probability_change: float
 
 
-def choose_encoder(encoder: VideoEncoder, *, precision: Precision, image_size: int, scorer: Scorer) -> Chosen:
+def choose_encoder(
+    encoder: VideoEncoder, *, precision: Precision, image_size: int, scorer: Scorer, fingerprint: str | None = None
+) -> Chosen:
     """The fastest verified way to run ``encoder`` on its device.
 
     ``auto`` measures all that the device may run; another ``precision`` measures those of that precision, and falls
-    back to float32, with a line in the log, when none of them is verified.
+    back to float32, with a line in the log, when none of them is verified. With the model's ``fingerprint`` the choice
+    is kept (``model.video.decisions``): the next start verifies it and measures nothing.
     """
     reference = PlainVideoEncoder(encoder)
     frames = probe_videos(image_size).to(encoder.mean.device)
     expected = reference.encode_video(frames)
-    best = Chosen(reference, "plain float32", 1.0, 0.0)
-    best_seconds = _seconds(reference, frames)
-    for name, dtype, make in _candidates(encoder):
-        if precision not in ("auto", _name(dtype)) and dtype != torch.float32:
+    plain = Chosen(reference, PLAIN, 1.0, 0.0)
+    candidates = [
+        (name, dtype, make)
+        for name, dtype, make in _candidates(encoder)
+        if dtype == torch.float32 or precision in ("auto", _name(dtype))
+    ]
+    situation = None
+    if fingerprint is not None:
+        names = (PLAIN, *(name for name, _, _ in candidates))
+        situation = Situation.here(fingerprint, precision, names, encoder.mean.device)
+        kept = kept_choice(situation)
+        if kept == PLAIN:
+            return plain
+        for name, _, make in candidates:
+            if name == kept and (chosen := _verified(name, make, frames, expected, scorer)) is not None:
+                return chosen
+    best, best_seconds = plain, _seconds(reference, frames)
+    for name, dtype, make in candidates:
+        candidate = _verified(name, make, frames, expected, scorer)
+        if candidate is None:
             continue
-        try:
-            candidate = make()
-            features = candidate.encode_video(frames)
-            cosine, change = differences(expected, features, scorer)
-            if not (cosine >= MIN_COSINE and change <= MAX_PROBABILITY_CHANGE):  # also when it is not a number
-                _log.warning("the encoder is not run as %s: cosine %.5f, probability off by %.4f", name, cosine, change)
-                continue
-            seconds = _seconds(candidate, frames)
-        except (RuntimeError, NotImplementedError, AttributeError) as error:
-            _log.warning("the encoder cannot be run as %s: %s", name, str(error)[:300])
-            continue
+        seconds = _seconds(candidate.encoder, frames)
         asked = dtype != torch.float32 and precision == _name(dtype) and "float32" in best.name
         share = _WORTH if dtype != torch.float32 and "float32" in best.name else 1.0
         if asked or seconds < share * best_seconds:
-            best, best_seconds = Chosen(candidate, name, cosine, change), seconds
+            best, best_seconds = candidate, seconds
     if precision not in ("auto", "float32") and precision not in best.name:
         _log.warning("no way of running the encoder in %s is verified here; it runs as %s", precision, best.name)
+    if situation is not None:
+        keep_choice(situation, best.name)
     return best
+
+
+def _verified(
+    name: str, make: Callable[[], ServingEncoder], frames: Tensor, expected: Tensor, scorer: Scorer
+) -> Chosen | None:
+    """None, with a line in the log, for one that fails to run or is too far from ``expected``."""
+    try:
+        candidate = make()
+        if frames.is_cuda:
+            candidate.encode_video(frames)  # the second time it may be a recorded graph that runs
+        cosine, change = differences(expected, candidate.encode_video(frames), scorer)
+    except (RuntimeError, NotImplementedError, AttributeError) as error:
+        _log.warning("the encoder cannot be run as %s: %s", name, str(error)[:300])
+        return None
+    if not (cosine >= MIN_COSINE and change <= MAX_PROBABILITY_CHANGE):  # also when it is not a number
+        _log.warning("the encoder is not run as %s: cosine %.5f, probability off by %.4f", name, cosine, change)
+        return None
+    return Chosen(candidate, name, cosine, change)
 
 
 def differences(expected: Tensor, features: Tensor, scorer: Scorer) -> tuple[float, float]:

@@ -134,6 +134,8 @@ def _device(settings: Settings) -> Iterator[Finding]:
 
 
 def _model(settings: Settings) -> Iterator[Finding]:
+    from model.checkpoint import load_checkpoint
+    from model.video.decisions import kept_choices
     from model.weights import cache_dir, list_zoo, zoo_dir
 
     zoo = list_zoo()
@@ -145,6 +147,12 @@ def _model(settings: Settings) -> Iterator[Finding]:
     elif (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
         size = (folder / "model.safetensors").stat().st_size / 2**20
         yield Finding("model", "ok", f"{name}, {size:.0f} MiB")
+        choices = kept_choices(load_checkpoint(folder)[2])
+        for choice in choices:
+            where = f"{choice['processor']}, {choice['threads']} threads"
+            yield Finding("encoder", "ok", f"{choice['encoder']}, as measured for {choice['precision']} on {where}")
+        if not choices:
+            yield Finding("encoder", "note", "how it runs here is measured at the first start")
     else:
         yield Finding("model", "missing", f"VIDLEX_MODEL is {name}: neither in the zoo nor a checkpoint folder")
     llms = sorted(path.name for path in (cache_dir() / "llm").glob("*") if (path / "config.json").is_file())

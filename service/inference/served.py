@@ -44,6 +44,8 @@ class ModelFacts:
     num_frames: int
     scorer: Scorer
     default_threshold: float
+    encoder: str = ""
+    """How the video encoder runs, such as ``fast bfloat16``; empty where there is no choice."""
 
     @classmethod
     def of(cls, classifier: Classifier) -> ModelFacts:
@@ -55,6 +57,7 @@ class ModelFacts:
             classifier.num_frames,
             classifier.scorer,
             classifier.default_threshold,
+            str(classifier.info().get("encoder", "")),
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from service.inference.engine import Engine
-from service.inference.served import ServedModel, Vocabulary
+from service.inference.served import ModelFacts, ServedModel, Vocabulary
 from service.labels.approximate import RECALL_AT
 from service.schemas.health import CheckView, ReadyView
 
@@ -38,7 +38,7 @@ def readiness(state: State) -> ReadyView:
     checks = {
         "store": _check(state.store_answers, "answers", "does not answer"),
         "schema": _check(state.schema_ok, "up to date", "not checked yet"),
-        "model": _check(facts is not None, facts.id if facts else "", "not loaded yet"),
+        "model": _check(facts is not None, _model(facts), "not loaded yet"),
         "encoder": _check(
             engine is not None and engine.healthy,
             "the last forward pass worked",
@@ -67,6 +67,10 @@ def _approximate(vocabularies: list[Vocabulary]) -> str:
     facts = [v.index.approximate for v in vocabularies]
     recalls = [f.recall for f in facts if f is not None and not f.exact]
     return f", searched approximately: recall@{RECALL_AT} {min(recalls):.3f}" if recalls else ""
+
+
+def _model(facts: ModelFacts | None) -> str:
+    return "" if facts is None else f"{facts.id} {facts.encoder}".rstrip()
 
 
 def _trouble(engine: Engine | None) -> str:
