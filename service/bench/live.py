@@ -23,10 +23,11 @@ READY_TIMEOUT_SECONDS = 300.0
 STOP_TIMEOUT_SECONDS = 60.0
 
 
-def http_client(url: str, *, timeout_seconds: float = 120.0) -> httpx.Client:
+def http_client(url: str, *, timeout_seconds: float = 120.0, local_address: str | None = None) -> httpx.Client:
     """For plain HTTP alone: loading certificates would take a core for longer than many a request takes."""
     anything = httpx.Limits(max_connections=None)
-    return httpx.Client(base_url=url, timeout=timeout_seconds, trust_env=False, verify=False, limits=anything)
+    transport = httpx.HTTPTransport(verify=False, limits=anything, local_address=local_address)
+    return httpx.Client(base_url=url, timeout=timeout_seconds, transport=transport)
 
 
 class LiveService:
