@@ -19,6 +19,12 @@ from service.routes.middleware import RequestContext
 from service.runtime.life import Runtime
 from service.settings import Settings
 
+_DESCRIPTION = (
+    "Video tagging with an open vocabulary. Every path is also served under /v1. Where API keys are in use, send one "
+    "as `Authorization: Bearer KEY` or `X-API-Key: KEY`. The header `X-Vidlex-Namespace` chooses the vocabulary, "
+    "unless the key belongs to one. Errors are application/problem+json with a stable `code`."
+)
+
 
 def create_app(
     settings: Settings,
@@ -73,7 +79,7 @@ def create_app(
     app = FastAPI(
         title="Vidlex",
         version=_version(),
-        description="Video tagging with an open vocabulary. Every path is also served under /v1.",
+        description=_DESCRIPTION,
         docs_url=None,  # the viewers load scripts from the network
         redoc_url=None,
         redirect_slashes=False,

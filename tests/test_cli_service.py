@@ -233,3 +233,16 @@ def test_doctor_and_migrate(tmp_path: Path) -> None:
     first = runner.invoke(app, ["migrate", "--json"], env=environment)
     assert json.loads(first.stdout)["applied"] == ["m001_initial", "m002_parents_and_prefixes"], first.output
     assert json.loads(runner.invoke(app, ["migrate", "--json"], env=environment).stdout)["applied"] == []
+
+
+def test_the_namespace_of_the_environment_is_asked_for(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIDLEX_NAMESPACE", "zoo")
+    assert vidlex(url, "labels", "add", "tiger", "--if-exists", "return").exit_code == 0
+    monkeypatch.delenv("VIDLEX_NAMESPACE")
+    assert vidlex(url, "labels", "list").stdout.strip() == "no labels"
+
+
+def test_an_empty_vocabulary_is_said_in_place_of_an_empty_table(url: str, red: Path) -> None:
+    told = vidlex(url, "classify", red, "--frame-policy", "keyframes", "--deadline-ms", "60000")
+    assert told.exit_code == 0, told.output
+    assert "no label" in told.stdout and "score" not in told.stdout and "None" not in told.stdout

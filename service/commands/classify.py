@@ -30,12 +30,17 @@ def classify(
     top_k: Annotated[int, typer.Option(min=0, help="At most so many labels; 0 for all.")] = 20,
     min_score: Annotated[float, typer.Option(min=0, max=1, help="Only labels that score at least this.")] = 0.0,
     num_frames: Annotated[int | None, typer.Option(min=1, help="Frames to look at; default: the model's own.")] = None,
+    frame_policy: Annotated[
+        Literal["uniform", "keyframes"] | None,
+        typer.Option(help="keyframes: faster, away from the exact times. Default: uniform."),
+    ] = None,
     aggregate_by: Annotated[
         Literal["video", "segments", "timestamps"], typer.Option(help="One answer per video, segment or frame.")
     ] = "video",
     segment_ms: Annotated[int | None, typer.Option(min=1, help="Length of a segment in milliseconds.")] = None,
     start_ms: Annotated[int | None, typer.Option(min=0, help="Look only from this time on.")] = None,
     end_ms: Annotated[int | None, typer.Option(min=0, help="Look only up to this time.")] = None,
+    deadline_ms: Annotated[int | None, typer.Option(min=1, help="Give up on a file after this time.")] = None,
     jobs: Annotated[int, typer.Option(min=1, max=64, help="Files to have in flight at once.")] = 2,
     as_json: JsonFlag = False,
 ) -> None:
@@ -50,9 +55,11 @@ def classify(
         "include_categories": include_category,
         "exclude_categories": exclude_category,
         "num_frames": num_frames,
+        "frame_policy": frame_policy,
         "segment_ms": segment_ms,
         "start_ms": start_ms,
         "end_ms": end_ms,
+        "deadline_ms": deadline_ms,
     }
     params: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     params |= {"top_k": top_k, "min_score": min_score, "aggregate_by": aggregate_by}

@@ -16,6 +16,7 @@ from service.commands.output import EXIT_UNREACHABLE, EXIT_USAGE, CommandError
 from service.labels.names import fold
 
 API_KEY_VARIABLE = "VIDLEX_API_KEY"
+NAMESPACE_VARIABLE = "VIDLEX_NAMESPACE"
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 MAX_RETRY_SECONDS = 60.0
@@ -34,11 +35,15 @@ class ServiceClient:
         if not self.url.startswith(("http://", "https://")):
             raise CommandError(f"--url must begin with http:// or https://, not {url!r}", exit_code=EXIT_USAGE)
         key = os.environ.get(API_KEY_VARIABLE, "").strip()
+        namespace = os.environ.get(NAMESPACE_VARIABLE, "").strip()
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        if namespace:
+            headers["X-Vidlex-Namespace"] = namespace
         self._http = httpx.Client(
             base_url=self.url,
             timeout=httpx.Timeout(timeout_seconds, connect=10.0),
             trust_env=False,
-            headers={"Authorization": f"Bearer {key}"} if key else None,
+            headers=headers,
         )
 
     def __enter__(self) -> ServiceClient:

@@ -87,7 +87,7 @@ class RequestContext:
                 self._finish(scope, status, monotonic() - started)
 
     def _check_origin(self, headers: Headers, method: str) -> None:
-        """Keep foreign web pages out: there is no password yet, and a browser reaches what listens on loopback."""
+        """Keep foreign web pages out: on loopback no key may be asked for, and a browser reaches it."""
         host = _host_name(headers.get("host", ""))
         if self._hosts is not None and host not in self._hosts:
             raise Forbidden("This host name is not answered; the setting VIDLEX_ALLOWED_HOSTS can allow it")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.schemas.base import Milliseconds, Name, Probability, Revision, Strict
 
@@ -14,6 +14,10 @@ MAX_LABEL_IDS = 30_000
 
 class ClassifyParams(Strict):
     """Options of a classification: the JSON of the multipart field ``params``."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"top_k": 3, "aggregate_by": "segments", "segment_ms": 1000}]}
+    )
 
     label_ids: list[str] | None = Field(None, min_length=1, max_length=MAX_LABEL_IDS)
     candidate_labels: list[Name] | None = Field(

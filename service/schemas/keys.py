@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from service.schemas.base import Strict
 
@@ -13,6 +13,8 @@ _NAMESPACE = r"^(\*|[a-z0-9][a-z0-9_-]{0,63})$"
 
 class NewKeyBody(Strict):
     """A key to make."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "importer", "scope": "write"}]})
 
     name: str = Field("", max_length=128, description="for people: who or what uses it")
     scope: Literal["read", "write", "admin"] = Field(description="each includes those before it")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.schemas.base import Name, Probability, Strict
 
@@ -13,6 +13,10 @@ MAX_BATCH_LABELS = 1000
 
 class NewLabelBody(Strict):
     """A label to register."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"name": "golden retriever", "aliases": ["goldie"], "categories": ["animal"]}]}
+    )
 
     name: Name
     aliases: list[Name] = Field(default=[], max_length=16)
