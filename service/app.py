@@ -74,6 +74,14 @@ def create_app(
     metrics.gauge("vidlex_queued_frames", "Frames that wait for the encoder", gauge(lambda r: r.queued_frames))
     metrics.gauge("vidlex_feature_cache_bytes", "Features kept", gauge(lambda r: r.features.num_bytes))
     metrics.gauge("vidlex_label_cache_bytes", "Label vectors on disk", gauge(lambda r: r.label_cache.num_bytes))
+    metrics.gauge("vidlex_queued_labels", "Label names that wait for the encoder", gauge(lambda r: r.queued_labels))
+    metrics.gauge("vidlex_queued_videos", "Files at or before a decoder", gauge(lambda r: r.pool.unfinished))
+    metrics.gauge(
+        "vidlex_promised_places", "Refused videos expected back", gauge(lambda r: r.context.admission.num_promises)
+    )
+    metrics.gauge("vidlex_revision", "Revision of the default namespace", gauge(lambda r: r.revision))
+    metrics.gauge("vidlex_encoder_works", "1 when the last forward pass worked", gauge(lambda r: r.encoder_works))
+    metrics.counter("vidlex_decode_restarts", "Decode processes replaced", gauge(lambda r: r.pool.num_restarts))
     metrics.gauge("vidlex_ready", "1 when /readyz says ready", gauge(lambda r: r.readiness().status == "ready"))
 
     app = FastAPI(

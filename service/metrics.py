@@ -8,10 +8,20 @@ from time import monotonic
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 Stage = Literal["upload", "queue", "decode", "encode", "match"]
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+class _Count(Collector):
+    def __init__(self, name: str, text: str, read: Callable[[], float]) -> None:
+        self._name, self._text, self._read = name, text, read
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        yield CounterMetricFamily(self._name, self._text, value=self._read())
 
 
 class Metrics:
@@ -23,6 +33,14 @@ class Metrics:
         self.requests = Counter(
             "vidlex_requests_total", "Answered requests", ["method", "route", "status"], registry=self.registry
         )
+        self.refusals = Counter(
+            "vidlex_refusals_total",
+            "Requests that were answered with an error, by its code",
+            ["code"],
+            registry=self.registry,
+        )
+        for code in ("overloaded", "rate_limited", "deadline_exceeded", "stopping"):
+            self.refusals.labels(code)
         self.request_seconds = Histogram(
             "vidlex_request_seconds",
             "Time from the request's head to the end of its answer",
@@ -66,6 +84,10 @@ class Metrics:
     def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
         """A value that is read at each scrape."""
         Gauge(name, text, registry=self.registry).set_function(read)
+
+    def counter(self, name: str, text: str, read: Callable[[], float]) -> None:
+        """A count that somebody else keeps, read at each scrape as ``name`` with ``_total``."""
+        self.registry.register(_Count(name, text, read))
 
     def observe(self, stage: Stage, seconds: float) -> None:
         self.stage_seconds.labels(stage).observe(seconds)

@@ -209,6 +209,7 @@ def test_too_much_at_once_is_refused_with_a_time_to_come_back(tmp_path: Path, re
         busy = [pool.submit(classify, client, red) for _ in range(2)]
         wait_until(lambda: "vidlex_videos_at_work 2.0" in client.get("/metrics").text, "not at work")
         assert_problem(classify(client, red), 429, "overloaded")
+        assert 'vidlex_refusals_total{code="overloaded"} 1.0' in client.get("/metrics").text
         assert client.get("/labels").status_code == 200  # labels do not wait for videos
         classifier.gate.set()
         assert [future.result(30).status_code for future in busy] == [200, 200]
@@ -237,7 +238,13 @@ def test_metrics_count_what_was_done(tmp_path: Path, red: Path) -> None:
         assert lines['vidlex_requests_total{method="GET",route="unmatched",status="404"}'] == 3
         for stage in ("upload", "queue", "decode", "encode", "match"):
             assert lines[f'vidlex_stage_seconds_count{{stage="{stage}"}}'] == 1
-        assert lines["vidlex_labels"] == 2
+        assert lines["vidlex_labels"] == lines["vidlex_revision"] == 2
+        assert lines['vidlex_refusals_total{code="not_found"}'] == 4
+        assert lines['vidlex_refusals_total{code="overloaded"}'] == 0
+        assert (
+            lines["vidlex_decode_restarts_total"] == lines["vidlex_queued_videos"] == lines["vidlex_queued_labels"] == 0
+        )
+        assert lines["vidlex_encoder_works"] == 1
         assert lines["vidlex_decode_workers_alive"] == 1
         assert lines["vidlex_upload_bytes_total"] == red.stat().st_size
         assert lines["vidlex_encoded_frames_total"] == 4
@@ -266,6 +273,7 @@ def test_stopping_leaves_no_process_behind(tmp_path: Path) -> None:
         assert pids
         os.kill(pids[0], signal.SIGKILL)  # and a decoder that dies while idle is replaced
         wait_until(lambda: (new := runtime.pool.worker_pids) and new != pids, "not replaced")
+        assert "vidlex_decode_restarts_total 1.0" in client.get("/metrics").text
         pids += runtime.pool.worker_pids
     for pid in pids:
         assert not Path(f"/proc/{pid}").exists()

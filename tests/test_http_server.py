@@ -315,6 +315,22 @@ def test_every_line_of_the_log_is_json_with_the_request_id(server: Server, clien
     assert [e for e in server.log if "level" not in e] == []
 
 
+def test_what_other_threads_log_of_a_request_carries_its_id(server: Server, client: httpx.Client, red: Path) -> None:
+    wait_until(server.decoders, "no decoder")
+    (pid,) = server.decoders()
+    os.kill(pid, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        headers = {"X-Request-Id": "killed-decoder"}
+        files = {"file": ("video.mp4", red.read_bytes(), "video/mp4")}
+        answer = pool.submit(lambda: client.post("/classify", files=files, headers=headers))
+        wait_until(lambda: "vidlex_queued_videos 1.0" in client.get("/metrics").text, "not at the decoder")
+        os.kill(pid, signal.SIGKILL)
+        assert_problem(answer.result(30), 422, "undecodable_video")
+    died = [e for e in server.log if e["event"].startswith("a decode process died")]
+    assert died[-1]["request_id"] == "killed-decoder"
+    wait_until(lambda: client.get("/readyz").status_code == 200, "not ready again")
+
+
 def test_a_start_that_cannot_succeed_ends_with_a_status(tmp_path: Path, server: Server, client: httpx.Client) -> None:
     second = Server(server.folder)  # the folder is in use
     assert second.process.wait(60) == 1

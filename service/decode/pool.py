@@ -16,6 +16,7 @@ import threading
 import time
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as WaitTimeout
+from contextvars import Context, copy_context
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,8 @@ class _Task:
     path: Path
     job: DecodeJob
     answer: Future[FrameBatch]
+    context: Context = field(default_factory=copy_context)
+    """Of the request, so that log lines about it carry its id."""
 
 
 class DecodePool:
@@ -107,6 +110,7 @@ class DecodePool:
         self._lock = threading.Lock()
         self._num_threads = num_threads
         self._unfinished = 0
+        self._num_restarts = 0
         self._processes: list[DecodeProcess | None] = [None] * num_workers
         self._gone_at: list[float | None] = [-math.inf] * num_workers
         """Since when a process is missing."""
@@ -149,6 +153,11 @@ class DecodePool:
     def unfinished(self) -> int:
         """Files being decoded or waiting for it."""
         return self._unfinished
+
+    @property
+    def num_restarts(self) -> int:
+        """Processes that took the place of one that had died, was killed, or was too old."""
+        return self._num_restarts
 
     @property
     def isolated(self) -> bool:
@@ -222,7 +231,7 @@ class DecodePool:
                 if task is None:
                     break
                 if task.answer.set_running_or_notify_cancel():
-                    self._answer(slot, task)
+                    task.context.run(self._answer, slot, task)
         finally:
             process = self._processes[slot]
             if process is not None:
@@ -252,6 +261,8 @@ class DecodePool:
         try:
             self._processes[slot] = DecodeProcess(self._setup, self._limits.start_timeout_seconds)
             self._gone_at[slot] = None
+            with self._lock:
+                self._num_restarts += 1
         except StartFailed as error:
             _log.error("a decode process cannot be started: %s", error)
             self._stopping.wait(1.0)

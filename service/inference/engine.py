@@ -270,7 +270,7 @@ class Engine:
                 for item in batch:
                     self._encode_batch([item])
                 return
-            log.exception("encode_failed", shape=list(batch[0].frames.shape))
+            batch[0].context.run(log.exception, "encode_failed", shape=list(batch[0].frames.shape))
             self._works = False
             _fail(batch[0].future, EncodeFailed("The encoder failed on this video", internal=repr(error)))
             return
@@ -283,7 +283,7 @@ class Engine:
                 encoded = EncodedVideo(vector.copy(), started - item.queued_at, seconds)
                 _settle(item.future, encoded)
             else:
-                log.error("encode_not_finite", shape=list(item.frames.shape))
+                item.context.run(log.error, "encode_not_finite", shape=list(item.frames.shape))
                 _fail(item.future, EncodeFailed("The encoder gave no usable feature for this video"))
 
     def _take_labels(self) -> list[tuple[LabelItem, list[str]]]:

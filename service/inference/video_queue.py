@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,6 +33,8 @@ class VideoItem:
     cancelled: threading.Event
     queued_at: float
     future: Future[EncodedVideo] = field(default_factory=Future)
+    context: Context = field(default_factory=copy_context)
+    """Of the request, so that log lines about it carry its id."""
 
 
 def take_videos(

@@ -14,7 +14,7 @@ from service.errors import Forbidden, Stopping
 from service.metrics import Metrics
 from service.routes.draining import Draining
 from service.routes.guard import bare_path, drop_body
-from service.routes.problems import error_response, internal_error_response
+from service.routes.problems import CODE_KEY, error_response, internal_error_response
 
 log = structlog.get_logger("vidlex.access")
 
@@ -99,6 +99,8 @@ class RequestContext:
         method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "PATCH", "DELETE") else "OTHER"
         self._metrics.requests.labels(method, route, str(status or 499)).inc()
         self._metrics.request_seconds.labels(route).observe(seconds)
+        if (code := scope.get(CODE_KEY)) is not None:
+            self._metrics.refusals.labels(code).inc()
         if route not in _QUIET_ROUTES:
             log.info(
                 "request", method=scope["method"], path=scope["path"], status=status or 499, ms=round(seconds * 1000)

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from service.errors import InvalidParameter, InvalidRequest, VidlexError
 from service.schemas.base import problem_items
@@ -19,6 +20,7 @@ from service.schemas.base import problem_items
 log = structlog.get_logger("vidlex.http")
 
 PROBLEM_TYPE = "application/problem+json"
+CODE_KEY = "vidlex_problem_code"
 _HTTP_CODES = {400: "malformed", 404: "not_found", 405: "method_not_allowed", 413: "upload_too_large"}
 _HTTP_HINTS = {
     404: "There is no such path; GET /openapi.json lists all",
@@ -42,10 +44,22 @@ def problem_of(error: VidlexError, request_id: str) -> dict[str, Any]:
     return body
 
 
+class ProblemResponse(Response):
+    """Leaves its code in the request's scope, for whoever counts."""
+
+    media_type = PROBLEM_TYPE
+
+    def __init__(self, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(json.dumps(body, ensure_ascii=True), status_code=body["status"], headers=headers)
+        self.code = str(body["code"])
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[CODE_KEY] = self.code
+        await super().__call__(scope, receive, send)
+
+
 def problem_response(body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
-    return Response(
-        json.dumps(body, ensure_ascii=True), status_code=body["status"], headers=headers, media_type=PROBLEM_TYPE
-    )
+    return ProblemResponse(body, headers)
 
 
 def error_response(error: VidlexError, request_id: str) -> Response:

@@ -249,6 +249,20 @@ class Runtime:
     def queued_frames(self) -> int:
         return 0 if self.served is None else self.served.engine.queued_frames
 
+    @property
+    def queued_labels(self) -> int:
+        return 0 if self.served is None else self.served.engine.queued_labels
+
+    @property
+    def encoder_works(self) -> bool:
+        return self.served is not None and self.served.engine.healthy
+
+    @property
+    def revision(self) -> int:
+        """Of the settings' namespace; 0 before it is open."""
+        vocabularies = [] if self.served is None else self.served.open_vocabularies()
+        return max((v.sync.revision for v in vocabularies if v.namespace == self._settings.namespace), default=0)
+
     def readiness(self) -> ReadyView:
         """Each condition of being ready. Reads flags only: it never waits, but may have the encoder tried."""
         if self.served is not None:
