@@ -8,8 +8,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +131,8 @@ def test_a_bound_too_small_for_anything_keeps_nothing(tmp_path: Path, max_bytes:
 
 _WRITER = """
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
 from service.inference.label_cache import LabelCache
@@ -340,3 +344,26 @@ def test_without_the_cache_every_name_is_encoded(tmp_path: Path) -> None:
             label = client.post("/labels", json={"name": "red"}).json()
             client.delete(f"/labels/{label['id']}")
     assert classifier.names == ["red", "red"] and not (tmp_path / "label-cache").exists()
+
+
+def test_its_size_is_told_while_another_thread_waits_for_the_disk(tmp_path: Path) -> None:
+    """/metrics asks on the event loop, which must never wait."""
+    inside, told = threading.Event(), threading.Event()
+
+    def slow_clock() -> float:  # read inside a look
+        inside.set()
+        assert told.wait(20)
+        return 0.0
+
+    cache = LabelCache(tmp_path / "cache", MIB)
+    put(cache, "red")
+    cache._clock = slow_clock
+    with ThreadPoolExecutor(2) as pool:
+        look = pool.submit(cache.get, SCOPE, ["red"])
+        assert inside.wait(20)
+        try:
+            assert pool.submit(lambda: cache.num_bytes).result(10) > 0
+        finally:
+            told.set()
+        assert set(look.result(20)) == {"red"}
+    cache.close()
