@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ import numpy as np
 
 from model.dummy import DummyClassifier
 from service.inference.label_cache import LabelCache
-from service.inference.labeler import Labeler
-from service.labels.records import Label, LabelChanges
+from service.inference.labeler import Labeler, Registered
+from service.labels.records import Label, LabelChanges, NewLabel
 
 
 @dataclass
@@ -54,3 +54,30 @@ def test_a_name_that_stopped_being_the_present_one_is_encoded() -> None:
     labeler = Labeler(engine, store, sync, "dummy-1", kept, timeout_seconds=5.0)
     assert labeler.update("lbl_1", LabelChanges(name="red")).name == "red"
     assert store.written == [(np.array([1.0, 0.0, 0.0]).tolist(), "dummy-1")]
+
+
+def test_a_label_that_another_replica_has_just_written_is_waited_for_too() -> None:
+    """With if_exists=return the answer says that the label is there: the next search here must know it."""
+
+    class Store(OvertakenStore):
+        def find_many(self, names: list[str]) -> list[Label]:
+            return [replace(_label("lbl_1", name), revision=7) for name in names]
+
+        def add_many(self, items: list[Any], *_: Any, **__: Any) -> list[Any]:
+            assert not items
+            return []
+
+    waited_for: list[int] = []
+
+    class Behind(Sync):
+        def caught_up(self, min_revision: int, _: float) -> bool:
+            waited_for.append(min_revision)
+            return True
+
+    store: Any = Store()
+    engine: Any = Engine()
+    sync: Any = Behind()
+    kept = LabelCache(Path(), 0).within("default", "dummy-1")
+    (found,) = Labeler(engine, store, sync, "dummy-1", kept).register([NewLabel("red")], return_existing=True)
+    assert isinstance(found, Registered) and not found.created
+    assert waited_for == [7]

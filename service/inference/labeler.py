@@ -119,10 +119,11 @@ class Labeler:
         )
         for (i, item, _), outcome in zip(ready, added, strict=True):
             results[i] = self._outcome(item, outcome, return_existing)
-        written = [r.label for r in results.values() if isinstance(r, Registered) and r.created]
+        registered = [r for r in results.values() if isinstance(r, Registered)]
+        written = [r.label for r in registered if r.created]
         if written:
             self._on_written(written)
-        self._catch_up(label.revision for label in written)
+        self._catch_up(r.label.revision for r in registered)  # another replica may have written those that exist
         return [results[i] for i in range(len(items))]
 
     def _outcome(self, item: NewLabel, outcome: Label | VidlexError, return_existing: bool) -> Registered | VidlexError:

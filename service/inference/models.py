@@ -66,7 +66,9 @@ class Models:
         stored = self._catalogue.pointer()
         if stored is not None and stored.rules(self._configured) and stored.served != served.name:
             # The files behind the name were exchanged: what they hold now serves, and nothing of before can come back.
-            log.warning("served_model_is_another_now", stored=stored.served.fingerprint, fingerprint=served.name)
+            log.warning(
+                "served_model_is_another_now", stored=stored.served.fingerprint, fingerprint=served.name.fingerprint
+            )
             self._catalogue.exchange(stored, Pointer(self._configured, served.name))
         with self._lock:
             self._enlist(served)
