@@ -62,6 +62,9 @@ def test_labels_from_add_to_remove(url: str) -> None:
     assert "red" not in vidlex(url, "labels", "list", "--query", "blue").stdout
     assert len(lines(vidlex(url, "labels", "list", "--limit", "1", "--json"))) == 1
 
+    shown = vidlex(url, "labels", "show", "red").stdout
+    assert "categories: colour\n" in shown and "aliases:\n" in shown, "no Python, and nothing for what is not set"
+
     by_name = lines(vidlex(url, "labels", "show", "Deep Blue", "--json"))[0]
     by_id = lines(vidlex(url, "labels", "show", listed[1]["id"], "--json"))[0]
     assert by_name == by_id == listed[1]

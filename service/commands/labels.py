@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -91,7 +92,7 @@ def show(label: Reference, url: UrlOption = DEFAULT_URL, as_json: JsonFlag = Fal
         print_json(found)
         return
     for key, value in found.items():
-        stdout().print(f"[bold]{key}[/]: {escape(str(value))}", soft_wrap=True)
+        stdout().print(f"[bold]{key}[/]: {escape(_text_of(value))}".rstrip(), soft_wrap=True)
 
 
 @app.command("remove")
@@ -225,14 +226,22 @@ def _raise_all(failures: list[CommandError]) -> None:
         raise failures[-1]
 
 
+def _text_of(value: Any) -> str:
+    """A member of a label for a person: names with commas between, nothing for what is not set."""
+    if isinstance(value, list):
+        return ", ".join(item["name"] if isinstance(item, dict) else str(item) for item in value)
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False) if value else ""
+    return "" if value is None else str(value)
+
+
 def _table(labels: Sequence[dict[str, Any]]) -> Table:
-    table = Table("name", "aliases", "categories", "threshold", "id")
+    table = Table("name", "aliases", "categories", "parents", "threshold", "id")
     for label in labels:
         threshold = label.get("threshold")
         table.add_row(
             escape(label["name"]),
-            escape(", ".join(label.get("aliases") or ())),
-            escape(", ".join(label.get("categories") or ())),
+            *(escape(_text_of(label.get(key))) for key in ("aliases", "categories", "parents")),
             "" if threshold is None else f"{threshold:g}",
             label["id"],
         )
