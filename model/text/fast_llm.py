@@ -7,7 +7,8 @@ What it saves against running the modules as they stand:
   them and at a row's own in one softmax, and nothing is copied for each label;
 - a row's own keys and values are written into memory taken once, not appended to a copy at every step.
 
-Inference only, float32.
+Inference only, float32. Weights in bfloat16 were measured and left: 1.25 times the speed on a CPU that multiplies them
+natively, but the vectors of 32 labels moved by up to 0.02.
 """
 
 from __future__ import annotations
