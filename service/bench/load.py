@@ -76,9 +76,10 @@ def unique(clip: bytes) -> bytes:
 
 
 def add_labels(url: str, names: Sequence[str] = LABELS) -> None:
+    """All in one request: the encoder then reads them in batches."""
+    body = {"labels": [{"name": name} for name in names]}
     with http_client(url, timeout_seconds=600.0) as client:
-        for name in names:
-            client.post("/labels", json={"name": name}, params={"if_exists": "return"}).raise_for_status()
+        client.post("/labels", json=body, params={"if_exists": "return"}).raise_for_status()
 
 
 def classify_all(
