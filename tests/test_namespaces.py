@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from stores import running_store
 
 from service.errors import Forbidden, Overloaded
 from service.labels.keys import parse_key
+from service.labels.sync import IndexSync
 from service.routes.context import NAMESPACE_HEADER, namespace_of
 
 
@@ -157,3 +159,16 @@ def test_a_lost_store_is_told_in_every_namespace_and_both_recover(tmp_path: Path
                 assert len(answer["labels"]) == 2 and answer["warnings"] == []
     finally:
         store.stop()
+
+
+def test_loading_a_namespace_is_part_of_the_deadline(
+    client: TestClient, red: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = IndexSync.load
+
+    def slow(sync: IndexSync) -> None:
+        threading.Event().wait(1.0)
+        load(sync)
+
+    monkeypatch.setattr(IndexSync, "load", slow)
+    assert_problem(classify(Seen(client, "slow"), red, deadline_ms=900), 504, "deadline_exceeded")

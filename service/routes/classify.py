@@ -70,12 +70,13 @@ async def classify(request: Request, deadline_ms: Deadline = None) -> Response:
             if deadlines:
                 wait_seconds = min(wait_seconds, min(deadlines) / 1000 - (monotonic() - started))
                 context.admission.check_deadline(wait_seconds)
+            ends_at = monotonic() + wait_seconds
             with entry.admit():
                 async with using_vocabulary(request) as vocabulary, _until_client_leaves(request) as gone:
                     try:
                         answer = await anyio.to_thread.run_sync(
                             lambda: _answer(
-                                context, videos, vocabulary, upload, params=params, gone=gone, wait_seconds=wait_seconds
+                                context, videos, vocabulary, upload, params=params, gone=gone, ends_at=ends_at
                             ),
                             limiter=context.video_threads,
                         )
@@ -96,15 +97,15 @@ def _answer(
     *,
     params: ClassifyParams,
     gone: threading.Event,
-    wait_seconds: float,
+    ends_at: float,
 ) -> str:
-    """In a thread: the work and also the writing of what may be a long answer."""
+    """In a thread: the work and also the writing of what may be a long answer. Loading labels has taken of its time."""
     view = videos.classify(
         upload.path,
         params,
         vocabulary,
         sha256=upload.sha256,
-        timeout_seconds=wait_seconds,
+        timeout_seconds=ends_at - monotonic(),
         cancelled=gone,
     )
     return view.model_dump_json()
