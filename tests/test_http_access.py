@@ -267,6 +267,9 @@ def test_loopback_is_open_until_the_first_key(tmp_path: Path) -> None:
         assert client.get("/labels").status_code == 200
         assert_problem(client.delete("/keys/nothing"), 404, "not_found")
         assert_problem(client.post("/keys", json={"scope": "everything"}), 422, "invalid_parameter")
+        for lesser in ({}, {"scope": "write"}, {"namespace": "zoo"}, {"expires_in_seconds": 60}):
+            refused = client.post("/keys", json={"scope": "admin", **lesser} if lesser else {})
+            assert_problem(refused, 422, "invalid_parameter")
         time.sleep(2 * POLL_SECONDS)
         assert client.get("/labels").status_code == 200, "what changes nothing closes no door"
         made = client.post("/keys", json={"scope": "admin"}).json()

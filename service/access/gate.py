@@ -109,6 +109,11 @@ class Gate:
             raise ModelLoading("The service is not ready yet; /readyz tells why")
         return self._revision == 0
 
+    @property
+    def closes_with_a_key(self) -> bool:
+        """Open only because no key was ever made: the next one shuts out whoever has none."""
+        return self.is_open and not self._options.insecure
+
     def authenticate(self, text: str, address: str) -> KeyRecord:
         """The key of this text. Raises Unauthorized, or RateLimited after many wrong ones from one address.
 

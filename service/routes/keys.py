@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from service.access.gate import Gate, make_record
 from service.access.keys import ANY_NAMESPACE, KeyRecord, Principal
-from service.errors import Forbidden, NotFound
+from service.errors import Forbidden, InvalidParameter, NotFound
 from service.routes.context import context_of, quota_of
 from service.schemas.base import ProblemView, validate
 from service.schemas.keys import KeyListView, KeyView, NewKeyBody, NewKeyView
@@ -32,6 +32,11 @@ async def create_key(request: Request) -> Response:
     bound = _bound_to(request)
     if bound is not None and namespace != bound:
         raise Forbidden("This API key belongs to one namespace and makes keys for that one alone")
+    if gate.closes_with_a_key and (body.scope != "admin" or namespace is not None or body.expires_in_seconds):
+        raise InvalidParameter(
+            "The first key closes the service to everybody without one: it must be an administrator's of all "
+            "namespaces that does not expire, or nobody could make another"
+        )
     record, text = make_record(
         scope=body.scope,
         namespace=namespace,
