@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -136,5 +137,9 @@ def top_rows(
         kept = scores[rows]
         kth = np.partition(kept, len(kept) - top_k)[len(kept) - top_k]
         rows = rows[np.flatnonzero(kept >= kth)]  # with all that equal the last one: the name decides among them
-    order = sorted((int(row) for row in rows), key=lambda row: (-scores[row], names[row]))
-    return order[:top_k] if top_k else order
+
+    def place(row: int) -> tuple[float, str]:
+        return -float(scores[row]), names[row]
+
+    # Not sorted whole: thousands may equal the last one.
+    return heapq.nsmallest(top_k, rows.tolist(), key=place) if top_k else sorted(rows.tolist(), key=place)
