@@ -14,7 +14,7 @@ from model.baselines.dualcoop import LOGIT_SCALE, DualCoOpLabelEncoder, aggregat
 from model.config import BaselineConfig, Method
 from model.data.emoji.world import World
 from model.scoring import similarity_to_logit
-from model.train.fit import FitConfig, figures_by_kind
+from model.train.fit import FitConfig, figures_by_kind, videos_of_step
 from model.train.losses import asymmetric, weighted_bce
 from model.train.optim import Group, make_optimizer
 from model.train.task import kind_weights, sample_labels
@@ -97,11 +97,7 @@ class BaselineTask:
 
     def training_step(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
         config, world = self.config, self.worlds["train"]
-        generator = world.generator(config.seed * 10_000_019 + 50_000_000 + step)
-        eased = min(1.0, step / max(1.0, config.one_sprite_until * config.num_joint_steps))
-        sample = world.videos(
-            config.batch_size, self.network.video.config.num_frames, generator, one_sprite=1.0 - 0.5 * eased
-        )
+        sample, generator = videos_of_step(world, config, self.network.video.config.num_frames, step)
         index, weights = sample_labels(sample.targets, config.num_step_labels, self.always, generator)
         names = [self.labels[i] for i in index.tolist()]
         logits = self.network.logits(self.network.frame_features(sample.frames.to(config.device)), names)

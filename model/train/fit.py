@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.data.emoji.world import World
+from model.data.emoji.world import Sample, World
 from model.eval.metrics import summarise
 from model.train.loop import console
 from model.train.losses import weighted_bce
@@ -55,6 +55,13 @@ class FitConfig:
     seed: int = 0
 
 
+def videos_of_step(world: World, config: FitConfig, num_frames: int, step: int) -> tuple[Sample, torch.Generator]:
+    """What a step learns from, and the generator that draws the rest of it: the same for every method."""
+    generator = world.generator(config.seed * 10_000_019 + 50_000_000 + step)
+    eased = min(1.0, step / max(1.0, config.one_sprite_until * config.num_joint_steps))
+    return world.videos(config.batch_size, num_frames, generator, one_sprite=1.0 - 0.5 * eased), generator
+
+
 class JointTask:
     """Stage 1: videos and labels together."""
 
@@ -86,11 +93,7 @@ class JointTask:
 
     def training_step(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
         config, world = self.config, self.worlds["train"]
-        generator = world.generator(config.seed * 10_000_019 + 50_000_000 + step)
-        eased = min(1.0, step / max(1.0, config.one_sprite_until * config.num_joint_steps))
-        sample = world.videos(
-            config.batch_size, self.network.video.config.num_frames, generator, one_sprite=1.0 - 0.5 * eased
-        )
+        sample, generator = videos_of_step(world, config, self.network.video.config.num_frames, step)
         alpha = float(torch.rand((), generator=generator)) * config.interpolation_lambda
         if config.interpolation_lambda == 0:
             alpha = 1.0
