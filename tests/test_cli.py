@@ -189,6 +189,7 @@ class RunConfig:
     kind: Literal["a", "b"] = "a"
     sizes: tuple[int, ...] = (1, 2)
     fast: bool = True
+    half: bool | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -234,6 +235,9 @@ def test_dataclass_fields_become_options() -> None:
     assert json.loads(result.stdout) == {"answer": 42}
     expected = RunConfig(steps=5, kind="b", sizes=(8, 9), fast=False)
     assert seen == [(expected, PartConfig(steps=1), Path("runs/x"), True)]
+    assert call(entry, ["--no-half"], out=Path("x")).exit_code == 0
+    assert call(entry, ["--half"], out=Path("x")).exit_code == 0
+    assert [config.half for config, _, _, _ in seen] == [None, False, True]
     assert call(entry, []).exit_code == 2, "out has no default"
 
 

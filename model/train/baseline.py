@@ -14,9 +14,10 @@ from model.baselines.dualcoop import LOGIT_SCALE, DualCoOpLabelEncoder, aggregat
 from model.config import BaselineConfig, Method
 from model.data.emoji.world import World
 from model.scoring import similarity_to_logit
-from model.train.fit import FitConfig, figures_by_kind, videos_of_step
+from model.train.fit import VALIDATION_SEED, FitConfig, StepVideos, figures_by_kind
 from model.train.losses import asymmetric, weighted_bce
 from model.train.optim import Group, make_optimizer
+from model.train.processes import WHOLE, Part
 from model.train.task import kind_weights, sample_labels
 from model.video.encoder import VideoEncoder
 
@@ -85,6 +86,7 @@ class BaselineTask:
         self.weights = kind_weights(self.labels, kinds, {"action": config.action_weight})
         self.always = torch.tensor([kinds[name] != "noun" for name in self.labels])
         self.module = network
+        self.videos = StepVideos(worlds["train"], config, network.video.config.num_frames)
         scoring = [network.log_scale, network.bias]
         known = {id(p) for p in scoring}
         learned = [p for p in (*network.parameters(), *network.label.parameters()) if id(p) not in known]
@@ -96,17 +98,22 @@ class BaselineTask:
         )
 
     def training_step(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
-        config, world = self.config, self.worlds["train"]
-        sample, generator = videos_of_step(world, config, self.network.video.config.num_frames, step)
-        index, weights = sample_labels(sample.targets, config.num_step_labels, self.always, generator)
+        return self.training_part(step, WHOLE)
+
+    def training_part(self, step: int, part: Part) -> tuple[Tensor, Mapping[str, float]]:
+        """A part is some of the step's videos, against all labels of the step."""
+        config = self.config
+        batch = self.videos.draw(step, part)
+        index, weights = sample_labels(batch.all_targets, config.num_step_labels, self.always, batch.generator)
         names = [self.labels[i] for i in index.tolist()]
-        logits = self.network.logits(self.network.frame_features(sample.frames.to(config.device)), names)
-        targets = sample.targets[:, index].to(config.device)
+        logits = self.network.logits(self.network.frame_features(batch.frames.to(config.device)), names)
+        targets = batch.targets[:, index].to(config.device)
         weights = (weights * self.weights[index]).to(config.device)
+        num_positives = batch.all_targets[:, index].sum()
         if self.network.is_dual:
-            return asymmetric(logits, targets, weights), {}
-        loss = weighted_bce(logits, targets, weights, config.negative_weight)
-        return loss, {"scale": self.network.log_scale.exp().item(), "bias": self.network.bias.item()}
+            return asymmetric(logits, targets, weights, num_positives) * part.count, {}
+        loss = weighted_bce(logits, targets, weights, config.negative_weight, num_positives)
+        return loss * part.count, {"scale": self.network.log_scale.exp().item(), "bias": self.network.bias.item()}
 
     def evaluate(self) -> Mapping[str, float]:
         """Micro AUPR over all labels, and by kind, on validation videos."""
@@ -123,8 +130,8 @@ def evaluate_baseline(
     features, targets = [], []
     for chunk in range((num_videos + 63) // 64):
         size = min(64, num_videos - 64 * chunk)
-        sample = world.videos(size, network.video.config.num_frames, world.generator(300_000 + chunk))
-        with torch.autocast(torch.device(config.device).type, dtype=torch.bfloat16, enabled=config.bf16):
+        sample = world.videos(size, network.video.config.num_frames, world.generator(VALIDATION_SEED + chunk))
+        with torch.autocast(torch.device(config.device).type, dtype=torch.bfloat16, enabled=bool(config.bf16)):
             features.append(network.frame_features(sample.frames.to(config.device)))
         targets.append(sample.targets)
     labels = [list(world.labels[i : i + EVALUATION_BATCH]) for i in range(0, len(world.labels), EVALUATION_BATCH)]

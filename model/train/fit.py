@@ -13,17 +13,22 @@ calibration is fitted.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from model.data.emoji.world import Sample, World
 from model.eval.metrics import summarise
-from model.train.loop import console
+from model.train.loop import LoopConfig, console
 from model.train.losses import weighted_bce
 from model.train.optim import Group, make_optimizer
+from model.train.processes import WHOLE, Part, processes_of
 from model.train.task import OpenVocabularyNetwork, kind_weights, sample_labels
+
+VALIDATION_SEED = 300_000
+"""Of the validation videos, the same for every method."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +55,79 @@ class FitConfig:
     prefix_learning_rate: float = 3e-3
     num_label_steps: int = 200
     weight_decay: float = 0.02
-    bf16: bool = True
+    bf16: bool | None = None
+    """bfloat16 autocast. By default measured when the run begins: whichever is faster here."""
+    num_accumulation_steps: int = 1
+    """Parts in which each process computes its share of a step's batch: less memory, the same step."""
+    ema_decay: float = 0.0
+    """Of a moving average of the weights, which is what is evaluated and saved; 0 keeps none."""
+    patience: int = 0
+    """Evaluations without a better micro AUPR after which a stage ends with its best weights; 0 switches it off."""
+    evaluate_every: int = 200
+    """Steps of the joint stage."""
+    save_every_seconds: float = 60.0
     device: str = "cpu"
     seed: int = 0
 
+    def loop(self, num_steps: int, *, num_warmup_steps: int, evaluate_every: int) -> LoopConfig:
+        """The loop of a stage."""
+        return LoopConfig(
+            num_steps, num_warmup_steps=num_warmup_steps, evaluate_every=evaluate_every, bf16=bool(self.bf16),
+            save_every_seconds=self.save_every_seconds, num_accumulation_steps=self.num_accumulation_steps,
+            ema_decay=self.ema_decay, patience=self.patience,
+        )  # fmt: skip
 
-def videos_of_step(world: World, config: FitConfig, num_frames: int, step: int) -> tuple[Sample, torch.Generator]:
-    """What a step learns from, and the generator that draws the rest of it: the same for every method."""
-    generator = world.generator(config.seed * 10_000_019 + 50_000_000 + step)
-    eased = min(1.0, step / max(1.0, config.one_sprite_until * config.num_joint_steps))
-    return world.videos(config.batch_size, num_frames, generator, one_sprite=1.0 - 0.5 * eased), generator
+    def settings(self) -> dict[str, Any]:
+        """What shapes the result: a run goes on under the same ones only."""
+        free = ("num_accumulation_steps", "save_every_seconds")
+        return {name: value for name, value in asdict(self).items() if name not in free}
+
+
+@dataclass(frozen=True, eq=False)
+class StepBatch:
+    """What one part of a step learns from. Targets are over ``World.labels``."""
+
+    frames: Tensor
+    """[b, T, 3, H, W] uint8: the part's videos."""
+    targets: Tensor
+    """[b, V] bool."""
+    all_targets: Tensor
+    """[B, V] bool: of all videos of the step, so that every part chooses the same labels."""
+    generator: torch.Generator
+    """Draws the rest of the step, the same for every part."""
+
+
+class StepVideos:
+    """The videos of the training steps, the same for every method and however a step is divided.
+
+    Each video has a generator of its own, seeded by step and place in the batch. A process draws only its own; what
+    the others' show is exchanged.
+    """
+
+    def __init__(self, world: World, config: FitConfig, num_frames: int) -> None:
+        self.world, self.config, self.num_frames = world, config, num_frames
+        self._drawn: tuple[int, list[Sample], Tensor] | None = None
+
+    def draw(self, step: int, part: Part = WHOLE) -> StepBatch:
+        size = self.config.batch_size
+        own = part.rows_of_process(size)
+        if self._drawn is None or self._drawn[0] != step:
+            videos = [self._video(step, place) for place in range(own.start, own.stop)]
+            targets = torch.zeros(size, len(self.world.labels), dtype=torch.uint8)
+            targets[own] = torch.cat([video.targets for video in videos]).to(torch.uint8)
+            targets = processes_of(torch.device(self.config.device).type).sum(targets).bool()
+            self._drawn = (step, videos, targets)
+        _, videos, targets = self._drawn
+        rows = part.rows(size)
+        frames = torch.cat([video.frames for video in videos[rows.start - own.start : rows.stop - own.start]])
+        generator = torch.Generator().manual_seed(self.config.seed * 10_000_019 + 40_000_000 + step)
+        return StepBatch(frames, targets[rows], targets, generator)
+
+    def _video(self, step: int, place: int) -> Sample:
+        config = self.config
+        generator = self.world.generator(config.seed * 10_000_019 + 50_000_000 + step * config.batch_size + place)
+        eased = min(1.0, step / max(1.0, config.one_sprite_until * config.num_joint_steps))
+        return self.world.videos(1, self.num_frames, generator, one_sprite=1.0 - 0.5 * eased)
 
 
 class JointTask:
@@ -78,6 +146,7 @@ class JointTask:
         self.weights = kind_weights(self.labels, kinds, {"action": config.action_weight})
         self.always = torch.tensor([kinds[name] != "noun" for name in self.labels])
         self.module = network
+        self.videos = StepVideos(world, config, network.video.config.num_frames)
         network.label.prefixes.requires_grad_(False)
         new, copied = network.video.new_and_copied()
         self.optimizer = make_optimizer(
@@ -92,23 +161,28 @@ class JointTask:
         )
 
     def training_step(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
-        config, world = self.config, self.worlds["train"]
-        sample, generator = videos_of_step(world, config, self.network.video.config.num_frames, step)
-        alpha = float(torch.rand((), generator=generator)) * config.interpolation_lambda
+        return self.training_part(step, WHOLE)
+
+    def training_part(self, step: int, part: Part) -> tuple[Tensor, Mapping[str, float]]:
+        """A part is some of the step's videos, against all labels of the step."""
+        config = self.config
+        batch = self.videos.draw(step, part)
+        alpha = float(torch.rand((), generator=batch.generator)) * config.interpolation_lambda
         if config.interpolation_lambda == 0:
             alpha = 1.0
-        index, weights = sample_labels(sample.targets, config.num_step_labels, self.always, generator)
+        index, weights = sample_labels(batch.all_targets, config.num_step_labels, self.always, batch.generator)
         names = [self.labels[i] for i in index.tolist()]
-        videos = self.network.video_features(sample.frames.to(config.device), alpha)
+        videos = self.network.video_features(batch.frames.to(config.device), alpha)
         labels = self.network.label.forward_from_states(names, self.states[index].to(config.device))
         logits = self.network.logits(videos, labels)
         loss = weighted_bce(
             logits,
-            sample.targets[:, index].to(config.device),
+            batch.targets[:, index].to(config.device),
             (weights * self.weights[index]).to(config.device),
             config.negative_weight,
+            batch.all_targets[:, index].sum(),
         )
-        return loss, {"scale": self.network.log_scale.exp().item(), "bias": self.network.bias.item()}
+        return loss * part.count, {"scale": self.network.log_scale.exp().item(), "bias": self.network.bias.item()}
 
     @torch.no_grad()
     def evaluate(self) -> Mapping[str, float]:
@@ -125,7 +199,10 @@ class JointTask:
 
 
 class LabelTask:
-    """Stages 2 and 3: the label side alone against cached video features; ``states`` None runs the LLM end to end."""
+    """Stages 2 and 3: the label side alone against cached video features; ``states`` None runs the LLM end to end.
+
+    ``cached`` and ``validation`` are features and targets as ``video_features`` returns them.
+    """
 
     def __init__(
         self,
@@ -136,7 +213,9 @@ class LabelTask:
         world: World,
         states: Tensor | None,
         config: FitConfig,
+        validation: tuple[Tensor, Tensor] | None = None,
     ) -> None:
+        self.world, self.validation = world, validation
         self.name, self.network, self.config, self.states = name, network, config, states
         self.features, self.targets = cached
         self.labels = world.labels
@@ -152,21 +231,38 @@ class LabelTask:
         self.optimizer = make_optimizer(groups, weight_decay=config.weight_decay, betas=(0.9, 0.98))
 
     def training_step(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
+        return self.training_part(step, WHOLE)
+
+    def training_part(self, step: int, part: Part) -> tuple[Tensor, Mapping[str, float]]:
+        """A part is some of the step's labels, against all videos of the step."""
         config = self.config
         generator = torch.Generator().manual_seed(config.seed * 10_000_019 + 90_000_000 + step)
         if self.states is None:  # through the LLM: few labels
             index = torch.randperm(len(self.labels), generator=generator)[: config.num_prefix_labels].sort().values
-            labels = self.network.label([self.labels[i] for i in index.tolist()])
         else:
             index = torch.arange(len(self.labels))
-            labels = self.network.label.forward_from_states(list(self.labels), self.states.to(config.device))
         pick = torch.randint(0, len(self.features), (1024,), generator=generator)
+        num_positives = self.targets[pick][:, index].sum()
+        index = index[part.rows(len(index))]
+        names = [self.labels[i] for i in index.tolist()]
+        if self.states is None:
+            labels = self.network.label(names)
+        else:
+            labels = self.network.label.forward_from_states(names, self.states[index].to(config.device))
         logits = self.network.logits(self.features[pick], labels)
         targets = self.targets[pick][:, index].to(config.device)
-        return weighted_bce(logits, targets, self.weights[index].to(config.device), config.negative_weight), {}
+        weights = self.weights[index].to(config.device)
+        return weighted_bce(logits, targets, weights, config.negative_weight, num_positives) * part.count, {}
 
+    @torch.no_grad()
     def evaluate(self) -> Mapping[str, float]:
-        return {}
+        """Micro AUPR of all labels, and by kind, on the validation features; nothing without them, or for a stage that
+        would have to run the LLM on every label."""
+        if self.validation is None or self.states is None:
+            return {}
+        videos, targets = self.validation
+        labels = self.network.label.forward_from_states(list(self.labels), self.states.to(self.config.device))
+        return figures_by_kind(self.network.logits(videos, labels).cpu(), targets, self.world)
 
 
 @torch.no_grad()
@@ -178,7 +274,7 @@ def video_features(
     num_frames = network.video.config.num_frames
     for chunk in range((num_videos + 63) // 64):
         sample = world.videos(min(64, num_videos - 64 * chunk), num_frames, world.generator(seed + chunk))
-        with torch.autocast(torch.device(config.device).type, dtype=torch.bfloat16, enabled=config.bf16):
+        with torch.autocast(torch.device(config.device).type, dtype=torch.bfloat16, enabled=bool(config.bf16)):
             features.append(network.video_features(sample.frames.to(config.device), alpha).float())
         targets.append(sample.targets)
     return torch.cat(features), torch.cat(targets)
@@ -195,7 +291,7 @@ def evaluate_network(
     alpha: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Logits and targets [n, V] of validation videos against every label of the world."""
-    videos, targets = video_features(network, world, num_videos, config, seed=300_000, alpha=alpha)
+    videos, targets = video_features(network, world, num_videos, config, seed=VALIDATION_SEED, alpha=alpha)
     labels = network.label.forward_from_states(list(world.labels), states.to(config.device))
     return network.logits(videos, labels).cpu(), targets
 
@@ -218,6 +314,6 @@ def choose_alpha(network: OpenVocabularyNetwork, world: World, states: Tensor, c
         logits, targets = evaluate_network(network, world, states, config, num_videos=num_videos, alpha=alpha)
         found[alpha] = summarise(logits.numpy(), targets.numpy())["micro_aupr"]
         console.print(f"alpha {alpha}: validation micro AUPR {found[alpha]:.4f}", highlight=False)
-    best = max(found, key=lambda a: found[a])
+    best = float(processes_of(torch.device(config.device).type).tell(max(found, key=lambda a: found[a])))
     network.video.fold(best)
     return best

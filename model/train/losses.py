@@ -7,32 +7,42 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def weighted_bce(logits: Tensor, targets: Tensor, weights: Tensor, negative_weight: float) -> Tensor:
+def weighted_bce(
+    logits: Tensor, targets: Tensor, weights: Tensor, negative_weight: float, num_positives: Tensor | None = None
+) -> Tensor:
     """``-sum_v [ sum_{l in P} log p + w * sum_{l in N} log(1 - p) ]`` (paper section 3.3), per positive of the batch.
 
     ``logits`` and bool ``targets`` [B, V]; ``weights`` [V] weighs a label's column as a whole: it makes up for the
     labels that a step leaves out (importance weights) or lifts rare concept types, positives and negatives alike.
+    ``num_positives``: of the whole batch, where these are only some of its pairs; the losses of its parts then add up.
     """
     y = targets.float()
     positive = -(F.logsigmoid(logits) * y)
     negative = -(F.logsigmoid(-logits) * (1 - y)) * negative_weight
-    total: Tensor = ((positive + negative) * weights).sum() / y.sum().clamp_min(1.0)
+    count = y.sum() if num_positives is None else num_positives
+    total: Tensor = ((positive + negative) * weights).sum() / count.clamp_min(1)
     return total
 
 
 def asymmetric(
-    logits: Tensor, targets: Tensor, weights: Tensor, *, focus: tuple[float, float] = (1.0, 2.0), margin: float = 0.05
+    logits: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    num_positives: Tensor | None = None,
+    *,
+    focus: tuple[float, float] = (1.0, 2.0),
+    margin: float = 0.05,
 ) -> Tensor:
     """DualCoOp's loss (its code's form of Ridnik et al., ICCV 2021), per positive of the batch as in ``weighted_bce``.
 
     With ``p = sigmoid(logit)``: positives ``-(1 - p)^focus[0] log p``, negatives ``-q^focus[1] log(1 - q)`` with
     ``q = max(p - margin, 0)``. The focusing factors carry no gradient; logarithms stop at 1e-6.
     """
-    y = targets.float()
+    count = targets.sum() if num_positives is None else num_positives
     p = torch.sigmoid(logits.float())
     absent = (1 - p + margin).clamp_max(1)
     with torch.no_grad():
         factor = torch.where(targets, (1 - p) ** focus[0], (1 - absent) ** focus[1])
     log = torch.where(targets, p.clamp_min(1e-6).log(), absent.clamp_min(1e-6).log())
-    total: Tensor = -(factor * log * weights).sum() / y.sum().clamp_min(1.0)
+    total: Tensor = -(factor * log * weights).sum() / count.clamp_min(1)
     return total

@@ -44,6 +44,13 @@ def schedule(step: int, *, num_steps: int, num_warmup_steps: int) -> float:
     return 0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
+    """Give every group ``factor`` of its peak; returns the largest rate there is now."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
+    return max(float(group["lr"]) for group in optimizer.param_groups)
+
+
+def learned(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """All parameters that ``optimizer`` moves."""
+    return [p for group in optimizer.param_groups for p in group["params"]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,10 @@ from model.factory import create_baseline_labels, create_clip
 from model.scoring import Scorer
 from model.train.baseline import BaselineNetwork, BaselineTask, evaluate_baseline
 from model.train.fit import FitConfig, figures_by_kind
-from model.train.loop import LoopConfig, console, run
+from model.train.loop import console, run
+from model.train.precision import choose_bf16
+from model.train.processes import processes_of
+from model.train.record import write_metrics
 from model.video.encoder import VideoEncoder
 
 TRAINED: tuple[Method, ...] = ("coop", "dualcoop", "vificlip")
@@ -44,6 +46,8 @@ def fit_baseline(
     """Train (what has something to train), calibrate on validation videos, write ``out/checkpoint`` and
     ``out/metrics.json``. DualCoOp over frames has no label vectors: it gets its metrics, and no checkpoint.
     """
+    processes = processes_of(torch.device(config.device).type)
+    console.quiet = not processes.is_main
     torch.manual_seed(config.seed)
     clip = create_clip(clip_name)
     clip_digest = clip.digest
@@ -58,19 +62,23 @@ def fit_baseline(
     train = World(art_cache, canvas=canvas, sheet=sheet)
     worlds = {"train": train, "val": World(art_cache, canvas=canvas, split="val", sheet=train.sheet)}
     out.mkdir(parents=True, exist_ok=True)
+    frames = torch.zeros(2, video.num_frames, 3, canvas, canvas, dtype=torch.uint8)
+    bf16 = choose_bf16(config.bf16, network, lambda: network.frame_features(frames), config.device, out)
+    config = replace(config, bf16=bf16)
     if method in TRAINED:
         description: dict[str, Any] = {
-            **asdict(config), "video": asdict(video), "baseline": asdict(baseline), "clip": clip_name,
+            **config.settings(), "video": asdict(video), "baseline": asdict(baseline), "clip": clip_name,
             "clip_digest": clip_digest,
         }  # fmt: skip
-        loop = LoopConfig(
-            config.num_joint_steps, num_warmup_steps=min(100, config.num_joint_steps // 10 + 1), evaluate_every=200,
-            bf16=config.bf16,
-        )  # fmt: skip
+        num_warmup_steps = min(100, config.num_joint_steps // 10 + 1)
+        loop = config.loop(
+            config.num_joint_steps, num_warmup_steps=num_warmup_steps, evaluate_every=config.evaluate_every
+        )
         run(BaselineTask(method, network, worlds, config, baseline), loop, out, description)
+    if not processes.is_main:
+        return out / "checkpoint"
     logits, targets = evaluate_baseline(network, worlds["val"], config, config.num_validation_videos)
-    figures = figures_by_kind(logits, targets, worlds["val"])
-    (out / "metrics.json").write_text(json.dumps({"method": method, "validation": figures}, indent=1) + "\n")
+    write_metrics(out, method, figures_by_kind(logits, targets, worlds["val"]))
     if method == "dualcoop" and baseline.places == "frames":
         console.print(f"wrote {out / 'metrics.json'}; with places over frames a label is no vector: no checkpoint")
         return out

@@ -18,8 +18,19 @@ from model.eval.calibration import fit_platt
 from model.eval.metrics import peak_f1
 from model.factory import create_clip, create_label_encoder
 from model.scoring import Scorer
-from model.train.fit import FitConfig, JointTask, LabelTask, choose_alpha, evaluate_network, video_features
-from model.train.loop import LoopConfig, console, run
+from model.train.fit import (
+    VALIDATION_SEED,
+    FitConfig,
+    JointTask,
+    LabelTask,
+    choose_alpha,
+    figures_by_kind,
+    video_features,
+)
+from model.train.loop import console, run
+from model.train.precision import choose_bf16
+from model.train.processes import processes_of
+from model.train.record import write_metrics
 from model.train.run_baseline import fit_baseline
 from model.train.task import OpenVocabularyNetwork
 from model.video.encoder import VideoEncoder
@@ -52,6 +63,8 @@ def main(
             config, video, label, baseline, method=method, clip_name=clip_name, out=out, art_cache=art_cache,
             checkpoint_id=checkpoint_id, store_clip=store_clip, half=half, sheet=sheet,
         )  # fmt: skip
+    processes = processes_of(torch.device(config.device).type)
+    console.quiet = not processes.is_main
     torch.manual_seed(config.seed)
     clip = create_clip(clip_name)
     video_encoder = VideoEncoder(clip.model.visual, video, mean=clip.source.mean, std=clip.source.std)
@@ -65,8 +78,11 @@ def main(
     }
     names = list(train.labels)
     clip_digest = clip.digest
+    frames = torch.zeros(2, video.num_frames, 3, canvas, canvas, dtype=torch.uint8)
+    bf16 = choose_bf16(config.bf16, network, lambda: network.video_features(frames, 0.5), config.device, out)
+    config = replace(config, bf16=bf16)
     description: dict[str, Any] = {
-        **asdict(config),
+        **config.settings(),
         "video": asdict(video),
         "label": asdict(label),
         "clip": clip_name,
@@ -76,21 +92,27 @@ def main(
     console.print(f"LLM states of {len(names)} labels under the starting prefixes")
     states = label_encoder.cache_states(names)
     label_encoder.fit_statistics(states)
-    loop = LoopConfig(config.num_joint_steps, num_warmup_steps=100, evaluate_every=200, bf16=config.bf16)
+    loop = config.loop(config.num_joint_steps, num_warmup_steps=100, evaluate_every=config.evaluate_every)
     run(JointTask(network, worlds, states, config), loop, out, description)
     choose_alpha(network, worlds["val"], states, config)
 
     console.print(f"features of {config.num_cached_videos} training videos")
     cached = video_features(network, train, config.num_cached_videos, config, seed=700_000, alpha=None)
-    loop = LoopConfig(config.num_prefix_steps, num_warmup_steps=5, evaluate_every=10**9, bf16=False)
+    loop = replace(config, bf16=False).loop(config.num_prefix_steps, num_warmup_steps=5, evaluate_every=10**9)
     run(LabelTask("prefix", network, cached=cached, world=train, states=None, config=config), loop, out, description)
     states = label_encoder.cache_states(names)
-    loop = LoopConfig(config.num_label_steps, num_warmup_steps=20, evaluate_every=10**9, bf16=config.bf16)
-    run(LabelTask("label", network, cached=cached, world=train, states=states, config=config), loop, out, description)
-
-    logits, targets = evaluate_network(
-        network, worlds["val"], states, config, num_videos=config.num_validation_videos, alpha=None
+    validation = video_features(
+        network, worlds["val"], config.num_validation_videos, config, seed=VALIDATION_SEED, alpha=None
     )
+    task = LabelTask("label", network, cached=cached, world=train, states=states, config=config, validation=validation)
+    every = max(1, config.num_label_steps // 10)
+    run(task, config.loop(config.num_label_steps, num_warmup_steps=20, evaluate_every=every), out, description)
+    if not processes.is_main:
+        return out / "checkpoint"
+
+    with torch.no_grad():
+        labels = label_encoder.forward_from_states(names, states.to(config.device))
+        logits, targets = network.logits(validation[0], labels).cpu(), validation[1]
     calibration = fit_platt(logits.numpy(), targets.numpy())
     _, best_logit = peak_f1(logits.numpy(), targets.numpy())
     source = replace(clip.source, digest=clip_digest)
@@ -111,5 +133,6 @@ def main(
     )
     folder = out / "checkpoint"
     save_checkpoint(folder, checkpoint, tensors, half=half)
+    write_metrics(out, method, figures_by_kind(logits, targets, worlds["val"]))
     console.print(f"wrote {folder}")
     return folder

@@ -116,7 +116,8 @@ def _field_parameters(kind: type[Any], prefix: str) -> list[inspect.Parameter]:
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     flag = name.replace("_", "-")
-    option = typer.Option(f"--{flag}/--no-{flag}" if annotation is bool else f"--{flag}", show_default=True)
+    is_switch = annotation in (bool, bool | None)
+    option = typer.Option(f"--{flag}/--no-{flag}" if is_switch else f"--{flag}", show_default=True)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, option]
     )
