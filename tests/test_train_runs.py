@@ -151,7 +151,7 @@ def test_two_processes_train_as_one(backbones: Path, tmp_path: Path) -> None:
     assert [(a["stage"], a["step"], a.keys()) for a in ours] == [(a["stage"], a["step"], a.keys()) for a in theirs]
     for a, b in zip(ours, theirs, strict=True):
         for key in ("loss", "gradient_norm"):
-            assert a.get(key, 0.0) == pytest.approx(b.get(key, 0.0), rel=1e-3), (a, b)
+            assert a.get(key, 0.0) == pytest.approx(b.get(key, 0.0), rel=1e-4), (a, b)
     weights = [load_file(tmp_path / name / "checkpoint" / "model.safetensors") for name in ("two", "one")]
     assert weights[0].keys() == weights[1].keys()
     for key in weights[0]:
