@@ -18,6 +18,7 @@ from service.routes.guard import AccessGuard
 from service.routes.middleware import RequestContext
 from service.runtime.life import Runtime
 from service.settings import Settings
+from service.tracing import Traces
 
 _DESCRIPTION = (
     "Video tagging with an open vocabulary. Every path is also served under /v1. Where API keys are in use, send one "
@@ -32,14 +33,18 @@ def create_app(
     classifier: Classifier | None = None,
     on_fatal: Callable[[], None] | None = None,
     draining: Draining | None = None,
+    traces: Traces | None = None,
 ) -> FastAPI:
     """The application; everything is made when its lifespan begins.
 
     ``classifier`` replaces the one that ``settings.model`` names. ``on_fatal`` is called, on another thread, when the
     service can never become ready; without it the service stays up and /readyz says so. ``draining`` is begun by
-    whoever stops the service.
+    whoever stops the service. ``traces`` replaces those that ``settings.traces`` asks for.
+    Raises KeyFileError and TracesUnavailable.
     """
     metrics = Metrics()
+    if traces is None and settings.traces == "otlp":
+        traces = Traces.over_http(version=_version())
     draining = draining or Draining()
     gate = Gate(
         GateOptions(
@@ -63,6 +68,8 @@ def create_app(
             yield
         finally:
             await anyio.to_thread.run_sync(runtime.stop)
+            if traces is not None:
+                await anyio.to_thread.run_sync(traces.close)
 
     def gauge(read: Callable[[Runtime], float]) -> Callable[[], float]:
         return lambda: read(running[0]) if running else 0.0
@@ -92,9 +99,19 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
+        # Its own traces, metrics and logs tell paths, queries and messages of errors to whatever is set up globally.
+        telemetry={
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+            "auto_configure": False,
+        },
     )
     app.add_middleware(AccessGuard, gate=gate)
-    app.add_middleware(RequestContext, metrics=metrics, answered_hosts=settings.answered_hosts(), draining=draining)
+    app.add_middleware(
+        RequestContext, metrics=metrics, answered_hosts=settings.answered_hosts(), draining=draining, traces=traces
+    )
     problems.install(app)
     for router in (labels.router, label_cards.router, classify.router, models.router, health.router, keys.router):
         app.include_router(router)

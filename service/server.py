@@ -15,6 +15,7 @@ from service.app import create_app
 from service.logs import configure_logging
 from service.routes.draining import Draining
 from service.settings import Settings, unknown_variables
+from service.tracing import TracesUnavailable
 
 log = structlog.get_logger("vidlex.server")
 
@@ -37,7 +38,7 @@ def serve(settings: Settings, *, sockets: list[socket.socket] | None = None) -> 
 
     try:
         app = create_app(settings, on_fatal=on_fatal, draining=draining)
-    except KeyFileError as error:
+    except (KeyFileError, TracesUnavailable) as error:
         log.error("refused_to_start", detail=str(error))
         return 1
     if settings.insecure and not settings.on_loopback:

@@ -115,9 +115,10 @@ class Settings(BaseSettings):
         description="when stopping, refuse new requests with an answer for at least so long",
     )
 
-    # logs
+    # logs and traces
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
+    traces: Literal["off", "otlp"] = Field("off", description="otlp: by OpenTelemetry, to where OTEL_* variables say")
 
     @field_validator("data_dir")
     @classmethod

@@ -20,6 +20,7 @@ from model.classifier import Classifier
 from model.dummy import DummyClassifier
 from service.app import create_app
 from service.settings import Settings
+from service.tracing import Traces
 
 # The default prints all local variables of a traceback, which takes a minute.
 structlog.configure(processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer()])
@@ -44,10 +45,15 @@ def settings_for(folder: Path, **changes: Any) -> Settings:
 
 @contextmanager
 def serving(
-    folder: Path, *, classifier: Classifier | None = None, wait: bool = True, **changes: Any
+    folder: Path,
+    *,
+    classifier: Classifier | None = None,
+    wait: bool = True,
+    traces: Traces | None = None,
+    **changes: Any,
 ) -> Iterator[TestClient]:
     """A client of a ready application. Errors come as answers, as over the network."""
-    app = create_app(settings_for(folder, **changes), classifier=classifier or DummyClassifier())
+    app = create_app(settings_for(folder, **changes), classifier=classifier or DummyClassifier(), traces=traces)
     with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as client:
         if wait:
             wait_until(lambda: client.get("/readyz").status_code == 200, "the service is not ready")

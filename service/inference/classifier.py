@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from model.types import FrameBatch
 from service.decode.pool import DecodeJob, DecodePool, too_many_frames
-from service.errors import Overloaded
+from service.errors import Overloaded, VidlexError
 from service.inference.features import FeatureCache, FeatureKey, VideoFeatures
 from service.inference.kept import KeptVideos
 from service.inference.matching import Candidates, Part, compare, rank
@@ -31,6 +31,7 @@ from service.schemas.classify import (
     VideoView,
     WarningView,
 )
+from service.tracing import past_stage, stage
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,10 +114,11 @@ class VideoClassifier:
         self._metrics.feature_lookups.labels("hit" if cached else "miss").inc()
 
         started = time.monotonic()
-        candidates = compare(features.vectors, params, vocabulary)
-        if candidates.revision < (params.min_revision or 0):  # the store was set back meanwhile
-            raise vocabulary.is_behind(candidates.revision)
-        labels = rank(candidates, features.parts, params, facts)
+        with stage("match", cached=cached):
+            candidates = compare(features.vectors, params, vocabulary)
+            if candidates.revision < (params.min_revision or 0):  # the store was set back meanwhile
+                raise vocabulary.is_behind(candidates.revision)
+            labels = rank(candidates, features.parts, params, facts)
         match_seconds = time.monotonic() - started
         self._metrics.observe("match", match_seconds)
 
@@ -155,14 +157,21 @@ class VideoClassifier:
     def _encode(self, work: _Work, vocabulary: Vocabulary, times: _Times) -> VideoFeatures:
         """Decode and encode; says in ``times`` what took how long."""
         started = time.monotonic()
-        batch, stretches = self._decode(work)
+        with stage("decode"):
+            batch, stretches = self._decode(work)
         times.decode_seconds = time.monotonic() - started
         self._metrics.observe("decode", times.decode_seconds)
-        encoded = vocabulary.engine.encode_videos(
-            [stretch.frames for stretch in stretches],
-            timeout_seconds=work.deadline - time.monotonic(),
-            cancelled=work.cancelled,
-        )
+        queued = time.monotonic()
+        try:
+            encoded = vocabulary.engine.encode_videos(
+                [stretch.frames for stretch in stretches],
+                timeout_seconds=work.deadline - time.monotonic(),
+                cancelled=work.cancelled,
+            )
+        except VidlexError as error:
+            where = "queue" if isinstance(error, Overloaded) else "encode"
+            past_stage(where, queued, time.monotonic() - queued, error)
+            raise
         times.queue_seconds = max(e.queue_seconds for e in encoded)
         times.encode_seconds = max(e.encode_seconds for e in encoded)
         if len(encoded) > 1:  # parts went through one after another: the time from the first to the last
@@ -170,6 +179,9 @@ class VideoClassifier:
             times.queue_seconds = min(e.queue_seconds for e in encoded)
         self._metrics.observe("queue", times.queue_seconds)
         self._metrics.observe("encode", times.encode_seconds)
+        past_stage("queue", queued, times.queue_seconds)
+        num_frames = sum(len(stretch.frames) for stretch in stretches)
+        past_stage("encode", queued + times.queue_seconds, times.encode_seconds, frames=num_frames)
         if work.params.aggregate_by == "video":
             self._kept.add(vocabulary.namespace, work.sha256, batch.frames)
         return VideoFeatures(

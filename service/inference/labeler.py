@@ -19,6 +19,7 @@ from service.labels.records import Label, LabelChanges, NewLabel, Unset, clean
 from service.labels.requests import Ticket
 from service.labels.store import IfMatch, LabelStore, check_match
 from service.labels.sync import IndexSync
+from service.tracing import stage
 
 log = structlog.get_logger("vidlex.labels")
 
@@ -208,7 +209,10 @@ class Labeler:
         """
         found: dict[str, LabelResult] = dict(self._kept.get(names))
         rest = [name for name in dict.fromkeys(names) if name not in found]
-        new = dict(zip(rest, self._engine.encode_labels(rest, timeout_seconds=self._timeout_seconds), strict=True))
+        if not rest:
+            return [found[name] for name in names]
+        with stage("encode_labels", labels=len(rest)):
+            new = dict(zip(rest, self._engine.encode_labels(rest, timeout_seconds=self._timeout_seconds), strict=True))
         self._kept.put({name: x for name, x in new.items() if not isinstance(x, VidlexError)})
         found.update(new)
         return [found[name] for name in names]

@@ -19,6 +19,7 @@ from service.routes.context import Context, client_of, context_of, namespace_of,
 from service.routes.uploads import Upload
 from service.schemas.base import ProblemView, validate
 from service.schemas.classify import ClassificationView, ClassifyParams
+from service.tracing import past_stage
 
 router = APIRouter(tags=["classify"], responses={"default": {"model": ProblemView, "description": "problem+json"}})
 
@@ -64,7 +65,9 @@ async def classify(request: Request, deadline_ms: Deadline = None) -> Response:
         async with context.spool.receive(request) as upload:
             params = validate(ClassifyParams, {} if upload.params is None else upload.params)
             context.metrics.upload_bytes.inc(upload.num_bytes)
-            context.metrics.observe("upload", monotonic() - started)
+            seconds = monotonic() - started
+            context.metrics.observe("upload", seconds)
+            past_stage("upload", started, seconds, bytes=upload.num_bytes)
             deadlines = [ms for ms in (deadline_ms, params.deadline_ms) if ms is not None]
             wait_seconds = context.request_timeout_seconds
             if deadlines:

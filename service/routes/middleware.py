@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from contextlib import ExitStack
 from time import monotonic
 
 import structlog
@@ -15,6 +16,7 @@ from service.metrics import Metrics
 from service.routes.draining import Draining
 from service.routes.guard import bare_path, drop_body
 from service.routes.problems import CODE_KEY, error_response, internal_error_response
+from service.tracing import RequestSpan, Traces
 
 log = structlog.get_logger("vidlex.access")
 
@@ -36,12 +38,18 @@ class RequestContext:
     """Outermost middleware, plain ASGI: it must neither buffer nor hide the body's stream."""
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, answered_hosts: frozenset[str] | None, draining: Draining
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        answered_hosts: frozenset[str] | None,
+        draining: Draining,
+        traces: Traces | None = None,
     ) -> None:
         self._app = app
         self._draining = draining
         self._metrics = metrics
         self._hosts = answered_hosts
+        self._traces = traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -52,6 +60,7 @@ class RequestContext:
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
         scope["vidlex_request_id"] = request_id
+        quiet = bare_path(scope["path"]) in _QUIET_ROUTES
         status = 0
 
         async def send_with_headers(message: Message) -> None:
@@ -67,10 +76,17 @@ class RequestContext:
                     answer["Connection"] = "close"
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        with ExitStack() as around:
+            span = None
+            if self._traces is not None and not quiet:
+                span = around.enter_context(self._traces.request(headers, _method_of(scope), request_id))
+            logged = (
+                {"request_id": request_id} if span is None else {"request_id": request_id, "trace_id": span.trace_id}
+            )
+            around.enter_context(structlog.contextvars.bound_contextvars(**logged))
             try:
                 self._check_origin(headers, scope["method"])
-                if bare_path(scope["path"]) in _QUIET_ROUTES:
+                if quiet:
                     await self._app(scope, receive, send_with_headers)
                 else:
                     with self._draining.accept():
@@ -84,7 +100,7 @@ class RequestContext:
                     raise  # half an answer is out: only breaking the connection tells the client
                 await internal_error_response(request_id)(scope, receive, send_with_headers)
             finally:
-                self._finish(scope, status, monotonic() - started)
+                self._finish(scope, status, monotonic() - started, span)
 
     def _check_origin(self, headers: Headers, method: str) -> None:
         """Keep foreign web pages out: on loopback no key may be asked for, and a browser reaches it."""
@@ -94,9 +110,11 @@ class RequestContext:
         if method not in _SAFE_METHODS and headers.get("sec-fetch-site") == "cross-site":
             raise Forbidden("Requests from web pages of other sites are not allowed")
 
-    def _finish(self, scope: Scope, status: int, seconds: float) -> None:
+    def _finish(self, scope: Scope, status: int, seconds: float, span: RequestSpan | None) -> None:
         route = route_of(scope)
-        method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "PATCH", "DELETE") else "OTHER"
+        method = _method_of(scope)
+        if span is not None:
+            span.tell(method, route, status or 499, scope.get(CODE_KEY))
         self._metrics.requests.labels(method, route, str(status or 499)).inc()
         self._metrics.request_seconds.labels(route).observe(seconds)
         if (code := scope.get(CODE_KEY)) is not None:
@@ -105,6 +123,11 @@ class RequestContext:
             log.info(
                 "request", method=scope["method"], path=scope["path"], status=status or 499, ms=round(seconds * 1000)
             )
+
+
+def _method_of(scope: Scope) -> str:
+    """One of a few, as ``route_of``."""
+    return scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "PATCH", "DELETE") else "OTHER"
 
 
 def route_of(scope: Scope) -> str:
