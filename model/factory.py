@@ -199,6 +199,16 @@ class TorchClassifier:
         return dict(self.facts)
 
 
+def list_devices(wanted: str) -> list[str]:
+    """What VIDLEX_DEVICE names: ``cuda:all`` is each GPU, a list has commas. Raises ValueError if there is no GPU."""
+    if wanted != "cuda:all":
+        return wanted.split(",")
+    found = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    if not found:
+        raise ValueError("cuda:all is asked for, and there is no GPU")
+    return found
+
+
 def load_classifier(spec: str, *, device: str = "auto", precision: Precision = "float32") -> Classifier:
     """``dummy``, a zoo name, a checkpoint folder, or ``open_clip:NAME`` zero-shot (frame mean, class-name prompts;
     ``open_clip+imagenet:NAME`` and its like choose the prompts, ``open_clip+llm:NAME`` has an LLM list attributes).

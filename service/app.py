@@ -88,6 +88,7 @@ def create_app(
     )
     metrics.gauge("vidlex_revision", "Revision of the default namespace", gauge(lambda r: r.revision))
     metrics.gauge("vidlex_encoder_works", "1 when the last forward pass worked", gauge(lambda r: r.encoder_works))
+    metrics.gauge("vidlex_devices_working", "Devices that encode", gauge(lambda r: r.devices_working))
     metrics.counter("vidlex_decode_restarts", "Decode processes replaced", gauge(lambda r: r.pool.num_restarts))
     metrics.gauge("vidlex_ready", "1 when /readyz says ready", gauge(lambda r: r.readiness().status == "ready"))
 

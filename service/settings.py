@@ -68,7 +68,11 @@ class Settings(BaseSettings):
     )
     keep_videos: int = Field(16, ge=0, description="frames of the last videos, to compare models on; in memory only")
     keep_video_bytes: int = Field(256 * 2**20, ge=0, description="all kept frames together")
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|mps|cuda|cuda:all|cpu(,cpu)*|cuda:\d+(,cuda:\d+)*)$",
+        description="cuda:all or a list such as cuda:0,cuda:1: each device has a copy of the model",
+    )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the video encoder; auto: the fastest that is verified against float32 at the start"
     )

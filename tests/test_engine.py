@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from model.dummy import DummyClassifier
 from service.errors import EncodeFailed, LabelTextInvalid, Overloaded
-from service.inference.engine import Engine, EngineLimits
+from service.inference.engine import Engine
+from service.inference.work import EngineLimits
 
 SIDE = 32
 
@@ -52,7 +53,7 @@ class Held(DummyClassifier):
 
 @contextmanager
 def running(classifier: DummyClassifier, limits: EngineLimits | None = None) -> Iterator[Engine]:
-    engine = Engine(classifier, limits or EngineLimits())
+    engine = Engine([classifier], limits or EngineLimits())
     engine.start()
     try:
         wait_until(lambda: engine.healthy)
@@ -166,7 +167,7 @@ def test_slow_labels_take_short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     fast, slow = Held(), Slow()
     with running(fast) as engine:
         engine.encode_labels([f"label {i}" for i in range(70)])
-    monkeypatch.setattr("service.inference.engine.LABEL_STEP_SECONDS", 0.01)
+    monkeypatch.setattr("service.inference.owner.LABEL_STEP_SECONDS", 0.01)
     with running(slow) as engine:
         engine.encode_labels([f"label {i}" for i in range(12)])
     assert slow.calls[0] == fast.calls[0] == "labels:4"
@@ -256,7 +257,7 @@ def test_a_classifier_that_never_works_is_not_healthy() -> None:
         def encode_video(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
             raise RuntimeError("no device")
 
-    engine = Engine(Broken())
+    engine = Engine([Broken()])
     engine.start()
     try:
         with pytest.raises(EncodeFailed):
@@ -267,7 +268,7 @@ def test_a_classifier_that_never_works_is_not_healthy() -> None:
 
 
 def test_close_ends_the_thread_and_refuses_work() -> None:
-    engine = Engine(DummyClassifier())
+    engine = Engine([DummyClassifier()])
     engine.start()
     engine.close()
     assert not engine.alive

@@ -71,7 +71,7 @@ def test_a_model_that_cannot_be_loaded_is_fatal_and_told(tmp_path: Path, monkeyp
     def fail(*_: object) -> None:
         raise RuntimeError("no such weights at /home/x")
 
-    monkeypatch.setattr(Runtime, "_load_model", fail)
+    monkeypatch.setattr(Runtime, "_load_copies", fail)
     fatal = threading.Event()
     app = create_app(settings_for(tmp_path), on_fatal=fatal.set)
     with TestClient(app, base_url="http://localhost") as client:
@@ -309,8 +309,8 @@ def test_an_idle_encoder_is_tried_when_somebody_asks(tmp_path: Path, monkeypatch
                 raise RuntimeError("the device is gone")
             return super().encode_video(frames)
 
-    monkeypatch.setattr("service.inference.engine.CHECK_SECONDS", 0.2)
-    monkeypatch.setattr("service.inference.engine.PROBE_SECONDS", 0.2)
+    monkeypatch.setattr("service.inference.owner.CHECK_SECONDS", 0.2)
+    monkeypatch.setattr("service.inference.owner.PROBE_SECONDS", 0.2)
     classifier = Breaks()
     with serving(tmp_path, classifier=classifier) as client:
         num_passes = len(classifier.num_frames_seen)
@@ -326,8 +326,8 @@ def test_an_idle_encoder_is_tried_when_somebody_asks(tmp_path: Path, monkeypatch
 
 
 def test_a_pass_that_does_not_come_back_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.inference.engine.STUCK_SECONDS", 0.3)
-    monkeypatch.setattr("service.inference.engine.CHECK_SECONDS", 0.1)
+    monkeypatch.setattr("service.inference.owner.STUCK_SECONDS", 0.3)
+    monkeypatch.setattr("service.inference.owner.CHECK_SECONDS", 0.1)
     classifier = Gated()
     classifier.gate.set()
     with serving(tmp_path, classifier=classifier) as client:

@@ -158,8 +158,10 @@ def test_what_was_encoded_before_a_crash_is_not_encoded_again(tmp_path: Path, mo
             encoded.extend(names)
             return super().encode_labels(names)
 
-    load = Runtime._load_model
-    monkeypatch.setattr(Runtime, "_load_model", lambda self, spec: Slow(2) if spec == "dummy:2" else load(self, spec))
+    load = Runtime._load_copies
+    monkeypatch.setattr(
+        Runtime, "_load_copies", lambda self, spec: [Slow(2)] if spec == "dummy:2" else load(self, spec)
+    )
     monkeypatch.setattr("service.inference.filler._PART_LABELS", 5)
     names = [f"label {n}" for n in range(40)]
     with two_models(tmp_path, max_batch_labels=5) as client:

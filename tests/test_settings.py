@@ -47,6 +47,8 @@ def test_empty_variable_means_not_given(monkeypatch: pytest.MonkeyPatch) -> None
         ("VIDLEX_PORT", "many"),
         ("VIDLEX_MAX_UPLOAD_BYTES", "0"),
         ("VIDLEX_DEVICE", "toaster"),
+        ("VIDLEX_DEVICE", "cpu,cuda:0"),
+        ("VIDLEX_DEVICE", "cuda:0,"),
         ("VIDLEX_NAMESPACE", "Not Allowed"),
         ("VIDLEX_LOG_LEVEL", "loud"),
         ("VIDLEX_ALLOWED_HOSTS", "not json"),
@@ -56,6 +58,11 @@ def test_a_wrong_value_names_its_variable(monkeypatch: pytest.MonkeyPatch, name:
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match=name if name != "VIDLEX_ALLOWED_HOSTS" else "(?i)allowed_hosts"):
         load_settings()
+
+
+@pytest.mark.parametrize("value", ["auto", "cpu,cpu", "cuda", "cuda:1", "cuda:all", "cuda:0,cuda:1,cuda:3"])
+def test_devices_may_be_several(value: str) -> None:
+    assert load_settings(device=value).device == value
 
 
 def test_several_wrong_values_are_told_together(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from model.video.fast import FastVideoEncoder
 
 _MAX_SHAPES = 8
 _WARM_UPS = 3
+_RECORDING = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +63,7 @@ class GraphedVideoEncoder:
                     self._encoder.encode_video(still)
             torch.cuda.current_stream(device).wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # Of this thread alone: that of another GPU goes on meanwhile, and one capture comes after the other.
+            with _RECORDING, torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 features = self._encoder.encode_video(still)
         return _Graph(graph, still, features)

@@ -121,12 +121,15 @@ def _device(settings: Settings) -> Iterator[Finding]:
 
     wanted = settings.device
     if torch.cuda.is_available():
-        index = torch.device(wanted).index or 0 if wanted.startswith("cuda") else 0
-        if index >= torch.cuda.device_count():
-            yield Finding("device", "missing", f"{wanted} is asked for, there are {torch.cuda.device_count()} GPUs")
-            return
-        properties = torch.cuda.get_device_properties(index)
-        yield Finding("device", "ok", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB (cuda:{index})")
+        from model.factory import list_devices
+
+        for place in list_devices(wanted):
+            index = torch.device(place).index or 0 if place.startswith("cuda") else 0
+            if index >= torch.cuda.device_count():
+                yield Finding("device", "missing", f"{place} is asked for, there are {torch.cuda.device_count()} GPUs")
+                continue
+            found = torch.cuda.get_device_properties(index)
+            yield Finding("device", "ok", f"{found.name}, {found.total_memory / 2**30:.0f} GiB (cuda:{index})")
     elif wanted.startswith("cuda") or (wanted == "mps" and not torch.backends.mps.is_available()):
         yield Finding("device", "missing", f"VIDLEX_DEVICE is {wanted}, but this machine has no such device")
     else:

@@ -57,7 +57,7 @@ def _measure(
 ) -> dict[str, Any]:
     from model.data.dataset import read_facts, read_labels
     from model.eval.evaluate import label_table, official, report, score
-    from model.factory import load_classifier
+    from model.factory import list_devices, load_classifier
 
     try:
         path = labels or manifest.parent / "labels.json"
@@ -67,7 +67,7 @@ def _measure(
         facts = read_facts(manifest.parent)
         kinds = {name: text.kind for name, text in texts.items() if text.kind is not None}
         with progress("loading the model", total=None) as bar:
-            classifier = load_classifier(model, device=device)
+            classifier = load_classifier(model, device=list_devices(device)[0])
             bar.update(bar.task_ids[0], description="encoding the labels")
             scores = score(
                 classifier,

@@ -30,7 +30,9 @@ def serve(
         str | None,
         typer.Option(help="Zoo name, checkpoint folder or open_clip:NAME/WEIGHTS (VIDLEX_MODEL, emoji-small)."),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 ... (VIDLEX_DEVICE, auto).")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, cuda:1, cuda:all ... (VIDLEX_DEVICE, auto).")
+    ] = None,
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="No API keys: let everybody in (VIDLEX_INSECURE).")
     ] = None,

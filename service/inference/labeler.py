@@ -12,8 +12,9 @@ import structlog
 from numpy.typing import NDArray
 
 from service.errors import LabelExists, LabelTextInvalid, VidlexError
-from service.inference.engine import Engine, LabelResult
+from service.inference.engine import Engine
 from service.inference.label_cache import KeptLabels
+from service.inference.owner import LabelResult
 from service.labels.names import display_name
 from service.labels.records import Label, LabelChanges, NewLabel, Unset, clean
 from service.labels.requests import Ticket

@@ -160,7 +160,7 @@ class Runtime:
         while not model.engine.healthy:
             self._pause(0.02)
             if not model.engine.alive:
-                raise RuntimeError("the engine's thread has ended")
+                raise RuntimeError("the engine's threads have ended")
         models = self._models = Models(self._settings.model, catalogue, self._load)
         self._undo(models.close)
         self._database.when_it_answers(lambda: models.start(model))
@@ -191,28 +191,31 @@ class Runtime:
             return pointer.served.spec
         return self._settings.model
 
-    def _load_model(self, spec: str) -> Classifier:
+    def _load_copies(self, spec: str) -> list[Classifier]:
+        """The model once for each device."""
         if self._given_classifier is not None and spec == self._settings.model:
-            return self._given_classifier
-        dummy = create_dummy(spec)
-        if dummy is not None:
-            return dummy
+            return [self._given_classifier]
+        dummies = [create_dummy(spec) for _ in self._settings.device.split(",")]
+        if dummies[0] is not None:
+            return [dummy for dummy in dummies if dummy is not None]
         # Imported here because torch takes seconds to load: the service listens and answers /livez meanwhile.
-        from model.factory import load_classifier
+        from model.factory import list_devices, load_classifier
 
-        return load_classifier(spec, device=self._settings.device, precision=self._settings.precision)
+        devices = list_devices(self._settings.device)
+        return [load_classifier(spec, device=device, precision=self._settings.precision) for device in devices]
 
     def _load(self, spec: str) -> ServedModel:
         """The model with an engine of its own, started."""
-        classifier = self._load_model(spec)
-        engine = Engine(classifier, engine_limits(self._settings), on_batch=self._metrics.on_batch)
+        copies = self._load_copies(spec)
+        classifier = copies[0]
+        engine = Engine(copies, engine_limits(self._settings), on_batch=self._metrics.on_batch)
         limits = served_limits(self._settings)
         model = ServedModel(classifier, engine, self._database.store, self.label_cache, limits, spec=spec)
         log.info(
             "model_loaded",
             model=model.facts.id,
             fingerprint=model.facts.fingerprint,
-            device=classifier.device,
+            device=",".join(copy.device for copy in copies),
             encoder=classifier.info().get("encoder"),
         )
         model.start()
@@ -256,6 +259,10 @@ class Runtime:
     @property
     def encoder_works(self) -> bool:
         return self.served is not None and self.served.engine.healthy
+
+    @property
+    def devices_working(self) -> int:
+        return 0 if self.served is None else sum(state == "works" for _, state in self.served.engine.states)
 
     @property
     def revision(self) -> int:

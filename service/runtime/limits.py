@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from model.video.limits import DecodeLimits
 from service.decode.pool import PoolLimits
-from service.inference.engine import EngineLimits
 from service.inference.served import ServedLimits
+from service.inference.work import EngineLimits
 from service.routes.uploads import UploadLimits
 from service.settings import Settings
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from service.inference.engine import Engine
+from service.inference.owner import OwnerState
 from service.inference.served import ModelFacts, ServedModel, Vocabulary
 from service.labels.approximate import RECALL_AT
 from service.schemas.health import CheckView, ReadyView
@@ -41,7 +42,7 @@ def readiness(state: State) -> ReadyView:
         "model": _check(facts is not None, _model(facts), "not loaded yet"),
         "encoder": _check(
             engine is not None and engine.healthy,
-            "the last forward pass worked",
+            _working(engine),
             _trouble(engine),
         ),
         "index": _check(
@@ -73,10 +74,27 @@ def _model(facts: ModelFacts | None) -> str:
     return "" if facts is None else f"{facts.id} {facts.encoder}".rstrip()
 
 
+_STATES: dict[OwnerState, str] = {
+    "works": "the last forward pass worked",
+    "fails": "the last forward pass failed",
+    "hangs": "a forward pass does not come back",
+    "ended": "not running",
+}
+
+
+def _working(engine: Engine | None) -> str:
+    """Some device works; those that do not are named."""
+    states = [] if engine is None else engine.states
+    if len(states) < 2:
+        return _STATES["works"]
+    bad = [f"; {device} is out: {_STATES[state]}" for device, state in states if state != "works"]
+    return f"{len(states) - len(bad)} of {len(states)} devices work{''.join(bad)}"
+
+
 def _trouble(engine: Engine | None) -> str:
     if engine is None or not engine.alive:
-        return "not running"
-    return "a forward pass does not come back" if engine.stuck else "the last forward pass failed"
+        return _STATES["ended"]
+    return _STATES["hangs" if all(state == "hangs" for _, state in engine.states) else "fails"]
 
 
 def _check(ok: bool, good: str, bad: str) -> CheckView:
