@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from model.data.emoji.assets import SPRITE_SIZE, SpriteSheet
-from model.data.emoji.vocabulary import Noun
+from model.data.emoji.nouns import Noun
 
 
 def tiny_sheet() -> SpriteSheet:

@@ -12,11 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from model.data.emoji.assets import ArtPackage, ArtUnavailable, fetch_package, load_sheet
+from model.data.emoji.assets import ArtPackage, ArtUnavailable, SpriteSheet, fetch_package, load_sheet
+from model.data.emoji.keywords import emoji_of, not_too_common, visible_keywords
 from model.data.emoji.motion import STILL, Pose, sample_pose
+from model.data.emoji.nouns import Noun, build_nouns, noun_name
+from model.data.emoji.protocol import COLUMNS, Protocol, pair_name
 from model.data.emoji.render import render
 from model.data.emoji.scenes import scene_bank
-from model.data.emoji.vocabulary import ACTIONS, SCENES, build_nouns
+from model.data.emoji.vocabulary import ACTION_WORDS, ACTIONS, HELD_OUT_ACTIONS, SCENE_WORDS, SCENES
 from model.data.emoji.world import World
 from model.data.emoji.writer import write_mp4
 from tests.art import tiny_sheet
@@ -36,29 +39,39 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(world: World)
     assert a.frames.shape == (4, 5, 3, 48, 48) and a.frames.dtype == torch.uint8
 
 
-def test_labels_are_the_nouns_their_hypernyms_one_scene_and_the_actions(world: World) -> None:
+def test_labels_are_what_is_shown_and_other_words_for_it(world: World) -> None:
     sample = world.videos(64, 2, world.generator(0))
     nouns = {noun.name: noun for noun in world.sheet.nouns}
-    for row, drawn in zip(sample.targets, sample.nouns, strict=True):
+    kinds = world.kinds()
+    for row, drawn, moving in zip(sample.targets, sample.nouns, sample.actions, strict=True):
         names = {world.labels[i] for i in row.nonzero()[:, 0].tolist()}
+        of = {kind: {name for name in names if kinds[name] == kind} for kind in set(kinds.values())}
         expected = {world.sheet.nouns[i].name for i in drawn.tolist() if i >= 0}
-        assert names & set(nouns) == expected
-        assert names & {"toy", "shape"} == {h for n in expected for h in nouns[n].hypernyms}
-        assert len(names & set(SCENES)) == 1
-        assert len(names & set(ACTIONS)) <= 2
+        assert of["noun"] == expected
+        assert of["hypernym"] == {h for n in expected for h in nouns[n].hypernyms}
+        assert len(of["scene"] & set(SCENES)) == 1
+        actions = {ACTIONS[i] for i in moving.tolist() if i >= 0}
+        assert of["action"] == {w for a in actions for w in (a, *ACTION_WORDS[a][0])}
+        shown = {
+            (world.sheet.nouns[n].name, ACTIONS[a])
+            for n, a in zip(drawn.tolist(), moving.tolist(), strict=True)
+            if a >= 0
+        }
+        assert of["pair"] == {pair_name(pair) for pair in shown & set(world.protocol.train_pairs)}
     assert (sample.nouns[:, 1] == -1).any() and (sample.nouns[:, 1] >= 0).any()
 
 
 def test_pictures_have_no_action(world: World) -> None:
-    targets = world.pictures(64, world.generator(0)).targets
-    assert not targets[:, -len(ACTIONS) :].any()
+    sample = world.pictures(64, world.generator(0))
+    actions = torch.tensor([kind in ("action", "pair") for kind in world.kinds().values()])
+    assert not sample.targets[:, actions].any() and (sample.actions == -1).all()
 
 
 def test_every_label_occurs_and_has_a_kind(world: World) -> None:
-    targets = world.videos(400, 1, world.generator(1)).targets
+    targets = world.videos(1500, 1, world.generator(1)).targets
     assert targets.any(dim=0).all()
-    assert set(world.kinds()) == set(world.labels)
-    assert set(world.kinds().values()) == {"noun", "hypernym", "scene", "action"}
+    assert tuple(world.kinds()) == world.labels
+    assert set(world.kinds().values()) == {"noun", "hypernym", "scene", "action", "pair"}
 
 
 def poses(action: str, t: int = 24) -> Pose:
@@ -84,9 +97,26 @@ def test_motions_are_what_they_are_called() -> None:
     assert (poses("bouncing").y.std(dim=1) > 0.05).all()
     assert (poses("shaking").x.diff(dim=1).abs().mean(dim=1) > 0.02).all()
     assert (poses("circling").x.std(dim=1) > 0.1).all() and (poses("circling").y.std(dim=1) > 0.1).all()
+    assert (change(poses("fading in").alpha) > 0.5).all() and (change(poses("fading out").alpha) < -0.5).all()
+    assert (change(poses("appearing").alpha) == 1).all() and (change(poses("disappearing").alpha) == -1).all()
+    assert (change(poses("stretching").stretch) > 0.5).all()
+    assert ((poses("flipping").stretch < 0).any(dim=1) & (poses("flipping").stretch > 0).any(dim=1)).all()
+    returned = poses("turning back").x
+    assert (change(returned).abs() < 0.1).all() and (returned.std(dim=1) > 0.1).all()
+    halted = poses("stopping").x
+    assert (change(halted).abs() > 0.3).all() and (halted[:, -4:].std(dim=1) < 1e-6).all()
+    for name, turns in (("rolling", "x"), ("tumbling", "y")):
+        assert (change(getattr(poses(name), turns)).abs() > 0.5).all() and (change(poses(name).angle).abs() > 3).all()
     still = poses("still")
-    for value in (still.x, still.y, still.size, still.angle, still.alpha):
+    for value in (still.x, still.y, still.size, still.angle, still.alpha, still.stretch):
         assert torch.equal(value, value[:, :1].expand_as(value))
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_every_action_changes_something_over_time(action: str) -> None:
+    pose = poses(action)
+    curves = (pose.x, pose.y, pose.size, pose.angle, pose.alpha, pose.stretch)
+    assert sum(float(curve.std(dim=1).mean()) for curve in curves) > 0.02
 
 
 def test_one_frame_tells_little_of_direction() -> None:
@@ -100,7 +130,7 @@ def test_rendering_by_hand() -> None:
     """A white square sprite of half the canvas' side, turned by 0, covers the middle quarter and nothing else."""
     layers = torch.full((1, 1, 4, 8, 8), 255, dtype=torch.uint8)
     one = torch.ones(1, 1, 2)
-    pose = Pose(0 * one, 0 * one, 0.5 * one, 0 * one, torch.tensor([[[1.0, 0.0]]]))
+    pose = Pose(0 * one, 0 * one, 0.5 * one, 0 * one, torch.tensor([[[1.0, 0.0]]]), one)
     frames = render(torch.zeros(1, 3, 16, 16, dtype=torch.uint8), layers, pose)
     expected = torch.zeros(16, 16)
     expected[4:12, 4:12] = 255
@@ -152,10 +182,17 @@ def test_nouns_come_from_the_category_tree() -> None:
         row("SLICE OF PIZZA", "food-prepared", 3),
         row("PAW PRINTS", "animal-mammal", 4),
         row("GRINNING FACE", "face-smiling", 5),
+        row("WOMAN FARMER", "person-role", 7),
+        row("FARMER", "person-role", 8),
         row("CAT", "animal-mammal", 6, drawn=False),
     ]
     nouns = build_nouns(rows, ["a"])
-    assert [(n.name, n.images) for n in nouns] == [("dog", ("1.png", "2.png")), ("pizza", ("3.png",))]
+    assert [(n.name, n.images) for n in nouns] == [
+        ("dog", ("1.png", "2.png")),
+        ("farmer", ("7.png", "8.png")),
+        ("paw prints", ("4.png",)),
+        ("pizza", ("3.png",)),
+    ]
     assert nouns[0].hypernyms == ("animal", "mammal")
     with pytest.raises(ValueError, match="no usable emoji"):
         build_nouns(rows[4:5], ["a"])
@@ -178,7 +215,7 @@ def _package(folder: Path) -> ArtPackage:
 
 
 def test_sprites_are_read_from_the_tarball(tmp_path: Path) -> None:
-    sheet = load_sheet(tmp_path, [_package(tmp_path)])
+    sheet = load_sheet(tmp_path, [_package(tmp_path)], vectors=None, keywords=None)
     assert [n.name for n in sheet.nouns] == ["dog"]
     assert sheet.sprites.shape == (1, 1, 4, 64, 64) and (sheet.sprites == 200).all()
 
@@ -188,3 +225,66 @@ def test_changed_art_is_refused(tmp_path: Path) -> None:
     (tmp_path / "art-1.0.tgz").write_bytes(b"something else")
     with pytest.raises(ArtUnavailable, match="delete it"):
         fetch_package(package, tmp_path)
+
+
+def test_keywords_are_plain_new_words_that_can_be_seen() -> None:
+    words = ["puppy", "dog", "dogs", "animal", "love", "pet", "dog face", "C3PO", "puppy", "x" * 30, "guide dog"]
+    assert visible_keywords(words, known=frozenset({"dog", "animal"})) == ("puppy", "pet", "guide dog")
+    assert emoji_of("1f468-200d-1f33e.png") == "\U0001f468\u200d\U0001f33e"
+    common = {f"noun {i}": ["everywhere", f"word {i}"] for i in range(20)}
+    assert not_too_common(common)["noun 3"] == ("word 3",)
+
+
+def many_nouns() -> list[Noun]:
+    """200 nouns of made-up syllables, each with two keywords of its own."""
+    names = [
+        f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in ("ram", "lop", "tix", "zun", "vok", "mip", "hab", "cud")
+    ]
+    return [Noun(name, ("thing",), (f"{name}.png",), (f"{name}ish", f"old{name}")) for name in names]
+
+
+def test_what_is_unseen_is_in_no_text_of_any_training() -> None:
+    protocol = Protocol(many_nouns())
+    training = protocol.training_texts()
+    read = {word for text in training for word in text.split()}
+    assert 5 < len(protocol.unseen_nouns) < 60 and len(protocol.unseen_keywords) > 30
+    unseen = protocol.unseen_texts()
+    fine_tuning = set(protocol.column("seen").labels)
+    for texts in unseen.values():
+        assert not set(texts) & fine_tuning
+    for kind in ("keywords", "actions"):  # not one of their words
+        assert not {word for text in unseen[kind] for word in text.split()} & read
+    for kind in ("words for scenes", "words for actions"):  # as a whole, and with a word of its own
+        for text in unseen[kind]:
+            assert text not in training and set(text.split()) - read, text
+    for pair in unseen["pairs"]:
+        assert pair not in training
+
+
+def test_columns_show_and_name_what_they_promise(tmp_path: Path) -> None:
+    nouns = tuple(many_nouns())
+    tiny = tiny_sheet()
+    owner = torch.arange(len(nouns))
+    sprites = tiny.sprites[:, :1].expand(2, len(nouns), 4, 64, 64)
+    sheet = SpriteSheet(nouns, ("one", "openmoji"), sprites, owner)
+    protocol = Protocol(nouns)
+    index = {noun.name: i for i, noun in enumerate(nouns)}
+    hidden = {index[name] for name in protocol.unseen_nouns}
+    held_out = {ACTIONS.index(name) for name in HELD_OUT_ACTIONS}
+    rare = {(index[noun], ACTIONS.index(action)) for noun, action in protocol.rare_pairs}
+    shown = {}
+    for part in ("pretrain", *COLUMNS):
+        world = World(tmp_path, canvas=32, part=part, split="test", sheet=sheet)
+        sample = world.videos(600, 1, world.generator(0))
+        pairs = set(zip(sample.nouns.flatten().tolist(), sample.actions.flatten().tolist(), strict=True))
+        shown[part] = {n for n, _ in pairs}, {a for _, a in pairs}, pairs
+        assert sample.targets.any(dim=0).float().mean() > 0.5
+        bright = sample.frames[..., 0, :, :].amax(dim=(-1, -2)).float()
+        assert bright.shape == (600, 1)
+        assert world.styles.tolist() == ([1] if part == "unseen_style" else [0])
+    assert not shown["seen"][0] & hidden and not shown["seen"][1] & held_out and not shown["seen"][2] & rare
+    assert shown["unseen_words"][0] & hidden and shown["pretrain"][0] & hidden
+    assert shown["unseen_actions"][1] >= held_out and not shown["unseen_actions"][0] & hidden
+    assert len(shown["rare_pairs"][2] & rare) > len(rare) / 2
+    assert not set(SCENE_WORDS["beach"][1]) & set(protocol.column("seen").labels)
+    assert noun_name("MAN FARMER") == "farmer" and noun_name("COW FACE") == "cow"

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.data.emoji.assets import SpriteSheet, load_sheet
-from model.data.emoji.vocabulary import ACTIONS
 from model.data.emoji.world import Sample, World
+from model.factory import create_clip
 from model.text.clip_text import ClipText
 from model.train.export import write_open_clip_folder
 from model.train.loop import LoopConfig, console, run
@@ -58,6 +58,8 @@ class PretrainConfig:
     bf16: bool = True
     device: str = "cpu"
     seed: int = 0
+    start: str = ""
+    """An open_clip model of this architecture to go on from (``local-dir:<folder>``); empty: from nothing."""
 
     def architecture(self) -> dict[str, Any]:
         """The model configuration in open_clip's own form (``open_clip/model_configs/*.json``)."""
@@ -87,7 +89,7 @@ class ImageTask:
 
     def __init__(self, clip: open_clip.CLIP, worlds: Mapping[str, World], config: PretrainConfig) -> None:
         self.worlds, self.config = worlds, config
-        self.num_names = len(worlds["train"].labels) - len(ACTIONS)
+        self.num_names = len(worlds["train"].labels)
         table = nn.Parameter(torch.randn(self.num_names, config.embed_dim, device=config.device) * 0.02)
         scale = nn.Parameter(torch.tensor(2.7, device=config.device))  # exp(2.7) = 15
         self.module = nn.Module()
@@ -108,20 +110,21 @@ class ImageTask:
         world = self.worlds["train"]
         sample = world.pictures(self.config.batch_size, world.generator(self.config.seed * 10_000_019 + step))
         logits = self._logits(sample)
-        loss = shared_cross_entropy(logits, sample.targets[:, : self.num_names].to(logits.device))
+        loss = shared_cross_entropy(logits, sample.targets.to(logits.device))
         return loss, {}
 
     @torch.no_grad()
     def evaluate(self) -> Mapping[str, float]:
         """Recall of the nouns at their number (R-precision), on unseen pictures."""
         world = self.worlds["val"]
-        num_nouns = len(world.sheet.nouns)
+        kinds = world.kinds()
+        is_noun = torch.tensor([kinds[name] == "noun" for name in world.labels])
         self.visual.eval()
         hits = total = 0
         for seed in range(4):
             sample = world.pictures(128, world.generator(seed))
-            logits = self._logits(sample)[:, :num_nouns].cpu()
-            nouns = sample.targets[:, :num_nouns]
+            logits = self._logits(sample).cpu()[:, is_noun]
+            nouns = sample.targets[:, is_noun]
             for row, truth in zip(logits, nouns, strict=True):
                 k = int(truth.sum())
                 hits += int(truth[row.topk(k).indices].sum())
@@ -140,7 +143,7 @@ class TextTask:
         self.text = ClipText(clip, open_clip.SimpleTokenizer(context_length=77))
         clip.visual.requires_grad_(False).eval()
         world = worlds["train"]
-        self.names = world.labels[: len(world.labels) - len(ACTIONS)]
+        self.names = world.labels
         self.image, self.targets = self._features(world, config.num_cached_pictures, seed=77_000_000)
         self.val_image, self.val_targets = self._features(worlds["val"], 512, seed=5)
         self.module = clip
@@ -158,7 +161,7 @@ class TextTask:
             pixels = to_pixels(sample.frames[:, 0], self.config.device)
             with torch.autocast(pixels.device.type, dtype=torch.bfloat16, enabled=self.config.bf16):
                 features.append(F.normalize(self.clip.visual(pixels).float(), dim=-1))
-            targets.append(sample.targets[:, : len(self.names)].to(self.config.device))
+            targets.append(sample.targets.to(self.config.device))
         return torch.cat(features), torch.cat(targets)
 
     def _encode(self, texts: Sequence[str]) -> Tensor:
@@ -217,7 +220,12 @@ def main(config: PretrainConfig, out: Path, art_cache: Path, *, sheet: SpriteShe
     torch.manual_seed(config.seed)
     clip = open_clip.CLIP(**config.architecture()).to(config.device)
     sheet = sheet if sheet is not None else load_sheet(art_cache)
-    worlds = {split: World(art_cache, canvas=config.image_size, split=split, sheet=sheet) for split in ("train", "val")}
+    worlds = {
+        split: World(art_cache, canvas=config.image_size, split=split, part="pretrain", sheet=sheet)
+        for split in ("train", "val")
+    }
+    if config.start:
+        clip.load_state_dict(create_clip(config.start).model.state_dict())
     description = asdict(config)
     loop = LoopConfig(config.num_image_steps, bf16=config.bf16)
     run(ImageTask(clip, worlds, config), loop, out, description)

@@ -31,6 +31,8 @@ class Pose:
     """Radians, clockwise on the screen."""
     alpha: Tensor
     """1 visible, 0 not."""
+    stretch: Tensor
+    """Factor on the width: 1 as drawn, negative mirrored."""
 
 
 def sample_pose(action: Tensor, times: Tensor, size_range: tuple[float, float], generator: torch.Generator) -> Pose:
@@ -38,51 +40,110 @@ def sample_pose(action: Tensor, times: Tensor, size_range: tuple[float, float], 
 
     ``action`` [n] int64 (index into ``ACTIONS``, or ``STILL``); ``times`` [T] in 0..1. Returns poses [n, T].
     """
-    n, t = action.shape[0], times.shape[0]
+    curves = _Curves(action, times, size_range, generator)
+    curves.go()
+    curves.swing()
+    curves.turn_and_scale()
+    curves.show_and_hide()
+    return Pose(curves.x, curves.y, curves.size, curves.angle, curves.alpha, curves.stretch)
 
-    def uniform(low: float, high: float) -> Tensor:
-        return torch.rand(n, 1, generator=generator) * (high - low) + low  # [n, 1]
 
-    def sign() -> Tensor:
-        return torch.randint(0, 2, (n, 1), generator=generator) * 2.0 - 1.0
+class _Curves:
+    """Poses [n, T] in the making: at rest at first, then each action replaces what it moves of its own sprites."""
 
-    u = times[None, :].expand(n, t)  # [n, T]
-    size = uniform(*size_range).expand(n, t)
-    reach = 1.0 - size * 0.9  # how far the centre may go so that the sprite stays mostly in the picture
-    x = uniform(-1, 1) * reach
-    y = uniform(-1, 1) * reach
-    angle = (uniform(-0.25, 0.25) + _sometimes_turned(n, generator)).expand(n, t)
-    alpha = torch.ones(n, t)
-    phase = uniform(0, 2 * math.pi)
-    direction = sign()
-    travel = uniform(0.6, 1.1) * (u - 0.5)  # a centred move over the whole video
-    wave = torch.sin(2 * math.pi * uniform(1.0, 2.2) * u + phase)
-    hop = torch.sin(math.pi * uniform(1.6, 3.0) * u + phase).abs()
-    tremble = torch.rand(n, t, 2, generator=generator) * 2 - 1
-    orbit = 2 * math.pi * uniform(0.8, 1.4) * u * direction + phase
-    radius = uniform(0.28, 0.42)
-    scale = 0.45 + 0.75 * u
+    def __init__(
+        self, action: Tensor, times: Tensor, size_range: tuple[float, float], generator: torch.Generator
+    ) -> None:
+        n, t = action.shape[0], times.shape[0]
+        self.n, self.action, self.generator = n, action, generator
+        self.u = times[None, :].expand(n, t)  # [n, T]
+        self.size = self.uniform(*size_range).expand(n, t)
+        self.reach = 1.0 - self.size * 0.9  # how far the centre may go so that the sprite stays mostly in the picture
+        self.x = self.uniform(-1, 1) * self.reach
+        self.y = self.uniform(-1, 1) * self.reach
+        self.angle = (self.uniform(-0.25, 0.25) + _sometimes_turned(n, generator)).expand(n, t)
+        self.alpha = _sometimes(n, generator, 0.15, (0.25, 0.9)).expand(n, t)
+        self.stretch = _sometimes(n, generator, 0.15, (0.5, 1.5)).expand(n, t)
+        self.phase = self.uniform(0, 2 * math.pi)
+        self.direction = torch.randint(0, 2, (n, 1), generator=generator) * 2.0 - 1.0
+        self.travel = self.uniform(0.6, 1.1) * (self.u - 0.5)  # a centred move over the whole video
+        self.moment = self.uniform(0.35, 0.65)
+        self.turning = 2 * math.pi * self.uniform(0.6, 1.6) * self.u * self.direction
 
-    def on(name: str) -> Tensor:
-        return (action == ACTIONS.index(name))[:, None]  # [n, 1]
+    def uniform(self, low: float, high: float) -> Tensor:
+        return torch.rand(self.n, 1, generator=self.generator) * (high - low) + low  # [n, 1]
 
-    centred = x * 0.4
-    x = torch.where(on("moving left"), centred - travel, x)
-    x = torch.where(on("moving right"), centred + travel, x)
-    y = torch.where(on("rising"), y * 0.4 - travel, y)
-    y = torch.where(on("falling"), y * 0.4 + travel, y)
-    y = torch.where(on("bouncing"), y * 0.5 + 0.25 - 0.55 * hop, y)
-    x = torch.where(on("shaking"), x + 0.13 * tremble[..., 0], x)
-    y = torch.where(on("shaking"), y + 0.07 * tremble[..., 1], y)
-    x = torch.where(on("circling"), x * 0.4 + radius * orbit.cos(), x)
-    y = torch.where(on("circling"), y * 0.4 + radius * orbit.sin(), y)
-    angle = torch.where(on("spinning"), angle + 2 * math.pi * uniform(0.6, 1.6) * u * direction, angle)
-    angle = torch.where(on("swinging"), angle + uniform(0.5, 0.9) * wave, angle)
-    size = torch.where(on("growing"), size * scale, size)
-    size = torch.where(on("shrinking"), size * (1.2 - 0.75 * u), size)
-    blink = (torch.sin(2 * math.pi * uniform(1.6, 3.2) * u + phase) > -0.2).float()
-    alpha = torch.where(on("blinking"), blink, alpha)
-    return Pose(x, y, size, angle, alpha)
+    def wave(self, low: float, high: float) -> Tensor:
+        """[n, T]: a sine of ``low`` to ``high`` turns over the video."""
+        return torch.sin(2 * math.pi * self.uniform(low, high) * self.u + self.phase)
+
+    def put(self, name: str, **curves: Tensor) -> None:
+        """Replace curves of the sprites whose action is ``name``."""
+        on = (self.action == ACTIONS.index(name))[:, None]  # [n, 1]
+        for key, value in curves.items():
+            setattr(self, key, torch.where(on, value, getattr(self, key)))
+
+    def go(self) -> None:
+        """From one place to another."""
+        centred, u, side = self.x * 0.4, self.u, self.direction
+        self.put("moving left", x=centred - self.travel)
+        self.put("moving right", x=centred + self.travel)
+        self.put("rising", y=self.y * 0.4 - self.travel)
+        self.put("falling", y=self.y * 0.4 + self.travel)
+        self.put("rolling", x=centred + side * self.travel, angle=self.angle + self.turning)
+        self.put("tumbling", y=self.y * 0.4 + self.travel, angle=self.angle + self.turning)
+        tooth = 2 * ((self.uniform(1.6, 2.4) * u + self.phase) % 1.0 - 0.5).abs() - 0.5  # a triangle wave
+        self.put("zigzagging", x=centred + side * self.travel, y=self.y * 0.5 + 0.7 * tooth)
+        there = 2 * (0.5 - (u - 0.5).abs()) - 0.5  # out and back
+        self.put("turning back", x=centred + side * self.uniform(0.7, 1.1) * there)
+        arrived = (u / self.moment).clamp_max(1.0) - 0.5
+        self.put("stopping", x=centred + side * self.uniform(0.6, 1.0) * arrived)
+        places = torch.rand(self.n, 4, 2, generator=self.generator) * 2 - 1
+        place = (u * 4).long().clamp_max(3)
+        x, y = (places[..., i].gather(1, place) * self.reach for i in (0, 1))
+        self.put("teleporting", x=x, y=y)
+
+    def swing(self) -> None:
+        """To and fro, or round."""
+        x, y, u = self.x, self.y, self.u
+        hop = torch.sin(math.pi * self.uniform(1.6, 3.0) * u + self.phase).abs()
+        self.put("bouncing", y=y * 0.5 + 0.25 - 0.55 * hop)
+        hump = (1.0 - ((u - self.moment) / 0.22) ** 2).clamp_min(0.0)
+        self.put("jumping once", y=y * 0.5 + 0.2 - 0.6 * hump)
+        tremble = torch.rand(*u.shape, 2, generator=self.generator) * 2 - 1
+        self.put("shaking", x=x + 0.13 * tremble[..., 0], y=y + 0.07 * tremble[..., 1])
+        self.put("swaying", x=x * 0.5 + 0.35 * self.wave(1.2, 2.2))
+        self.put("bobbing", y=y * 0.5 + 0.3 * self.wave(1.2, 2.2))
+        orbit = 2 * math.pi * self.uniform(0.8, 1.4) * u * self.direction + self.phase
+        radius = self.uniform(0.28, 0.42)
+        self.put("circling", x=x * 0.4 + radius * orbit.cos(), y=y * 0.4 + radius * orbit.sin())
+        growing = 0.08 + 0.42 * u
+        self.put("spiralling", x=x * 0.3 + growing * (1.6 * orbit).cos(), y=y * 0.3 + growing * (1.6 * orbit).sin())
+
+    def turn_and_scale(self) -> None:
+        u = self.u
+        self.put("spinning", angle=self.angle + self.turning)
+        self.put("swinging", angle=self.angle + self.uniform(0.5, 0.9) * self.wave(1.0, 2.2))
+        self.put("growing", size=self.size * (0.45 + 0.75 * u))
+        self.put("shrinking", size=self.size * (1.2 - 0.75 * u))
+        self.put("pulsing", size=self.size * (1.0 + 0.35 * self.wave(1.2, 2.2)))
+        self.put("flipping", stretch=torch.cos(2 * math.pi * self.uniform(0.8, 1.6) * u + self.phase))
+        self.put("stretching", stretch=0.6 + 0.9 * u)
+
+    def show_and_hide(self) -> None:
+        u = self.u
+        self.put("blinking", alpha=(self.wave(1.6, 3.2) > -0.2).float())
+        self.put("fading in", alpha=0.1 + 0.9 * u)
+        self.put("fading out", alpha=1.0 - 0.9 * u)
+        self.put("appearing", alpha=(u > self.moment).float())
+        self.put("disappearing", alpha=(u < self.moment).float())
+
+
+def _sometimes(n: int, generator: torch.Generator, part: float, span: tuple[float, float]) -> Tensor:
+    """[n, 1]: 1, but for a part of the sprites a constant of that span: a pale or squeezed sprite in one frame then
+    does not betray "fading" or "stretching"."""
+    odd = torch.rand(n, 1, generator=generator) < part
+    return torch.where(odd, torch.rand(n, 1, generator=generator) * (span[1] - span[0]) + span[0], torch.ones(n, 1))
 
 
 def _sometimes_turned(n: int, generator: torch.Generator) -> Tensor:

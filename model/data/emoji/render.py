@@ -37,7 +37,9 @@ def _inverse_affine(pose: Pose, layer: int) -> Tensor:
     x, y = pose.x[:, layer], pose.y[:, layer]
     size = pose.size[:, layer].clamp_min(1e-3)
     cos, sin = pose.angle[:, layer].cos() / size, pose.angle[:, layer].sin() / size
-    first = torch.stack((cos, sin, -(cos * x + sin * y)), dim=-1)
+    stretch = pose.stretch[:, layer]
+    width = torch.where(stretch < 0, -1.0, 1.0) * stretch.abs().clamp_min(0.05)
+    first = torch.stack((cos, sin, -(cos * x + sin * y)), dim=-1) / width[..., None]
     second = torch.stack((-sin, cos, sin * x - cos * y), dim=-1)
     return torch.stack((first, second), dim=-2)
 

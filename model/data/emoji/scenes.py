@@ -166,6 +166,52 @@ def _meadow(rng: Random) -> Image.Image:
     return picture
 
 
+def _sunset(rng: Random) -> Image.Image:
+    picture = _gradient(_vary((90, 50, 110), rng), _vary((250, 140, 60), rng))
+    horizon = _horizon(rng, 0.6, 0.8)
+    x, r = rng.integers(20, 124), rng.integers(12, 22)
+    ImageDraw.Draw(picture).ellipse((x - r, horizon - r, x + r, horizon + r), fill=_vary((255, 205, 90), rng, 10))
+    _ground(picture, horizon, _vary((60, 35, 55), rng))
+    return picture
+
+
+def _road(rng: Random) -> Image.Image:
+    picture = _gradient(_vary((150, 190, 230), rng), _vary((205, 220, 235), rng))
+    horizon = _horizon(rng, 0.35, 0.5)
+    draw = _ground(picture, horizon, _vary((120, 140, 80), rng))
+    x = rng.integers(40, 104)
+    draw.polygon(((x - 6, horizon), (x + 6, horizon), (x + 80, BANK_SIZE), (x - 80, BANK_SIZE)), fill=(70, 70, 75))
+    for k in range(rng.integers(4, 7)):
+        y = horizon + 6 + k * k * 4
+        draw.rectangle((x - 1 - k, y, x + 1 + k, y + 3 + 2 * k), fill=(240, 235, 200))
+    return picture
+
+
+def _living_room(rng: Random) -> Image.Image:
+    wall = _vary((200, 175, 150), rng, 40)
+    picture = _gradient(wall, _vary(wall, rng, 8))
+    floor = _horizon(rng, 0.68, 0.82)
+    draw = _ground(picture, floor, _vary((130, 85, 50), rng))
+    for y in range(floor + 5, BANK_SIZE, 9):
+        draw.line((0, y, BANK_SIZE, y), fill=(100, 65, 40))
+    for _ in range(rng.integers(1, 4)):
+        x, y, w, h = rng.integers(0, 110), rng.integers(8, 40), rng.integers(18, 36), rng.integers(18, 32)
+        draw.rectangle((x, y, x + w, y + h), fill=_vary((180, 210, 235), rng, 30), outline=(90, 60, 40), width=3)
+    return picture
+
+
+def _mountains(rng: Random) -> Image.Image:
+    picture = _gradient(_vary((110, 160, 215), rng), _vary((215, 225, 230), rng))
+    horizon = _horizon(rng, 0.8, 0.95)
+    draw = _ground(picture, horizon, _vary((95, 110, 70), rng))
+    for _ in range(rng.integers(4, 8)):
+        x, half, height = rng.integers(-10, BANK_SIZE + 10), rng.integers(30, 60), rng.integers(50, 110)
+        grey = rng.integers(80, 130)
+        rock = _vary((grey, grey - 10, grey - 20), rng, 10)
+        draw.polygon(((x - half, horizon), (x + half, horizon), (x + rng.integers(-9, 9), horizon - height)), fill=rock)
+    return picture
+
+
 def _speckle(
     picture: Image.Image, rng: Random, colour: Colour, *, count: tuple[int, int], radius: float
 ) -> Image.Image:
@@ -185,5 +231,9 @@ _PAINTERS: Mapping[str, Callable[[Random], Image.Image]] = {
     "underwater": _underwater,
     "night sky": _night,
     "meadow": _meadow,
+    "sunset": _sunset,
+    "road": _road,
+    "living room": _living_room,
+    "mountains": _mountains,
 }
 assert set(_PAINTERS) == set(SCENES)

@@ -1,8 +1,8 @@
 """The procedural world: endless labelled pictures and videos, the same bits for the same seed.
 
 A video shows one scene and one or two sprites, each with an action or at rest. Its labels are the nouns, their
-hypernyms, the scene and the actions. Splits differ by seed alone: held-out videos show known things in new
-backgrounds (a bank of its own), places and motions.
+hypernyms and keywords, the scene, the actions, and pairs of noun and action. Splits differ by seed alone: held-out
+videos show known things in new backgrounds (a bank of its own), places and motions.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from torch import Tensor
 
 from model.data.emoji.assets import SpriteSheet, load_sheet
 from model.data.emoji.motion import STILL, Pose, sample_pose
+from model.data.emoji.protocol import UNSEEN_STYLES, Part, Protocol
 from model.data.emoji.render import crop_backgrounds, render
 from model.data.emoji.scenes import scene_bank
-from model.data.emoji.vocabulary import ACTIONS, SCENES, all_labels
+from model.data.emoji.vocabulary import ACTIONS, SCENES
 
 PICTURE_SIZES = (0.28, 0.62)
 VIDEO_SIZES = (0.34, 0.58)
+PAIR_PART = 0.12
+"""Part of the sprites that show a pair of their column; as many its noun alone, as many its action alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,40 +38,40 @@ class Sample:
     """[T] in 0..1 of the video."""
     nouns: Tensor
     """[B, S] index of each sprite's noun, -1 where there is none."""
+    actions: Tensor
+    """[B, S] index of each sprite's action, -1 where it rests or there is none."""
 
 
 class World:
-    """``split`` is "train", "val" or "test": it chooses the backgrounds and keeps the seeds apart."""
+    """``split`` is "train", "val" or "test": it chooses the backgrounds and keeps the seeds apart.
+
+    ``part`` is what training sees ("pretrain", "seen") or a column of the evaluation (``model.data.emoji.protocol``).
+    """
 
     def __init__(
-        self, cache: Path, *, canvas: int = 96, split: str = "train", sheet: SpriteSheet | None = None
+        self,
+        cache: Path,
+        *,
+        canvas: int = 96,
+        split: str = "train",
+        part: Part = "seen",
+        sheet: SpriteSheet | None = None,
     ) -> None:
         salt = {"train": 1, "val": 2, "test": 3}[split]
         self.canvas = canvas
         self.salt = salt
         self.sheet = sheet if sheet is not None else load_sheet(cache)
         self.bank = scene_bank(96 if split == "train" else 24, seed=salt)
-        self.labels = all_labels(self.sheet.nouns)
-        self.noun_labels = self._noun_label_matrix()
-
-    def _noun_label_matrix(self) -> Tensor:
-        """[nouns, V] bool: the noun itself and its hypernyms."""
-        place = {name: index for index, name in enumerate(self.labels)}
-        matrix = torch.zeros(len(self.sheet.nouns), len(self.labels), dtype=torch.bool)
-        for row, noun in enumerate(self.sheet.nouns):
-            for name in (noun.name, *noun.hypernyms):
-                matrix[row, place[name]] = True
-        return matrix
+        self.protocol = Protocol(self.sheet.nouns)
+        self.column = self.protocol.column(part)
+        self.labels = self.column.labels
+        unseen = [style in UNSEEN_STYLES for style in self.sheet.styles]
+        wanted = self.column.unseen_styles and any(unseen)
+        self.styles = torch.tensor([i for i, is_unseen in enumerate(unseen) if is_unseen == wanted])
 
     def kinds(self) -> dict[str, str]:
-        """Label -> "noun", "hypernym", "scene" or "action"."""
-        nouns = {noun.name for noun in self.sheet.nouns}
-        hypernyms = {h for noun in self.sheet.nouns for h in noun.hypernyms}
-        kinds = dict.fromkeys(self.labels, "noun")
-        kinds.update(dict.fromkeys(hypernyms - nouns, "hypernym"))
-        kinds.update(dict.fromkeys(SCENES, "scene"))
-        kinds.update(dict.fromkeys(ACTIONS, "action"))
-        return kinds
+        """Label -> "noun", "hypernym", "keyword", "scene", "action" or "pair"."""
+        return dict(self.column.kinds)
 
     def generator(self, seed: int) -> torch.Generator:
         return torch.Generator().manual_seed(seed * 8 + self.salt)
@@ -76,7 +79,8 @@ class World:
     def pictures(self, num: int, generator: torch.Generator, *, max_sprites: int = 2) -> Sample:
         """Still pictures [num, 1, 3, H, W]: what web images are to CLIP. Their targets hold no action."""
         still = torch.full((num, max_sprites), STILL)
-        return self._sample(still, torch.tensor([0.5]), PICTURE_SIZES, generator)
+        noun = self._draw(self.column.nouns, (num, max_sprites), generator)
+        return self._sample(noun, still, torch.tensor([0.5]), sizes=PICTURE_SIZES, generator=generator)
 
     def videos(
         self,
@@ -89,16 +93,42 @@ class World:
         at_rest: float = 0.12,
     ) -> Sample:
         """Videos of ``num_frames`` uniform frames. ``one_sprite``: part of videos with a single sprite."""
-        action = torch.randint(0, len(ACTIONS), (num, max_sprites), generator=generator)
-        rests = torch.rand(num, max_sprites, generator=generator) < at_rest
-        action = torch.where(rests, STILL, action)
+        shape = (num, max_sprites)
+        noun = self._draw(self.column.nouns, shape, generator)
+        action = self._draw(self.column.actions, shape, generator)
+        noun, action = self._favour_pairs(noun, action, generator)
+        rests = torch.rand(shape, generator=generator) < at_rest
+        action = torch.where(rests | self._forbidden(noun, action), STILL, action)
         times = (torch.arange(num_frames) + 0.5) / num_frames
-        return self._sample(action, times, VIDEO_SIZES, generator, one_sprite)
+        return self._sample(noun, action, times, sizes=VIDEO_SIZES, generator=generator, one_sprite=one_sprite)
+
+    def _draw(self, pool: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        return pool[torch.randint(0, len(pool), shape, generator=generator)]
+
+    def _favour_pairs(self, noun: Tensor, action: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Some sprites are one of the column's pairs, others half of one: hard negatives of its label."""
+        pairs = self.column.pairs
+        chance = torch.rand(noun.shape, generator=generator)
+        if not len(pairs):
+            return noun, action
+        pair = self._draw(pairs, noun.shape, generator)  # [num, S, 2]
+        noun = torch.where(chance < 2 * PAIR_PART, pair[..., 0], noun)
+        moves_so = (chance < PAIR_PART) | ((chance >= 2 * PAIR_PART) & (chance < 3 * PAIR_PART))
+        action = torch.where(moves_so, pair[..., 1], action)
+        return noun, action
+
+    def _forbidden(self, noun: Tensor, action: Tensor) -> Tensor:
+        """[num, S] bool: pairs that this column never shows."""
+        forbidden = self.column.forbidden
+        cells = [pair in forbidden for pair in zip(noun.flatten().tolist(), action.flatten().tolist(), strict=True)]
+        return torch.tensor(cells).view(noun.shape)
 
     def _sample(
         self,
+        noun: Tensor,
         action: Tensor,
         times: Tensor,
+        *,
         sizes: tuple[float, float],
         generator: torch.Generator,
         one_sprite: float = 0.5,
@@ -108,25 +138,32 @@ class World:
         single = torch.rand(num, generator=generator) < one_sprite
         present = torch.ones(num, max_sprites, dtype=torch.bool)
         present[single, 1:] = False
-        noun = torch.randint(0, len(sheet.nouns), (num, max_sprites), generator=generator)
         sprite = self._one_sprite_of(noun, generator)
-        style = torch.randint(0, len(sheet.styles), (num, 1), generator=generator).expand(num, max_sprites)
+        style = self._draw(self.styles, (num, 1), generator).expand(num, max_sprites)
         scene = torch.randint(0, len(SCENES), (num,), generator=generator)
 
         pose = sample_pose(action.reshape(-1), times, sizes, generator)  # [num * S, T]
         pose = _spread(pose, num, max_sprites, present, generator)
         background = crop_backgrounds(self.bank, scene, self.canvas, generator)
         frames = render(background, sheet.sprites[style, sprite], pose)
-
-        targets = torch.zeros(num, len(self.labels), dtype=torch.bool)
-        for s in range(max_sprites):
-            targets |= self.noun_labels[noun[:, s]] & present[:, s, None]
-        first_scene = len(self.labels) - len(ACTIONS) - len(SCENES)
-        targets[torch.arange(num), first_scene + scene] = True
         moving = present & (action != STILL)
-        rows, columns = moving.nonzero(as_tuple=True)
-        targets[rows, len(self.labels) - len(ACTIONS) + action[rows, columns]] = True
-        return Sample(frames, targets, times, torch.where(present, noun, -1))
+        targets = self._targets(noun, action, scene, present, moving)
+        shown = torch.where(present, noun, -1)
+        return Sample(frames, targets, times, shown, torch.where(moving, action, -1))
+
+    def _targets(self, noun: Tensor, action: Tensor, scene: Tensor, present: Tensor, moving: Tensor) -> Tensor:
+        """[num, V] bool: what the sprites, their motions and the scene make true."""
+        column = self.column
+        targets = column.scene_truth[scene].clone()
+        for s in range(noun.shape[1]):
+            targets |= column.noun_truth[noun[:, s]] & present[:, s, None]
+            targets |= column.action_truth[action[:, s].clamp_max(len(ACTIONS) - 1)] & moving[:, s, None]
+        if column.pair_truth:
+            for i, s in moving.nonzero().tolist():
+                label = column.pair_truth.get((int(noun[i, s]), int(action[i, s])))
+                if label is not None:
+                    targets[i, label] = True
+        return targets
 
     def _one_sprite_of(self, noun: Tensor, generator: torch.Generator) -> Tensor:
         """A random sprite among those of each noun, same shape as ``noun``."""
@@ -138,8 +175,8 @@ class World:
 
 def _spread(pose: Pose, num: int, max_sprites: int, present: Tensor, generator: torch.Generator) -> Pose:
     """[num * S, T] -> [num, S, T]: two sprites go to opposite halves, absent ones become invisible."""
-    x, y, size, angle, alpha = (
-        v.reshape(num, max_sprites, -1) for v in (pose.x, pose.y, pose.size, pose.angle, pose.alpha)
+    x, y, size, angle, alpha, stretch = (
+        v.reshape(num, max_sprites, -1) for v in (pose.x, pose.y, pose.size, pose.angle, pose.alpha, pose.stretch)
     )
     if max_sprites == 2:
         both = present.all(dim=1)[:, None, None]
@@ -149,4 +186,4 @@ def _spread(pose: Pose, num: int, max_sprites: int, present: Tensor, generator: 
         x = torch.where(horizontal, x * 0.5 + offset, x)
         y = torch.where(both & ~horizontal, y * 0.5 + offset, y)
         size = torch.where(both, size * 0.85, size)
-    return Pose(x, y, size, angle, alpha * present[..., None])
+    return Pose(x, y, size, angle, alpha * present[..., None], stretch)
