@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from service.commands import bench, classify, demo, doctor, evaluate, keys, labels, migrate, models, serve, training
+from service.commands.options import PASS_THROUGH
 from service.commands.output import Root
 
 HELP = """Tag videos with an open, growing vocabulary.
@@ -48,6 +49,7 @@ app.command("doctor")(doctor.doctor)
 app.command("migrate")(migrate.migrate)
 app.add_typer(training.train, name="train")
 app.command("eval")(evaluate.evaluate)
+app.command("eval-suite", context_settings=PASS_THROUGH, hidden=True)(training.suite)
 app.add_typer(training.data, name="data")
 app.add_typer(training.weights, name="weights")
 app.add_typer(bench.app, name="bench")

@@ -168,7 +168,7 @@ def test_a_hang_is_killed_and_the_next_request_works(movie: Path, tmp_path: Path
         began = time.monotonic()
         with pytest.raises(UndecodableVideo, match=r"took longer than 0\.5 s"):
             single.decode(behave(tmp_path, "hang"), JOB)
-        assert 0.5 <= time.monotonic() - began < 5
+        assert 0.5 <= time.monotonic() - began < 30
         wait_for_end(pid)
         assert numbers(_patient(single, movie)) == NUMBERS
         assert single.worker_pids != [pid]

@@ -62,18 +62,20 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
 
 def test_the_world_is_built_as_files(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
-    arguments = {"num_videos": 3, "seed": 4, "size": 64, "sheet": tiny_sheet()}
+    arguments = {"num_videos": 3, "seed": 4, "size": 64, "min_labels": 3, "max_labels": 9, "sheet": tiny_sheet()}
     manifest = build(tmp_path / "a", tmp_path, progress=lambda n, of: told.append((n, of)), **arguments)  # type: ignore[arg-type]
     assert told == [(1, 3), (2, 3), (3, 3)]
     entries = list(read_manifest(manifest))
     known = set(World(tmp_path, sheet=tiny_sheet(), split="test").labels)
     for entry in entries:
-        assert 3 <= len(entry.positives) <= 6 and set(entry.positives) <= known and entry.closed
+        assert 3 <= len(entry.positives) <= 9 and set(entry.positives) <= known and entry.closed
         with av.open(str(manifest.parent / entry.video)) as container:
             assert (container.streams.video[0].width, container.streams.video[0].frames) == (64, 48)
     assert {licence["art_licence"] for licence in json.loads((tmp_path / "a/ART.json").read_text())} == {
         "Apache-2.0",
         "CC-BY-4.0",
+        "CC-BY-SA-4.0",
+        "MIT",
     }
     again = build(tmp_path / "b", tmp_path, **arguments)  # type: ignore[arg-type]
     assert list(read_manifest(again)) == entries

@@ -45,3 +45,13 @@ def plot_precision_recall(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], pat
     axes.set(xlabel="recall", ylabel="precision", title=title)
     axes.legend(loc="upper right", fontsize=8)
     figure.savefig(path, dpi=120)
+
+
+def plot_points(curves: Mapping[str, Sequence[Sequence[float]]], path: Path, title: str = "") -> None:
+    """Precision-recall curves that are points (recall, precision) already."""
+    figure, axes = _axes()
+    for name, points in curves.items():
+        axes.step([x for x, _ in points], [y for _, y in points], where="pre", label=name)
+    axes.set(xlabel="recall", ylabel="precision", title=title)
+    axes.legend(loc="upper right", fontsize=7)
+    figure.savefig(path, dpi=100)

@@ -14,12 +14,12 @@ from model.baselines.dualcoop import LOGIT_SCALE, DualCoOpLabelEncoder, aggregat
 from model.config import BaselineConfig, Method
 from model.data.emoji.world import World
 from model.scoring import similarity_to_logit
-from model.train.fit import VALIDATION_SEED, FitConfig, StepVideos, figures_by_kind
+from model.train.fit import ALWAYS, VALIDATION_SEED, FitConfig, StepVideos, VideoSource, figures_by_kind
 from model.train.losses import asymmetric, weighted_bce
 from model.train.optim import Group, make_optimizer
 from model.train.processes import WHOLE, Part
 from model.train.task import kind_weights, sample_labels
-from model.video.encoder import VideoEncoder
+from model.video.encoder import Trunk, VideoEncoder
 
 EVALUATION_BATCH = 32
 
@@ -48,8 +48,11 @@ class BaselineNetwork(nn.Module):
                     value.requires_grad_(False)
             label.clip_text.token_embedding.requires_grad_(False)  # as the original keeps it
 
-    def frame_features(self, frames: Tensor) -> Tensor:
-        """[B, T, 3, H, W] uint8 -> [B, T, D] float32, not normalised, with gradient where the tower learns."""
+    def frame_features(self, frames: Tensor | Trunk) -> Tensor:
+        """[B, T, 3, H, W] uint8, or what the frozen tower made of it, -> [B, T, D] float32, not normalised, with
+        gradient where the tower learns."""
+        if isinstance(frames, Trunk):
+            return frames.frame_features.float()
         b, t = frames.shape[:2]
         with torch.set_grad_enabled(self.train_towers and torch.is_grad_enabled()):
             features: Tensor = self.video.visual(self.video.to_pixels(frames).flatten(0, 1))
@@ -84,9 +87,9 @@ class BaselineTask:
         self.labels = worlds["train"].labels
         kinds = worlds["train"].kinds()
         self.weights = kind_weights(self.labels, kinds, {"action": config.action_weight})
-        self.always = torch.tensor([kinds[name] != "noun" for name in self.labels])
+        self.always = torch.tensor([kinds[name] in ALWAYS for name in self.labels])
         self.module = network
-        self.videos = StepVideos(worlds["train"], config, network.video.config.num_frames)
+        self.videos: VideoSource = StepVideos(worlds["train"], config, network.video.config.num_frames)
         scoring = [network.log_scale, network.bias]
         known = {id(p) for p in scoring}
         learned = [p for p in (*network.parameters(), *network.label.parameters()) if id(p) not in known]
@@ -104,7 +107,9 @@ class BaselineTask:
         """A part is some of the step's videos, against all labels of the step."""
         config = self.config
         batch = self.videos.draw(step, part)
-        index, weights = sample_labels(batch.all_targets, config.num_step_labels, self.always, batch.generator)
+        index, weights = sample_labels(
+            batch.all_targets, config.num_step_labels, self.always, batch.generator, all_positives=config.all_positives
+        )
         names = [self.labels[i] for i in index.tolist()]
         logits = self.network.logits(self.network.frame_features(batch.frames.to(config.device)), names)
         targets = batch.targets[:, index].to(config.device)

@@ -12,9 +12,9 @@ calibration is fitted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +26,10 @@ from model.train.losses import weighted_bce
 from model.train.optim import Group, make_optimizer
 from model.train.processes import WHOLE, Part, processes_of
 from model.train.task import OpenVocabularyNetwork, kind_weights, sample_labels
+from model.video.encoder import Trunk
+
+ALWAYS = ("action", "scene")
+"""Kinds of labels that every step reads: few, and hard or frequent."""
 
 VALIDATION_SEED = 300_000
 """Of the validation videos, the same for every method."""
@@ -39,6 +43,11 @@ class FitConfig:
     batch_size: int = 32
     num_step_labels: int = 96
     """Labels per step of the joint stage: the batch's positives and sampled negatives."""
+    all_positives: bool = True
+    """Whether a step reads every label that is true in its batch; otherwise positives too are an unbiased draw where
+    they are more than the step's labels."""
+    num_stage_labels: int = 0
+    """Labels per step of the label stage, drawn at random; 0: all."""
     new_learning_rate: float = 1.5e-3
     copied_learning_rate: float = 4e-4
     label_learning_rate: float = 1e-3
@@ -87,14 +96,22 @@ class FitConfig:
 class StepBatch:
     """What one part of a step learns from. Targets are over ``World.labels``."""
 
-    frames: Tensor
-    """[b, T, 3, H, W] uint8: the part's videos."""
+    frames: Tensor | Trunk
+    """[b, T, 3, H, W] uint8: the part's videos; or what the frozen tower made of them."""
     targets: Tensor
     """[b, V] bool."""
     all_targets: Tensor
     """[B, V] bool: of all videos of the step, so that every part chooses the same labels."""
     generator: torch.Generator
     """Draws the rest of the step, the same for every part."""
+
+
+class VideoSource(Protocol):
+    """Where the videos of the steps come from."""
+
+    def draw(self, step: int, part: Part = WHOLE) -> StepBatch:
+        """The part's videos; the same for the same step."""
+        ...
 
 
 class StepVideos:
@@ -144,9 +161,9 @@ class JointTask:
         self.labels = world.labels
         kinds = world.kinds()
         self.weights = kind_weights(self.labels, kinds, {"action": config.action_weight})
-        self.always = torch.tensor([kinds[name] != "noun" for name in self.labels])
+        self.always = torch.tensor([kinds[name] in ALWAYS for name in self.labels])
         self.module = network
-        self.videos = StepVideos(world, config, network.video.config.num_frames)
+        self.videos: VideoSource = StepVideos(world, config, network.video.config.num_frames)
         network.label.prefixes.requires_grad_(False)
         new, copied = network.video.new_and_copied()
         self.optimizer = make_optimizer(
@@ -170,7 +187,9 @@ class JointTask:
         alpha = float(torch.rand((), generator=batch.generator)) * config.interpolation_lambda
         if config.interpolation_lambda == 0:
             alpha = 1.0
-        index, weights = sample_labels(batch.all_targets, config.num_step_labels, self.always, batch.generator)
+        index, weights = sample_labels(
+            batch.all_targets, config.num_step_labels, self.always, batch.generator, all_positives=config.all_positives
+        )
         names = [self.labels[i] for i in index.tolist()]
         videos = self.network.video_features(batch.frames.to(config.device), alpha)
         labels = self.network.label.forward_from_states(names, self.states[index].to(config.device))
@@ -201,7 +220,8 @@ class JointTask:
 class LabelTask:
     """Stages 2 and 3: the label side alone against cached video features; ``states`` None runs the LLM end to end.
 
-    ``cached`` and ``validation`` are features and targets as ``video_features`` returns them.
+    ``cached`` and ``validation`` are features and targets as ``video_features`` returns them. ``labels``: some of the
+    world's, in the order of the targets and states.
     """
 
     def __init__(
@@ -214,11 +234,12 @@ class LabelTask:
         states: Tensor | None,
         config: FitConfig,
         validation: tuple[Tensor, Tensor] | None = None,
+        labels: Sequence[str] | None = None,
     ) -> None:
         self.world, self.validation = world, validation
         self.name, self.network, self.config, self.states = name, network, config, states
         self.features, self.targets = cached
-        self.labels = world.labels
+        self.labels = world.labels if labels is None else tuple(labels)
         self.weights = kind_weights(self.labels, world.kinds(), {"action": config.action_weight})
         self.module = network
         end_to_end = states is None
@@ -237,10 +258,9 @@ class LabelTask:
         """A part is some of the step's labels, against all videos of the step."""
         config = self.config
         generator = torch.Generator().manual_seed(config.seed * 10_000_019 + 90_000_000 + step)
-        if self.states is None:  # through the LLM: few labels
-            index = torch.randperm(len(self.labels), generator=generator)[: config.num_prefix_labels].sort().values
-        else:
-            index = torch.arange(len(self.labels))
+        # through the LLM: few labels
+        most = config.num_prefix_labels if self.states is None else config.num_stage_labels or len(self.labels)
+        index = torch.randperm(len(self.labels), generator=generator)[:most].sort().values
         pick = torch.randint(0, len(self.features), (1024,), generator=generator)
         num_positives = self.targets[pick][:, index].sum()
         index = index[part.rows(len(index))]
@@ -300,7 +320,7 @@ def figures_by_kind(logits: Tensor, targets: Tensor, world: World) -> dict[str, 
     """Micro AUPR of all labels and of each kind of label."""
     kinds = world.kinds()
     figures = {"micro_aupr": summarise(logits.numpy(), targets.numpy())["micro_aupr"]}
-    for kind in ("noun", "hypernym", "scene", "action"):
+    for kind in dict.fromkeys(kinds.values()):
         columns = torch.tensor([kinds[name] == kind for name in world.labels])
         figures[f"aupr_{kind}"] = summarise(logits[:, columns].numpy(), targets[:, columns].numpy())["micro_aupr"]
     return figures

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from model.scoring import similarity_to_logit
 from model.text.label_encoder import LabelEncoder
-from model.video.encoder import VideoEncoder
+from model.video.encoder import Trunk, VideoEncoder
 
 
 class OpenVocabularyNetwork(nn.Module):
@@ -29,26 +29,35 @@ class OpenVocabularyNetwork(nn.Module):
             similarity = video_features.float() @ label_features.float().T
             return similarity_to_logit(similarity, self.log_scale.exp(), self.bias)
 
-    def video_features(self, frames: Tensor, alpha: float | Tensor | None = None) -> Tensor:
-        """[B, T, 3, H, W] uint8 -> [B, D] unit features, with gradient to the branch."""
+    def video_features(self, frames: Tensor | Trunk, alpha: float | Tensor | None = None) -> Tensor:
+        """[B, T, 3, H, W] uint8, or what the frozen tower made of it, -> [B, D] unit features, with gradient to the
+        branch."""
         return F.normalize(self.video(frames, alpha), dim=-1)
 
 
 def sample_labels(
-    targets: Tensor, num_labels: int, always: Tensor, generator: torch.Generator
+    targets: Tensor, num_labels: int, always: Tensor, generator: torch.Generator, *, all_positives: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Labels of one step: every positive of the batch, those of ``always``, and random others up to ``num_labels``.
 
     ``targets`` [B, V] bool, ``always`` [V] bool. Returns label indices [n], sorted, and their weights [n]: a sampled
-    negative stands for all that were left out, so its weight is the inverse of its chance to be drawn.
+    label stands for all that were left out, so its weight is the inverse of its chance to be drawn. Without
+    ``all_positives`` the positives outside ``always`` are sampled too, up to two thirds of what is left of the step.
     """
-    wanted = (targets.any(dim=0) | always).nonzero()[:, 0]
-    others = (~(targets.any(dim=0) | always)).nonzero()[:, 0]
-    num_drawn = min(len(others), max(0, num_labels - len(wanted)))
-    drawn = others[torch.randperm(len(others), generator=generator)[:num_drawn]]
-    weights = torch.cat((torch.ones(len(wanted)), torch.full((num_drawn,), len(others) / max(1, num_drawn))))
-    index, order = torch.cat((wanted, drawn)).sort()
-    return index, weights[order]
+    positive = targets.any(dim=0)
+    if all_positives:
+        always = always | positive
+    kept = always.nonzero()[:, 0]
+    left = max(0, num_labels - len(kept))
+    groups = [(kept, torch.ones(len(kept)))]
+    for pool, most in ((positive & ~always, left * 2 // 3), (~(positive | always), left)):
+        members = pool.nonzero()[:, 0]
+        num_drawn = min(len(members), most)
+        left -= num_drawn
+        drawn = members[torch.randperm(len(members), generator=generator)[:num_drawn]]
+        groups.append((drawn, torch.full((num_drawn,), len(members) / max(1, num_drawn))))
+    index, order = torch.cat([drawn for drawn, _ in groups]).sort()
+    return index, torch.cat([weights for _, weights in groups])[order]
 
 
 def kind_weights(labels: Sequence[str], kinds: dict[str, str], weight_of: dict[str, float]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,19 @@ from torch import Tensor, nn
 
 from model.config import VideoEncoderConfig
 from model.video.temporal import BranchBlock
+
+
+class Trunk(NamedTuple):
+    """What the frozen tower makes of videos, in any floating type: all that the branch reads, so that training can
+    keep it and never run the tower again."""
+
+    frame_features: Tensor
+    """[B, T, D]: CLIP's own features of each frame, not normalised."""
+    tokens: Tensor
+    """[B, T, 1 + P, width]: where the branch begins; without a branch [B, T, 0, width]."""
+
+    def to(self, device: torch.device | str) -> Trunk:
+        return Trunk(self.frame_features.to(device), self.tokens.to(device))
 
 
 class VideoEncoder(nn.Module):
@@ -64,22 +77,17 @@ class VideoEncoder(nn.Module):
         """[..., 3, H, W] uint8 to normalised float32 on the encoder's device."""
         return (frames.to(self.mean.device).float() - self.mean) / self.std
 
-    def forward(self, frames: Tensor, alpha: float | Tensor | None = None) -> Tensor:
-        """Video features before normalisation: [B, T, 3, H, W] uint8 -> [B, D] float32.
+    def forward(self, frames: Tensor | Trunk, alpha: float | Tensor | None = None) -> Tensor:
+        """Video features before normalisation: [B, T, 3, H, W] uint8, or their ``trunk``, -> [B, D] float32.
 
         ``alpha`` is the interpolation of the branch's spatial weights (training draws it); by default the
         encoder's own ``fold_alpha``. Without a branch this is the mean of CLIP's frame features.
         """
-        b, t = frames.shape[:2]
-        pixels = self.to_pixels(frames).flatten(0, 1)  # [B * T, 3, H, W]
+        frame_features, tokens = frames if isinstance(frames, Trunk) else self.trunk(frames)
+        frame_mean = frame_features.float().mean(dim=1)  # [B, D]
         if not self.branch:
-            with torch.no_grad():
-                pooled = self.visual(pixels)
-            clip_mean: Tensor = pooled.float().view(b, t, -1).mean(dim=1)
-            return clip_mean
-        with torch.no_grad():
-            frame_features, tokens = self._trunk(pixels)  # [B * T, D], [B * T, 1 + P, width]
-        x = tokens.view(b, t, *tokens.shape[1:])
+            return frame_mean
+        x = tokens if isinstance(frames, Tensor) else tokens.float()
         x = torch.cat((x[:, :, :1] + self.tmp_embedding.to(x.dtype), x[:, :, 1:]), dim=2)
         used = self.fold_alpha if alpha is None else alpha
         frozen = self.visual.transformer.resblocks[-len(self.branch) :]
@@ -87,8 +95,18 @@ class VideoEncoder(nn.Module):
             x = block(x, theirs, used, first_only=index == len(self.branch) - 1)
         tmp = self._project(x[:, :, 0])  # [B, T, D]
         weight = torch.sigmoid(self.tmp_logit)
-        frame_mean = frame_features.float().view(b, t, -1).mean(dim=1)
         return weight * tmp.float().mean(dim=1) + (1 - weight) * frame_mean
+
+    @torch.no_grad()
+    def trunk(self, frames: Tensor) -> Trunk:
+        """[B, T, 3, H, W] uint8 -> what the frozen tower makes of it."""
+        b, t = frames.shape[:2]
+        pixels = self.to_pixels(frames).flatten(0, 1)  # [B * T, 3, H, W]
+        if not self.branch:
+            pooled = self.visual(pixels)
+            return Trunk(pooled.view(b, t, -1), pooled.new_zeros(b, t, 0, pooled.shape[-1]))
+        frame_features, tokens = self._trunk(pixels)  # [B * T, D], [B * T, 1 + P, width]
+        return Trunk(frame_features.view(b, t, -1), tokens.view(b, t, *tokens.shape[1:]))
 
     def _trunk(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Frozen CLIP: frame features [n, D], and all tokens [n, 1 + P, width] where the branch begins."""

@@ -60,6 +60,12 @@ class CommandError(Exception):
 class Root(TyperGroup):
     """The outermost command: no traceback reaches a person for something that they can mend."""
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """`eval suite` is a command of its own beside `eval MANIFEST`."""
+        if args[:2] == ["eval", "suite"]:
+            args = ["eval-suite", *args[2:]]
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)

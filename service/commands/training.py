@@ -39,6 +39,13 @@ def ship(ctx: typer.Context) -> None:
     run_entry(ctx, "model.train.ship:main", defaults={"art_cache": _art_cache()})
 
 
+def suite(ctx: typer.Context) -> None:
+    """`vidlex eval suite`: train and judge our method, its ablations and what it is compared with."""
+    command = " ".join(["vidlex eval suite", *ctx.args])
+    defaults = {"out": Path("runs/suite"), "art_cache": _art_cache(), "command": command}
+    run_entry(ctx, "model.train.suite:main", defaults=defaults, name="vidlex eval suite")
+
+
 @build.command("emoji", context_settings=PASS_THROUGH)
 def build_emoji(ctx: typer.Context) -> None:
     """The procedural world of labelled emoji videos."""

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.data.emoji.assets import PACKAGES, SpriteSheet
+from model.data.emoji.assets import KEYWORDS, OPENMOJI, PACKAGES, SpriteSheet
+from model.data.emoji.protocol import ColumnName
 from model.data.emoji.world import World
 from model.data.emoji.writer import write_mp4
 from model.data.manifest import Entry, write_manifest
@@ -25,18 +26,20 @@ def build(
     *,
     num_videos: int = 200,
     split: str = "test",
+    part: ColumnName = "seen",
     seed: int = 0,
-    min_labels: int = 3,
-    max_labels: int = 6,
+    min_labels: int = 1,
+    max_labels: int = 64,
     size: int = 192,
     progress: Callable[[int, int], None] | None = None,
     sheet: SpriteSheet | None = None,
 ) -> Path:
     """Write ``num_videos`` videos of 4 s with ``min_labels`` to ``max_labels`` true labels; returns the manifest.
 
+    ``part``: the labels of training ("seen"), or a column of the evaluation with labels that no training has.
     The world draws at 96 pixels, the file shows it at ``size``. Seeded: the same arguments give the same videos.
     """
-    world = World(art_cache, split=split, sheet=sheet)
+    world = World(art_cache, split=split, part=part, sheet=sheet)
     (out / "videos").mkdir(parents=True, exist_ok=True)
     entries: list[Entry] = []
     generator = world.generator(400_000 + seed)
@@ -44,7 +47,7 @@ def build(
         sample = world.videos(1, FPS * SECONDS, generator)
         if not min_labels <= int(sample.targets.sum()) <= max_labels:
             continue
-        name = f"videos/{split}-{seed:02d}-{len(entries):04d}.mp4"
+        name = f"videos/{part}-{split}-{seed:02d}-{len(entries):04d}.mp4"
         write_mp4(sample.frames[0], out / name, fps=FPS, size=size)
         entries.append(Entry(video=name, positives=true_labels(world, sample.targets[0]), closed=True, split=split))
         if progress is not None:
@@ -52,7 +55,9 @@ def build(
     manifest = out / "manifest.jsonl"
     write_manifest(manifest, entries)
     (out / "labels.json").write_text(json.dumps(world.kinds(), indent=1) + "\n", encoding="utf-8")
-    licences = [{k: v for k, v in asdict(package).items() if k != "sha256"} for package in PACKAGES]
+    licences = [
+        {k: v for k, v in asdict(package).items() if k != "sha256"} for package in (*PACKAGES, OPENMOJI, KEYWORDS)
+    ]
     (out / "ART.json").write_text(json.dumps(licences, indent=1) + "\n", encoding="utf-8")
     return manifest
 

@@ -1,0 +1,249 @@
+"""The suite's rows as Markdown tables, precision-recall curves and reliability diagrams."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.eval.plots import plot_points, plot_reliability
+
+TITLES = {
+    "seen": "seen labels",
+    "unseen_words": "unseen nouns and words",
+    "unseen_actions": "unseen actions and words",
+    "rare_pairs": "rare pairs",
+    "unseen_style": "unseen style",
+}
+METHODS = {
+    "clip_name": "CLIP, bare class name",
+    "clip_photo": "CLIP, a photo of a ...",
+    "clip_ensemble": "CLIP, 28 video templates",
+    "fixed_llm": "CLIP, fixed LLM prompt",
+    "coop": "CoOp",
+    "dualcoop": "DualCoOp",
+    "vificlip": "ViFi-CLIP",
+    "ours": "ours",
+}
+FIGURES = (("micro_aupr", "micro AUPR"), ("micro_peak_f1", "Peak F1"))
+COMPARISONS = (
+    (
+        "held-out actions, against the frame mean (CLIP, a photo of a ...)",
+        "unseen_actions",
+        "held-out actions",
+        "clip_photo",
+    ),
+    ("unseen words (keywords), against CLIP's bare class name", "unseen_words", "keyword", "clip_name"),
+    ("unseen words (scenes), against CLIP's bare class name", "unseen_words", "scene", "clip_name"),
+    ("unseen nouns, against frozen CLIP", "unseen_words", "noun", "clip_photo"),
+)
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def write_report(rows_folder: Path, facts: Mapping[str, Any], folder: Path) -> Path:
+    """``SUITE.md`` with its pictures and ``suite.json`` from all rows that are there. Returns the Markdown's path."""
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(rows_folder.glob("*.json"))]
+    main = [row for row in rows if row["group"] == "main"]
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = [
+        "# The method against what it is compared with\n",
+        _how(facts, main),
+        "## Main table\n",
+        *(f"{title}, mean and spread over seeds:\n\n{_main_table(main, figure)}" for figure, title in FIGURES),
+        "Chance is the prevalence: a random score has this AUPR. Pictures: `curves_*.png`.\n",
+        "## The claims, one by one\n",
+        _claims(main, facts),
+        "## By kind of label\n",
+        _kind_table(main),
+        "## One threshold for all kinds of labels\n",
+        _thresholds(main),
+        "## Ablations\n",
+        _ablations(rows),
+        "## What is unseen\n",
+        _unseen(facts),
+    ]  # fmt: skip
+    _pictures(main, folder)
+    path = folder / "SUITE.md"
+    path.write_text("\n".join(parts), encoding="utf-8")
+    slim = [{key: value for key, value in row.items() if key != "curves"} for row in rows]
+    (folder / "suite.json").write_text(
+        json.dumps({"facts": dict(facts), "rows": slim}, indent=1) + "\n", encoding="utf-8"
+    )
+    return path
+
+
+def _how(facts: Mapping[str, Any], main: Rows) -> str:
+    settings = facts["settings"]
+    minutes = sum(row["minutes"] for row in main)
+    return (
+        f"Written by `{facts['command'] or 'vidlex eval suite'}` on {facts['machine']}, torch {facts['torch']}. "
+        f"Each trained method has {settings['num_seeds']} seeds and draws its steps from the same pool of "
+        f"{settings['num_pool_videos']} rendered videos ({settings['num_frames']} frames each); every column has "
+        f"{settings['num_test_videos']} held-out videos with seeds and backgrounds of their own. Ours: "
+        f"{settings['num_warmup_steps']} label steps, then {settings['num_joint_steps']} joint steps of "
+        f"{settings['batch_size']} videos, {settings['num_branch_blocks']} branch blocks, N = "
+        f"{settings['num_prefixes']}, K = {settings['num_attributes']}, L = {settings['tokens_per_attribute']}. "
+        f"CoOp and DualCoOp: {settings['num_baseline_steps']} steps of the same size, ViFi-CLIP as many of "
+        f"{settings['num_tuned_videos']} videos and {settings['num_tuned_frames']} frames. Training of the main "
+        f"table took {minutes:.0f} minutes. This is a small scale: read differences, not heights.\n"
+    )
+
+
+def _of(main: Rows, method: str) -> list[Mapping[str, Any]]:
+    return [row for row in main if row["method"] == method]
+
+
+def _values(rows: Rows, column: str, figure: str, part: str | None = None) -> list[float]:
+    found = []
+    for row in rows:
+        figures = row["columns"][column]
+        chosen = figures["all"] if part is None else figures["parts"].get(part)
+        if chosen is not None:
+            found.append(float(chosen[figure]))
+    return found
+
+
+def _cell(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    mean = f"{np.mean(values):.3f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.3f}"
+
+
+def _main_table(main: Rows, figure: str) -> str:
+    lines = ["| | " + " | ".join(TITLES.values()) + " |", "| --- |" + " --- |" * len(TITLES)]
+    if figure == "micro_aupr":
+        chance = (_cell(_values(main[:1], column, "chance")) for column in TITLES)
+        lines.append("| chance | " + " | ".join(chance) + " |")
+    for method, title in METHODS.items():
+        rows = _of(main, method)
+        if rows:
+            lines.append(f"| {title} | " + " | ".join(_cell(_values(rows, column, figure)) for column in TITLES) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _claims(main: Rows, facts: Mapping[str, Any]) -> str:
+    lines = []
+    ours = _of(main, "ours")
+    for figure, title in FIGURES if ours else ():
+        for column, name in TITLES.items():
+            mine = _values(ours, column, figure)
+            others = {m: _values(_of(main, m), column, figure) for m in METHODS if m != "ours" and _of(main, m)}
+            if not others:
+                continue
+            best = max(others, key=lambda m: float(np.mean(others[m])))
+            spread = max(_spread(mine), _spread(others[best]))
+            lead = float(np.mean(mine) - np.mean(others[best]))
+            verdict = "ahead" if lead > spread else "behind" if lead < -spread else "within the spread"
+            lines.append(
+                f"- {name}, {title}: ours {_cell(mine)}, best of the others {METHODS[best]} {_cell(others[best])}: "
+                f"{verdict} ({lead:+.3f}, spread {spread:.3f})."
+            )
+    for title, column, part, reference in COMPARISONS:
+        mine, theirs = (
+            _values(ours, column, "micro_aupr", part),
+            _values(_of(main, reference), column, "micro_aupr", part),
+        )
+        if mine and theirs:
+            ratio = float(np.mean(mine) / np.mean(theirs))
+            lines.append(f"- AUPR on {title}: {_cell(mine)} against {_cell(theirs)}: {ratio:.2f} times.")
+    probe = facts["one_frame"]
+    lines.append(
+        f"- A logistic regression on one frame's CLIP features reads the actions at AUPR {probe['action_aupr']:.3f} "
+        f"(chance {probe['action_chance']:.3f}), the scenes at {probe['scene_aupr']:.3f} (chance "
+        f"{probe['scene_chance']:.3f}): actions need time."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def _kind_table(main: Rows) -> str:
+    cells = [
+        (column, part)
+        for column in TITLES
+        for part in (main[0]["columns"][column]["parts"] if main else ())
+        if column != "rare_pairs"
+    ]
+    lines = ["Micro AUPR (mean over seeds).\n", "| column | kind | chance | " + " | ".join(METHODS.values()) + " |"]
+    lines.append("| --- | --- | --- |" + " --- |" * len(METHODS))
+    for column, part in cells:
+        chance = _values(main[:1], column, "chance", part)
+        values = [_values(_of(main, method), column, "micro_aupr", part) for method in METHODS]
+        means = [f"{np.mean(v):.3f}" if v else "" for v in values]
+        lines.append(f"| {TITLES[column]} | {part} | {chance[0]:.4f} | " + " | ".join(means) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _thresholds(main: Rows) -> str:
+    lines = [
+        "Micro F1 on the seen labels with the best single threshold and with the best threshold per kind of label, "
+        "and the expected calibration error after Platt scaling on validation videos.\n",
+        "| | one threshold | one per kind | lost | ECE |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for method, title in METHODS.items():
+        rows = _of(main, method)
+        if rows:
+            lost = [row["thresholds"] for row in rows]
+            lines.append(
+                f"| {title} | {_cell([t['single_f1'] for t in lost])} | {_cell([t['per_kind_f1'] for t in lost])} | "
+                f"{_cell([t['loss'] for t in lost])} | {_cell([row['expected_calibration_error'] for row in rows])} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _ablations(rows: Rows) -> str:
+    notes = {
+        "label side": "The label encoder alone, trained and judged on CLIP's frame means (no branch), one seed.",
+        "video side": "Fewer joint steps than the main table, one seed; the row with the main table's number of blocks "
+        "is the reference.",
+    }  # fmt: skip
+    lines = []
+    for group, note in notes.items():
+        chosen = [row for row in rows if row["group"] == group]
+        if not chosen:
+            lines.append(f"The ablations of the {group} were not run.\n")
+            continue
+        lines += [
+            f"{note} Micro AUPR.\n",
+            "| change | " + " | ".join(TITLES.values()) + " | held-out actions | keywords |",
+        ]
+        lines.append("| --- |" + " --- |" * (len(TITLES) + 2))
+        for row in chosen:
+            cells = [_cell(_values([row], column, "micro_aupr")) for column in TITLES]
+            cells.append(_cell(_values([row], "unseen_actions", "micro_aupr", "held-out actions")))
+            cells.append(_cell(_values([row], "unseen_words", "micro_aupr", "keyword")))
+            lines.append(f"| {row['change']} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _unseen(facts: Mapping[str, Any]) -> str:
+    lines = [f"None of these is in the {facts['num_training_texts']} texts that pretraining and fine-tuning read.\n"]
+    lines += [f"- **{kind}** ({len(texts)}): {', '.join(texts)}" for kind, texts in facts["unseen"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _pictures(main: Rows, folder: Path) -> None:
+    def points(method: str, column: str) -> Any:
+        return _of(main, method)[0]["curves"][column]
+
+    for column, title in TITLES.items():
+        curves = {
+            f"{name}: {_values(_of(main, method)[:1], column, 'micro_aupr')[0]:.3f}": points(method, column)
+            for method, name in METHODS.items()
+            if _of(main, method)
+        }
+        if curves:
+            plot_points(curves, folder / f"curves_{column}.png", title=title)
+    for method in ("ours", "clip_photo"):
+        rows = _of(main, method)
+        if rows:
+            plot_reliability(rows[0]["reliability"], folder / f"reliability_{method}.png", title=METHODS[method])

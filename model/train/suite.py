@@ -1,0 +1,84 @@
+"""``vidlex eval suite``: our method, what the paper compares with and its ablations, on the five columns of the world.
+
+Every row is trained by the same loop on the same pool of videos, judged on the same held-out videos and labels, and
+kept as one JSON file under ``out/rows``: a run that was stopped goes on with the rows that are missing. The prefixes
+are learned once, before the rows, on CLIP's frame means (stage *prefix*); all rows of ours read them. Then the report
+is written: Markdown, curves and diagrams.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.data.emoji.assets import SpriteSheet
+from model.eval.suite_report import write_report
+from model.train.loop import console
+from model.train.suite_bench import Bench, Row, SuiteConfig
+from model.train.suite_rows import METHODS, ablations, train_baseline, train_ours
+
+
+def main(
+    config: SuiteConfig,
+    *,
+    clip_name: str,
+    out: Path,
+    art_cache: Path,
+    report: Path | None = None,
+    command: str = "",
+    sheet: SpriteSheet | None = None,
+) -> Path:
+    """Train and judge every row that is not there yet, then write ``report`` (default: ``out/report``)."""
+    started = time.monotonic()
+    bench = Bench(config, clip_name=clip_name, out=out, art_cache=art_cache, sheet=sheet)
+    for row, train in _plan(bench):
+        _finish(bench, row, train)
+    facts = {
+        "command": command,
+        "clip": Path(clip_name).name,
+        "settings": asdict(config),
+        "machine": f"{platform.system()} {platform.machine()}, {config.device}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "minutes": round((time.monotonic() - started) / 60, 1),
+        "unseen": bench.protocol.unseen_texts(),
+        "num_training_texts": len(bench.protocol.training_texts()),
+        "one_frame": bench.one_frame_probe(),
+    }
+    folder = report or out / "report"
+    write_report(out / "rows", facts, folder)
+    console.print(f"wrote {folder}")
+    return folder
+
+
+def _plan(bench: Bench) -> list[tuple[Row, Callable[[Row], dict[str, Any]]]]:
+    """All rows, the most important first: a run that is cut short has the main table."""
+    config = bench.config
+    rows: list[tuple[Row, Callable[[Row], dict[str, Any]]]] = []
+    for seed in range(config.num_seeds):
+        rows.append((Row("ours", seed), lambda row: train_ours(bench, row)))
+        for name in METHODS:
+            if METHODS[name].is_trained or seed == 0:
+                rows.append((Row(name, seed), lambda row: train_baseline(bench, row)))
+    if config.with_ablations:
+        rows += [(row, lambda row: train_ours(bench, row)) for row in ablations(config)]
+    return rows
+
+
+def _finish(bench: Bench, row: Row, train: Callable[[Row], dict[str, Any]]) -> None:
+    path = bench.out / "rows" / f"{row.key}.json"
+    if path.exists():
+        return
+    began = time.monotonic()
+    console.print(f"row {row.key}")
+    result = {**asdict(row), **train(row), "minutes": round((time.monotonic() - began) / 60, 2)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)

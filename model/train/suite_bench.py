@@ -1,0 +1,264 @@
+"""What the rows of the suite share: the pools of videos, the LLM's states, the learned prefixes, and the judging."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
+from torch import Tensor
+
+from model.config import LabelEncoderConfig, VideoEncoderConfig
+from model.data.emoji.assets import SpriteSheet, load_sheet
+from model.data.emoji.protocol import COLUMNS
+from model.data.emoji.vocabulary import HELD_OUT_ACTIONS
+from model.data.emoji.world import World
+from model.eval.calibration import expected_calibration_error, fit_platt, reliability
+from model.eval.metrics import curve, summarise
+from model.eval.thresholds import threshold_loss
+from model.factory import create_clip, create_label_encoder
+from model.scoring import Scorer
+from model.text.label_encoder import LabelEncoder
+from model.train.fit import FitConfig, LabelTask
+from model.train.loop import console, run
+from model.train.pool import Pool, build_pool
+from model.train.task import OpenVocabularyNetwork
+from model.video.encoder import VideoEncoder
+
+CURVE_POINTS = 200
+
+
+@dataclass(frozen=True)
+class SuiteConfig:
+    """How large the suite is. The default suits two CPU cores and about an hour; ``--scale full`` wants a GPU."""
+
+    num_seeds: int = 3
+    num_pool_videos: int = 10_000
+    num_test_videos: int = 400
+    """Per column."""
+    num_validation_videos: int = 400
+    num_frames: int = 8
+    num_branch_blocks: int = 2
+    llm: str = "smollm2-135m-instruct"
+    num_prefixes: int = 2
+    num_attributes: int = 1
+    tokens_per_attribute: int = 8
+    batch_size: int = 32
+    num_step_labels: int = 128
+    all_positives: bool = False
+    """Whether a step reads every label that is true in its batch, as the paper does, or an unbiased draw of them."""
+    num_warmup_steps: int = 100
+    """Of the label encoder on frame means, before the joint steps."""
+    num_joint_steps: int = 500
+    num_prefix_steps: int = 20
+    num_prefix_labels: int = 12
+    num_baseline_steps: int = 300
+    num_tuned_frames: int = 4
+    """Frames per video for the method that tunes CLIP's towers."""
+    num_tuned_videos: int = 16
+    """Videos per step for the same."""
+    num_ablation_steps: int = 250
+    num_label_ablation_steps: int = 200
+    with_ablations: bool = True
+    device: str = "cpu"
+    bf16: bool | None = None
+
+    def video(self) -> VideoEncoderConfig:
+        return VideoEncoderConfig(num_branch_blocks=self.num_branch_blocks, num_frames=self.num_frames)
+
+    def label(self) -> LabelEncoderConfig:
+        return LabelEncoderConfig(
+            llm=self.llm,
+            num_prefixes=self.num_prefixes,
+            num_attributes=self.num_attributes,
+            tokens_per_attribute=self.tokens_per_attribute,
+        )
+
+    def fit(self, seed: int) -> FitConfig:
+        return FitConfig(
+            batch_size=self.batch_size, num_step_labels=self.num_step_labels, all_positives=self.all_positives,
+            num_joint_steps=self.num_joint_steps, num_validation_videos=min(64, self.num_validation_videos),
+            num_prefix_labels=self.num_prefix_labels,
+            num_prefix_steps=self.num_prefix_steps, num_stage_labels=self.num_step_labels,
+            device=self.device, bf16=self.bf16, seed=seed,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of training and its judging."""
+
+    method: str
+    seed: int = 0
+    change: str = ""
+    """What an ablation changes; empty in the main table."""
+    group: str = "main"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        change = "".join(c if c.isalnum() else "-" for c in self.change)
+        return "_".join(part for part in (self.group, self.method, change, f"seed{self.seed}") if part)
+
+
+class Bench:
+    """Made once per run; everything here is kept in ``out`` and found again."""
+
+    def __init__(
+        self, config: SuiteConfig, *, clip_name: str, out: Path, art_cache: Path, sheet: SpriteSheet | None
+    ) -> None:
+        self.config, self.clip_name, self.out = config, clip_name, out
+        clip = create_clip(clip_name)
+        canvas = clip.source.geometry.image_size
+        sheet = sheet if sheet is not None else load_sheet(art_cache)
+
+        def world(split: str, part: Any) -> World:
+            return World(art_cache, canvas=canvas, split=split, part=part, sheet=sheet)
+
+        self.worlds = {"train": world("train", "seen"), "val": world("val", "seen")}
+        columns = {column: world("test", column) for column in COLUMNS}
+        self.protocol = self.worlds["train"].protocol
+        self.kinds: dict[str, Mapping[str, str]] = {name: columns[name].kinds() for name in COLUMNS}
+        self.labels: dict[str, tuple[str, ...]] = {name: columns[name].labels for name in COLUMNS}
+        encoder = VideoEncoder(clip.model.visual, config.video(), mean=clip.source.mean, std=clip.source.std)
+        encoder.to(config.device)
+        self.identity = clip.digest
+
+        def pool(name: str, world: World, num: int, seed: int, keep_frames: bool = True) -> Pool:
+            path = out / "pools" / f"{name}.safetensors"
+            return build_pool(path, world, encoder, num, seed=seed, keep_frames=keep_frames, identity=self.identity)
+
+        self.train = pool("train", self.worlds["train"], config.num_pool_videos, 800_000)
+        self.validation = pool("val", self.worlds["val"], config.num_validation_videos, 810_000)
+        self.test = {
+            name: pool(name, columns[name], config.num_test_videos, 820_000 + 10_000 * i)
+            for i, name in enumerate(COLUMNS)
+        }
+
+    # --- the LLM's part ---
+
+    def network(self, video: VideoEncoderConfig, label: LabelEncoderConfig, seed: int) -> OpenVocabularyNetwork:
+        """Untrained, with seeds of its own for everything random."""
+        torch.manual_seed(seed)
+        clip = create_clip(self.clip_name)
+        encoder = VideoEncoder(clip.model.visual, video, mean=clip.source.mean, std=clip.source.std)
+        labels, _ = create_label_encoder(replace(label, seed=seed), clip)
+        return OpenVocabularyNetwork(encoder, labels).to(self.config.device)
+
+    def states(self, encoder: LabelEncoder, name: str, labels: Sequence[str]) -> Tensor:
+        """States [V, N, K, L, d] float16 of these labels under the encoder's prefixes, from the disk where possible."""
+        prefixes = encoder.prefixes.detach().float().cpu().numpy().tobytes()
+        config = encoder.config
+        parts = [config.llm, config.prompt_version, config.feedback, config.num_attributes, config.tokens_per_attribute]
+        digest = hashlib.sha256(json.dumps([parts, list(labels)]).encode() + prefixes).hexdigest()[:16]
+        path = self.out / "states" / f"{name}-{digest}.safetensors"
+        if not path.exists():
+            console.print(f"LLM states of {len(labels)} labels: {name}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({"states": encoder.cache_states(labels, dtype=torch.float16)}, path)
+        return load_file(path)["states"]
+
+    def prefixes(self) -> Tensor:
+        """The prefixes of all rows: learned once on frame means, few labels a step, through the frozen LLM."""
+        path = self.out / "prefixes.safetensors"
+        if path.exists():
+            return load_file(path)["prefixes"]
+        config = self.config
+        network = self.network(VideoEncoderConfig(num_branch_blocks=0), config.label(), 0)
+        world = self.worlds["train"]
+        picks = torch.randperm(len(world.labels), generator=torch.Generator().manual_seed(0))[:600].sort().values
+        some = [world.labels[i] for i in picks.tolist()]
+        states = self.states(network.label, "starting", some).float()
+        network.label.fit_statistics(states)
+        fit = config.fit(0)
+        cached = self.frame_means(self.train), self.train.targets[:, picks]
+        for name, steps, seen in (
+            ("warmup", config.num_warmup_steps, states),
+            ("prefix", config.num_prefix_steps, None),
+        ):
+            task = LabelTask(name, network, cached=cached, world=world, labels=some, states=seen, config=fit)
+            loop = replace(fit, bf16=False).loop(steps, num_warmup_steps=5, evaluate_every=10**9)
+            run(task, loop, self.out / "prefix", {"part": "prefix", "identity": self.identity})
+        save_file({"prefixes": network.label.prefixes.detach().clone()}, path)
+        return load_file(path)["prefixes"]
+
+    # --- videos ---
+
+    def frame_means(self, pool: Pool) -> Tensor:
+        """[n, D] unit vectors: CLIP's zero-shot video features."""
+        return F.normalize(pool.trunk.frame_features.float().mean(dim=1), dim=-1)
+
+    def column_labels(self) -> list[str]:
+        """Every label that any column reads, once."""
+        return list(dict.fromkeys(label for name in COLUMNS for label in self.labels[name]))
+
+    # --- judging ---
+
+    def judge(self, logits: Callable[[Pool, Sequence[str]], Tensor]) -> dict[str, Any]:
+        """Figures of one model. ``logits(pool, labels)`` is [n, V]."""
+        validation = logits(self.validation, self.worlds["val"].labels).float().cpu().numpy()
+        truth = self.validation.targets.numpy()
+        calibration = fit_platt(validation, truth)
+        result: dict[str, Any] = {"columns": {}, "curves": {}}
+        for name in COLUMNS:
+            scores = logits(self.test[name], self.labels[name]).float().cpu().numpy()
+            targets = self.test[name].targets.numpy()
+            result["columns"][name] = self._figures(name, scores, targets)
+            result["curves"][name] = _points(scores, targets)
+            if name == "seen":
+                kinds = [self.kinds[name][label] for label in self.labels[name]]
+                result["thresholds"] = threshold_loss(scores, targets, None, kinds)
+                probabilities = Scorer(1.0, 0.0, calibration).calibration.probability(scores)
+                result["reliability"] = reliability(probabilities, targets)
+                result["expected_calibration_error"] = expected_calibration_error(probabilities, targets)
+        return result
+
+    def _figures(self, name: str, scores: Any, targets: Any) -> dict[str, Any]:
+        kinds = np.array([self.kinds[name][label] for label in self.labels[name]])
+        parts = {kind: kinds == kind for kind in sorted(set(kinds))}
+        if name == "unseen_actions":
+            held_out = np.isin(self.labels[name], HELD_OUT_ACTIONS)
+            parts = {"held-out actions": held_out, "new words for actions": ~held_out}
+        return {
+            "all": summarise(scores, targets),
+            "parts": {
+                part: summarise(scores[:, columns], targets[:, columns])
+                for part, columns in parts.items()
+                if targets[:, columns].any()
+            },
+        }
+
+    def one_frame_probe(self) -> dict[str, float]:
+        """How far the actions can be read from one frame: a logistic regression on CLIP's features of the middle frame,
+        trained on pool videos, against chance; the same for scenes, to show that the probe works."""
+        train, test = self.train.trunk.frame_features.float(), self.test["seen"].trunk.frame_features.float()
+        middle = train.shape[1] // 2
+        kinds = np.array(list(self.kinds["seen"].values()))
+        found: dict[str, float] = {}
+        for kind in ("action", "scene"):
+            columns = kinds == kind
+            y, truth = self.train.targets.numpy()[:, columns], self.test["seen"].targets.numpy()[:, columns]
+            rows = slice(0, 4000)
+            probe = OneVsRestClassifier(LogisticRegression(max_iter=200)).fit(
+                F.normalize(train[rows, middle], dim=-1).numpy() * 10, y[rows]
+            )
+            scores = probe.decision_function(F.normalize(test[:, middle], dim=-1).numpy() * 10)
+            figures = summarise(scores, truth)
+            found |= {f"{kind}_aupr": figures["micro_aupr"], f"{kind}_chance": figures["chance"]}
+        return found
+
+
+def _points(scores: Any, targets: Any) -> list[tuple[float, float]]:
+    """Some (recall, precision) points of the micro curve, for drawing."""
+    precision, recall, _ = curve(scores, targets)
+    keep = np.unique(np.linspace(0, len(recall) - 1, CURVE_POINTS).astype(int))
+    return [(round(float(recall[i]), 4), round(float(precision[i]), 4)) for i in keep]

@@ -1,0 +1,239 @@
+"""How each row of the suite is trained: our method and its variants, and the methods it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import BaselineConfig, LabelEncoderConfig, Method, TemplateSet, VideoEncoderConfig
+from model.eval.metrics import summarise
+from model.factory import create_baseline_labels, create_clip
+from model.train.baseline import BaselineNetwork, BaselineTask
+from model.train.fit import FitConfig, JointTask, LabelTask
+from model.train.loop import console, run
+from model.train.pool import Pool, PoolVideos
+from model.train.suite_bench import Bench, Row, SuiteConfig
+from model.train.task import OpenVocabularyNetwork
+from model.video.encoder import Trunk, VideoEncoder
+
+ALPHAS = (0.25, 0.5, 0.75, 1.0)
+NEVER = 10**9
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A method of the main table."""
+
+    method: Method
+    templates: TemplateSet = "photo"
+    is_trained: bool = True
+
+
+METHODS = {
+    "clip_name": Compared("class_name", "name", is_trained=False),
+    "clip_photo": Compared("class_name", "photo", is_trained=False),
+    "clip_ensemble": Compared("class_name", "video", is_trained=False),
+    "fixed_llm": Compared("fixed_llm", is_trained=False),
+    "coop": Compared("coop"),
+    "dualcoop": Compared("dualcoop"),
+    "vificlip": Compared("vificlip"),
+}
+
+
+def ablations(config: SuiteConfig) -> list[Row]:
+    """The paper's ablations. Those of the label side train it alone, on frame means, beside their own reference."""
+    label_side: list[tuple[str, dict[str, Any]]] = [
+        ("reference", {}),
+        ("without the LLM", {"without_llm": True}),
+        ("without the prompting transformer", {"without_transformer": True}),
+        ("fixed prefixes", {"fixed_prefixes": True}),
+        ("re-normalised mean", {"label": {"renormalize": True}}),
+        ("soft fed-back tokens", {"label": {"feedback": "soft"}}),
+        ("N = 1", {"label": {"num_prefixes": 1}}),
+        ("K = 2", {"label": {"num_attributes": 2, "tokens_per_attribute": 4}}),
+        ("L = 4", {"label": {"tokens_per_attribute": 4}}),
+    ]
+    rows = [Row("ours", 0, change, "label side", options) for change, options in label_side]
+    for blocks in (0, 1, 2, 4, 6):
+        if blocks <= config.num_branch_blocks:
+            rows.append(
+                Row("ours", 0, f"{blocks} branch blocks", "video side", {"video": {"num_branch_blocks": blocks}})
+            )
+    rows.append(Row("ours", 0, "no weight interpolation", "video side", {"fit": {"interpolation_lambda": 0.0}}))
+    rows.append(Row("ours", 0, "lambda 0.5", "video side", {"fit": {"interpolation_lambda": 0.5}}))
+    return rows
+
+
+def train_ours(bench: Bench, row: Row) -> dict[str, Any]:
+    """Label encoder on frame means first, then both encoders together; alpha by validation; judged on all columns."""
+    config, options = bench.config, row.options
+    label: LabelEncoderConfig = replace(config.label(), **options.get("label", {}))
+    label_only = row.group == "label side"
+    blocks = 0 if label_only else config.num_branch_blocks
+    video: VideoEncoderConfig = replace(config.video(), **{"num_branch_blocks": blocks, **options.get("video", {})})
+    fit: FitConfig = replace(config.fit(row.seed), **options.get("fit", {}))
+    if row.group != "main":
+        fit = replace(fit, num_joint_steps=config.num_ablation_steps)
+    network = bench.network(video, label, row.seed)
+    if not options.get("fixed_prefixes"):
+        network.label.prefixes.data.copy_(bench.prefixes()[: label.num_prefixes])
+    if options.get("without_transformer"):
+        network.label.prompting.blocks = nn.ModuleList()
+    states = _States(bench, network, without_llm=bool(options.get("without_llm")))
+    world = bench.worlds["train"]
+    trained = states.of(world.labels)
+    network.label.fit_statistics(trained.float())
+    out, description = bench.out / "runs" / row.key, {"row": row.key, "identity": bench.identity}
+    cached = bench.frame_means(bench.train), bench.train.targets
+    label_task = LabelTask("warmup", network, cached=cached, world=world, states=trained, config=fit)
+    num_label_steps = config.num_label_ablation_steps if label_only else config.num_warmup_steps
+    loop = fit.loop(num_label_steps, num_warmup_steps=10, evaluate_every=NEVER)
+    run(label_task, loop, out, description)
+    at_depth = _deeper(network.video, config.num_branch_blocks)
+    alpha = None
+    if network.video.branch:
+        network.video.requires_grad_(True)
+        network.video.visual.requires_grad_(False)
+        task = JointTask(network, bench.worlds, trained, fit)
+        task.videos = _OursVideos(bench.train, fit, at_depth)
+        run(task, fit.loop(fit.num_joint_steps, num_warmup_steps=50, evaluate_every=NEVER), out, description)
+        alpha = _choose_alpha(bench, network, states, at_depth)
+    result = bench.judge(_judge_of(network, states, at_depth))
+    return {**result, "alpha": alpha, "num_parameters": _num_learned(network)}
+
+
+class _States:
+    """LLM states of any labels that the suite reads."""
+
+    def __init__(self, bench: Bench, network: OpenVocabularyNetwork, *, without_llm: bool) -> None:
+        self.labels = bench.column_labels()
+        self.place = {label: i for i, label in enumerate(self.labels)}
+        if without_llm:  # the same for every label: a learned prompt, and CLIP's own reading of the name
+            self.all = network.label.state_mean.new_zeros(len(self.labels), *network.label.state_mean.shape).half()
+        else:
+            self.all = bench.states(network.label, "columns", self.labels)
+
+    def of(self, labels: Sequence[str]) -> Tensor:
+        return self.all[[self.place[label] for label in labels]]
+
+
+class _OursVideos(PoolVideos):
+    def __init__(self, pool: Pool, fit: FitConfig, at_depth: Callable[[Trunk], Trunk]) -> None:
+        super().__init__(pool, batch_size=fit.batch_size, seed=fit.seed, change=at_depth)
+
+
+def _deeper(encoder: VideoEncoder, kept: int) -> Callable[[Trunk], Trunk]:
+    """Pools keep the tokens where ``kept`` branch blocks begin; an encoder with fewer begins later: run CLIP's own
+    blocks in between."""
+    blocks = len(encoder.branch)
+    between = encoder.visual.transformer.resblocks[-kept : -blocks or None] if blocks < kept else []
+
+    @torch.no_grad()
+    def change(trunk: Trunk) -> Trunk:
+        if not blocks or not len(between):
+            return trunk
+        b, t, n, d = trunk.tokens.shape
+        x = trunk.tokens.float().view(b * t, n, d)
+        for block in between:
+            x = block(x)
+        return Trunk(trunk.frame_features, x.view(b, t, n, d))
+
+    return change
+
+
+@torch.no_grad()
+def _features(
+    network: OpenVocabularyNetwork, pool: Pool, at_depth: Callable[[Trunk], Trunk], alpha: float | None
+) -> Tensor:
+    """[n, D] unit features of a pool."""
+    parts = []
+    for chunk in pool.chunks():
+        assert isinstance(chunk, Trunk)
+        parts.append(F.normalize(network.video(at_depth(chunk.to(network.bias.device)), alpha), dim=-1))
+    return torch.cat(parts)
+
+
+def _judge_of(
+    network: OpenVocabularyNetwork, states: _States, at_depth: Callable[[Trunk], Trunk]
+) -> Callable[[Pool, Sequence[str]], Tensor]:
+    @torch.no_grad()
+    def logits(pool: Pool, labels: Sequence[str]) -> Tensor:
+        features = torch.cat(
+            [
+                network.label.forward_from_states(labels[i : i + 256], states.of(labels[i : i + 256]))
+                for i in range(0, len(labels), 256)
+            ]
+        )
+        return network.logits(_features(network, pool, at_depth, None), features)
+
+    return logits
+
+
+@torch.no_grad()
+def _choose_alpha(
+    bench: Bench, network: OpenVocabularyNetwork, states: _States, at_depth: Callable[[Trunk], Trunk]
+) -> float:
+    """The interpolation with the best micro AUPR on validation videos; the network is folded at it."""
+    labels = bench.worlds["val"].labels
+    texts = torch.cat(
+        [
+            network.label.forward_from_states(labels[i : i + 256], states.of(labels[i : i + 256]))
+            for i in range(0, len(labels), 256)
+        ]
+    )
+    found = {}
+    for alpha in ALPHAS:
+        logits = network.logits(_features(network, bench.validation, at_depth, alpha), texts)
+        found[alpha] = summarise(logits.cpu().numpy(), bench.validation.targets.numpy())["micro_aupr"]
+    best = max(found, key=lambda a: found[a])
+    console.print(f"alpha {best} of { ({a: round(v, 4) for a, v in found.items()}) }", highlight=False)
+    network.video.fold(best)
+    return best
+
+
+def train_baseline(bench: Bench, row: Row) -> dict[str, Any]:
+    """A compared method on the same pool: what learns nothing is judged as it is."""
+    config, compared = bench.config, METHODS[row.method]
+    torch.manual_seed(row.seed)
+    clip = create_clip(bench.clip_name)
+    encoder = VideoEncoder(
+        clip.model.visual, replace(config.video(), num_branch_blocks=0), mean=clip.source.mean, std=clip.source.std
+    )
+    baseline = BaselineConfig(templates=compared.templates)
+    label = replace(config.label(), seed=row.seed)
+    labels, _ = create_baseline_labels(compared.method, baseline, label, clip)
+    tunes = compared.method == "vificlip"
+    network = BaselineNetwork(clip.model, encoder, labels, places=baseline.places, train_towers=tunes).to(config.device)
+    fit = replace(config.fit(row.seed), num_joint_steps=config.num_baseline_steps)
+    if tunes:
+        fit = replace(fit, batch_size=config.num_tuned_videos)
+        baseline = replace(baseline, learning_rate=1e-4)  # a tower this small wants more than the 1e-5 of ViT-B
+    if compared.is_trained:
+        task = BaselineTask(compared.method, network, bench.worlds, fit, baseline)
+        task.videos = PoolVideos(
+            bench.train, batch_size=fit.batch_size, seed=fit.seed, frames=tunes,
+            num_frames=config.num_tuned_frames if tunes else 0,
+        )  # fmt: skip
+        loop = fit.loop(fit.num_joint_steps, num_warmup_steps=fit.num_joint_steps // 10 + 1, evaluate_every=NEVER)
+        run(task, loop, bench.out / "runs" / row.key, {"row": row.key, "identity": bench.identity})
+    result = bench.judge(_judge_of_baseline(network, tunes))
+    return {**result, "num_parameters": _num_learned(network) if compared.is_trained else 0}
+
+
+def _judge_of_baseline(network: BaselineNetwork, tunes: bool) -> Callable[[Pool, Sequence[str]], Tensor]:
+    @torch.no_grad()
+    def logits(pool: Pool, labels: Sequence[str]) -> Tensor:
+        device = network.bias.device
+        frames = torch.cat([network.frame_features(chunk.to(device)) for chunk in pool.chunks(frames=tunes)])
+        return torch.cat([network.logits(frames, labels[i : i + 128]) for i in range(0, len(labels), 128)], dim=1)
+
+    return logits
+
+
+def _num_learned(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)

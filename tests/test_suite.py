@@ -1,0 +1,85 @@
+"""The suite from end to end at a tiny scale: every method and ablation gets its row, and the report all of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.config import VideoEncoderConfig
+from model.data.emoji.protocol import COLUMNS
+from model.data.emoji.world import World
+from model.train.pool import PoolVideos, build_pool
+from model.train.suite import main
+from model.train.suite_bench import SuiteConfig
+from model.train.suite_rows import METHODS
+from model.video.encoder import Trunk, VideoEncoder
+from tests.art import tiny_sheet
+from tests.tiny import tiny_clip
+from tests.tiny_fit import write_backbones
+
+TINY = SuiteConfig(
+    num_seeds=2, num_pool_videos=48, num_test_videos=24, num_validation_videos=24, num_frames=3, num_branch_blocks=2,
+    num_prefixes=2, tokens_per_attribute=2, batch_size=8, num_step_labels=24, num_warmup_steps=2, num_joint_steps=3,
+    num_prefix_steps=2, num_prefix_labels=3, num_baseline_steps=2, num_tuned_frames=2, num_tuned_videos=4,
+    num_ablation_steps=2, num_label_ablation_steps=2, bf16=False,
+)  # fmt: skip
+
+
+def test_every_method_and_ablation_has_its_row_and_a_second_run_does_nothing(tmp_path: Path) -> None:
+    folder = write_backbones(tmp_path)
+    config = replace(TINY, llm=str(folder / "llm"))
+    out = tmp_path / "suite"
+    arguments = {"clip_name": f"local-dir:{folder / 'clip'}", "out": out, "art_cache": tmp_path, "sheet": tiny_sheet()}
+    report = main(config, **arguments, command="vidlex eval suite --tiny")  # type: ignore[arg-type]
+
+    rows = {path.stem: json.loads(path.read_text()) for path in (out / "rows").glob("*.json")}
+    trained = [name for name, method in METHODS.items() if method.is_trained]
+    expected = {f"main_{name}_seed{seed}" for name in ("ours", *trained) for seed in range(2)}
+    assert expected <= set(rows)
+    assert {f"main_{name}_seed0" for name in METHODS} <= set(rows)
+    assert sum(name.startswith("label-side") or name.startswith("label side") for name in rows) == 9
+    assert sum(name.startswith("video side") for name in rows) == 5
+    for row in rows.values():
+        assert set(row["columns"]) == set(COLUMNS)
+        for figures in row["columns"].values():
+            assert 0 < figures["all"]["micro_aupr"] <= 1
+    assert rows["main_ours_seed0"]["alpha"] in (0.25, 0.5, 0.75, 1.0)
+    assert rows["main_clip_photo_seed0"]["num_parameters"] == 0 < rows["main_coop_seed0"]["num_parameters"]
+    assert rows["main_ours_seed0"]["columns"] != rows["main_ours_seed1"]["columns"]
+
+    text = (report / "SUITE.md").read_text(encoding="utf-8")
+    ours = [rows[f"main_ours_seed{seed}"]["columns"]["seen"]["all"]["micro_aupr"] for seed in range(2)]
+    assert f"| ours | {sum(ours) / 2:.3f}" in text
+    assert "vidlex eval suite --tiny" in text and "without the LLM" in text and "no weight interpolation" in text
+    assert {path.name for path in report.iterdir()} >= {"suite.json", "curves_seen.png", "reliability_ours.png"}
+
+    before = {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()}
+    main(config, **arguments)  # type: ignore[arg-type]
+    assert {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()} == before
+
+
+def test_a_pool_gives_what_the_tower_would_give(tmp_path: Path) -> None:
+    clip, _ = tiny_clip()
+    config = VideoEncoderConfig(num_branch_blocks=2, num_frames=3)
+    encoder = VideoEncoder(clip.visual, config, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    canvas = clip.visual.image_size[0]
+    world = World(tmp_path, canvas=canvas, sheet=tiny_sheet())
+    pool = build_pool(tmp_path / "a.safetensors", world, encoder, 70, seed=5, keep_frames=True, identity="x")
+    assert len(pool) == 70 and pool.frames is not None
+    with torch.no_grad():
+        for chunk, frames in zip(pool.chunks(), pool.chunks(frames=True), strict=True):
+            assert isinstance(chunk, Trunk) and isinstance(frames, torch.Tensor)
+            assert torch.allclose(encoder(chunk, 0.5), encoder(frames, 0.5), atol=0.02)
+    again = build_pool(tmp_path / "a.safetensors", world, encoder, 70, seed=5, keep_frames=True, identity="x")
+    assert torch.equal(again.targets, pool.targets)
+    videos = PoolVideos(pool, batch_size=16, seed=0)
+    drawn = [videos.draw(step) for step in range(8)]
+    assert sum(int(batch.targets.sum()) for batch in drawn[:4]) != sum(int(batch.targets.sum()) for batch in drawn[4:])
+    assert torch.equal(drawn[0].targets, PoolVideos(pool, batch_size=16, seed=0).draw(0).targets)
+    assert not torch.equal(drawn[0].targets, PoolVideos(pool, batch_size=16, seed=1).draw(0).targets)
+    with pytest.raises(ValueError, match="keeps no frames"):
+        replace(pool, frames=None).rows(torch.tensor([0]), frames=True)
