@@ -69,6 +69,20 @@ def test_every_operation_is_tried(document: dict[str, dict[str, dict[str, object
     assert {(method, path) for path, methods in document.items() for method in methods} == set(OPERATIONS)
 
 
+def test_every_operation_tells_the_key_that_it_wants(service: LiveService) -> None:
+    document = httpx.get(f"{service.url}/openapi.json", headers=KEY).json()
+    assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
+    scopes = {
+        (method, path): operation.get("x-scope")
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+    }
+    for (method, path), scope in scopes.items():
+        assert document["paths"][path][method]["security"] == ([] if scope is None else [{"bearer": []}, {}])
+    assert scopes["get", "/livez"] is None and scopes["post", "/classify"] == "read"
+    assert scopes["post", "/labels"] == "write" and scopes["post", "/keys"] == "admin"
+
+
 def test_every_error_of_the_table_can_come_somewhere(document: dict[str, dict[str, dict[str, object]]]) -> None:
     text = json.dumps(document)
     assert [e.code for e in _leaves(VidlexError) if e is not NoApiKeys and f'"{e.code}"' not in text] == []

@@ -39,6 +39,7 @@ from service.errors import (
     VideoTooLong,
     VidlexError,
 )
+from service.routes.guard import PUBLIC, wanted_scope
 from service.routes.problems import PROBLEM_TYPE
 
 Errors = tuple[type[VidlexError], ...]
@@ -87,6 +88,15 @@ ERRORS: dict[tuple[str, str], Errors] = {
 """Beside those that can come anywhere. A test calls every operation and finds what is missing here."""
 
 
+_SCHEMES = {
+    "bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An API key of this service. `X-API-Key: KEY` does as well.",
+    }
+}
+
+
 def install(app: FastAPI) -> None:
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -106,9 +116,18 @@ def _corrected(schema: dict[str, Any]) -> dict[str, Any]:
             for status in ("422", "default"):  # FastAPI's own, which never leaves this service
                 responses.pop(status, None)
             responses |= _problems((*_ANYWHERE, *ERRORS.get((method, path), ())))
+            operation.update(_access(method, path))
+    schema.setdefault("components", {})["securitySchemes"] = _SCHEMES
     for name in ("HTTPValidationError", "ValidationError"):
         schema.get("components", {}).get("schemas", {}).pop(name, None)
     return schema
+
+
+def _access(method: str, path: str) -> dict[str, Any]:
+    """Which key an operation wants. The last choice is none at all: a service that was started without keys is open."""
+    if path in PUBLIC:
+        return {"security": []}
+    return {"security": [*({name: []} for name in _SCHEMES), {}], "x-scope": wanted_scope(method.upper(), path)}
 
 
 def _problems(errors: Sequence[type[VidlexError]]) -> dict[str, Any]:
