@@ -64,10 +64,13 @@ class BaselineNetwork(nn.Module):
             positive, negative = self.label.both(names)
             with torch.autocast(frame_features.device.type, enabled=False):
                 return aggregate(frame_places(frame_features), positive.float(), negative.float())
-        labels = self.label(names)
+        return self.logits_from_features(frame_features, self.label(names))
+
+    def logits_from_features(self, frame_features: Tensor, label_features: Tensor) -> Tensor:
+        """[B, T, D] and [V, D] -> [B, V] in float32, for labels that are one vector each."""
         with torch.autocast(frame_features.device.type, enabled=False):
             videos = F.normalize(frame_features.mean(dim=1), dim=-1)
-            similarity: Tensor = videos @ labels.float().T
+            similarity: Tensor = videos @ label_features.float().T
             return similarity_to_logit(similarity, self.log_scale.exp(), self.bias)
 
 

@@ -60,12 +60,15 @@ def main(
 def _plan(bench: Bench) -> list[tuple[Row, Callable[[Row], dict[str, Any]]]]:
     """All rows, the most important first: a run that is cut short has the main table."""
     config = bench.config
-    rows: list[tuple[Row, Callable[[Row], dict[str, Any]]]] = []
-    for seed in range(config.num_seeds):
-        rows.append((Row("ours", seed), lambda row: train_ours(bench, row)))
-        for name in METHODS:
-            if METHODS[name].is_trained or seed == 0:
-                rows.append((Row(name, seed), lambda row: train_baseline(bench, row)))
+    skipped = {name.strip() for name in config.skipped.split(",")}
+    compared = [name for name in METHODS if name not in skipped]
+    first = [Row("ours", 0), *(Row(name, 0) for name in compared)]
+    more = [Row("ours", seed) for seed in range(1, config.num_seeds)]
+    more += [Row(name, seed) for seed in range(1, config.num_seeds) for name in compared if METHODS[name].is_trained]
+    rows: list[tuple[Row, Callable[[Row], dict[str, Any]]]] = [
+        (row, (lambda row: train_ours(bench, row)) if row.method == "ours" else lambda row: train_baseline(bench, row))
+        for row in (*first, *more)
+    ]
     if config.with_ablations:
         rows += [(row, lambda row: train_ours(bench, row)) for row in ablations(config)]
     return rows

@@ -69,6 +69,8 @@ class SuiteConfig:
     num_ablation_steps: int = 250
     num_label_ablation_steps: int = 200
     with_ablations: bool = True
+    skipped: str = ""
+    """Methods to leave out, separated by commas: fixed_llm writes a text for each of 2,700 labels."""
     device: str = "cpu"
     bf16: bool | None = None
 

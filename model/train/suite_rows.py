@@ -226,11 +226,16 @@ def train_baseline(bench: Bench, row: Row) -> dict[str, Any]:
 
 
 def _judge_of_baseline(network: BaselineNetwork, tunes: bool) -> Callable[[Pool, Sequence[str]], Tensor]:
+    known: dict[str, Tensor] = {}
+
     @torch.no_grad()
     def logits(pool: Pool, labels: Sequence[str]) -> Tensor:
         device = network.bias.device
         frames = torch.cat([network.frame_features(chunk.to(device)) for chunk in pool.chunks(frames=tunes)])
-        return torch.cat([network.logits(frames, labels[i : i + 128]) for i in range(0, len(labels), 128)], dim=1)
+        new = [label for label in labels if label not in known]
+        for i in range(0, len(new), 128):
+            known.update(zip(new[i : i + 128], network.label(new[i : i + 128]), strict=True))
+        return network.logits_from_features(frames, torch.stack([known[label] for label in labels]))
 
     return logits
 
