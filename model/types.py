@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 ResizeMode = Literal["shortest", "squash", "longest"]
 FramePolicy = Literal["uniform", "keyframes"]
+DecoderName = Literal["auto", "pyav", "decord", "torchcodec"]
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,10 @@ class Settings(BaseSettings):
     decode_timeout_seconds: float = Field(60.0, gt=0, description="after this the decode process is killed")
     decode_memory_bytes: int = Field(2 * 2**30, ge=2**28, description="address space of one decode process")
 
+    decoder: Literal["auto", "pyav", "decord", "torchcodec"] = Field(
+        "auto", description="who reads a file first; auto: PyAV, and decord where that fails"
+    )
+
     # work that waits
     decode_workers: int = Field(default_factory=_default_decode_workers, ge=1, le=256)
     max_waiting_videos: int = Field(64, ge=1, description="classify requests at work or waiting; more get 429")

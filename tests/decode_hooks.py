@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -91,6 +92,16 @@ def _report(path: Path, **_: Any) -> FrameBatch:
     raise DecodeError("undecodable_video", json.dumps(facts))
 
 
+def _only_torchcodec(path: Path, **job: Any) -> FrameBatch:
+    """Without PyAV's reader, which would stand in for it."""
+
+    def gone(*_: object, **__: object) -> None:
+        raise AssertionError("PyAV was asked")
+
+    with mock.patch("model.video.decode.read_by_time", gone):
+        return decode_frames(path, **job)
+
+
 _BEHAVIOURS: dict[str, Callable[..., FrameBatch]] = {
     "hang": _hang,
     "crash": _crash,
@@ -101,4 +112,5 @@ _BEHAVIOURS: dict[str, Callable[..., FrameBatch]] = {
     "wrong_times": _wrong_times,
     "gate": _gate,
     "report": _report,
+    "only_torchcodec": _only_torchcodec,
 }

@@ -10,25 +10,33 @@ No torch here: a decode process imports this file.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.types import FrameBatch, FrameGeometry, FramePolicy, VideoInfo
+from model.types import DecoderName, FrameBatch, FrameGeometry, FramePolicy, VideoInfo
 from model.video.framing import fit_square, scaled_size
 from model.video.index import FrameIndex
 from model.video.limits import DecodeError, DecodeLimits, check_duration
 from model.video.probe import Header, other_streams_reach, read_header
 from model.video.readers import Picture, read_by_count, read_by_time
 from model.video.sampling import centre_times, select_frames
+from model.video.torchcodec_reader import read_by_torchcodec
 
 _MAX_SHARED_PIXELS = 4096 * 2304
 """Of a larger picture one decoder alone is enough for a process's memory: each keeps up to some twenty."""
 _MAX_THREADS = 16
 """FFmpeg's own bound. Each holds pictures: of 8192x4320, 64 of them took more than the 2 GiB of a decode process."""
+_ORDERS: dict[DecoderName, tuple[DecoderName, ...]] = {
+    "auto": ("pyav", "decord"),
+    "pyav": ("pyav",),
+    "decord": ("decord", "pyav"),
+    "torchcodec": ("torchcodec", "pyav"),
+}
+"""Who reads a file, and who when that fails. PyAV is always right; the others may be wanted for their speed."""
 _MIN_BALANCE = 0.75
 """Several decoders are used if the busiest has at most this share of the frames."""
 
@@ -44,14 +52,15 @@ def decode_frames(
     end_ms: int | None = None,
     limits: DecodeLimits = DecodeLimits(),
     num_threads: int = 0,
+    decoder: DecoderName = "auto",
 ) -> FrameBatch:
     """``num_frames`` frames of the window [start_ms, end_ms) (default: the whole video), upright, as RGB squares.
 
     With ``segment_ms`` the window is cut into segments of that length, of which the last may be shorter, and the answer
     has ``num_frames`` times as many frames as there are segments, evenly over the window. Which frames:
     `model.video.sampling`. A file that was cut off is decoded as long as every sampled time is still there.
-    ``num_threads`` = 0 takes one for each core, and never more than 16; they change no pixel. Raises `DecodeError`, or
-    OSError if the file cannot be read.
+    ``num_threads`` = 0 takes one for each core, and never more than 16; they change no pixel. ``decoder`` is
+    who reads the file first, and changes no pixel either. Raises `DecodeError`, or OSError if the file cannot be read.
     """
     _check_parameters(num_frames, policy, start_ms, end_ms, limits)
     if segment_ms is not None and segment_ms < 1:
@@ -75,7 +84,9 @@ def decode_frames(
         policy=policy,
         keyframes=index.keyframes,
     )
-    frames = _read(path, header, index, indices, geometry=geometry, limits=limits, num_threads=num_threads)
+    frames = _read(
+        path, header, index, indices, geometry=geometry, limits=limits, num_threads=num_threads, decoder=decoder
+    )
     fps = info.fps or len(index) * 1000 / duration_ms
     return FrameBatch(
         frames,
@@ -93,8 +104,9 @@ def _read(
     geometry: FrameGeometry,
     limits: DecodeLimits,
     num_threads: int,
+    decoder: DecoderName,
 ) -> NDArray[np.uint8]:
-    """[T, S, S, 3], by time, or where the times make no sense by count."""
+    """[T, S, S, 3], by the first of the decoder's order that can."""
     wanted, copies = np.unique(indices, return_counts=True)
     size = scaled_size(geometry, header.info.width, header.info.height)
     frames = np.empty((len(indices), geometry.image_size, geometry.image_size, 3), np.uint8)
@@ -123,11 +135,19 @@ def _read(
     def by_count() -> None:
         _fill(frames, read_by_count(path, index, wanted, size=size, num_threads=threads), copies)
 
+    def by_torchcodec() -> None:
+        pictures = read_by_torchcodec(path, index, wanted, size=size, rotation=header.rotation, num_threads=threads)
+        _fill(frames, pictures, copies)
+
+    readers: dict[DecoderName, Callable[[], None]] = {"pyav": all_by_time, "torchcodec": by_torchcodec}
+    if index.is_simple and header.demuxer != "mpegts":  # decord miscounts elsewhere
+        readers["decord"] = by_count
     failures = []
-    countable = index.is_simple and header.demuxer != "mpegts"  # decord miscounts there
-    for read in (all_by_time, by_count) if countable else (all_by_time,):
+    for name in _ORDERS[decoder]:
+        if name not in readers:
+            continue
         try:
-            read()
+            readers[name]()
         except MemoryError:
             raise
         except Exception as error:  # decord raises its own errors, RuntimeError, AssertionError and StopIteration

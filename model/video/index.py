@@ -18,7 +18,8 @@ class FrameIndex:
     """Frame ``i`` is on screen from ``starts_ms[i]`` to ``ends_ms[i]``, counted from the first frame."""
 
     pts: NDArray[np.int64]
-    """[N] time stamps as the container writes them, in order."""
+    """[N] time stamps as the container writes them, in order, in units of ``time_base`` seconds."""
+    time_base: Fraction
     starts_ms: NDArray[np.int64]
     ends_ms: NDArray[np.int64]
     keyframes: NDArray[np.int64]
@@ -66,6 +67,7 @@ def index_frames(packets: Iterable[Any], time_base: Fraction, limits: DecodeLimi
     next_pts = np.append(pts[1:], pts[-1] + last)
     return FrameIndex(
         pts=pts,
+        time_base=time_base,
         starts_ms=starts,
         ends_ms=_milliseconds(next_pts - pts[0], time_base),
         keyframes=keyframes,

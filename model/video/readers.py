@@ -90,7 +90,7 @@ def read_by_time(
     begins = (np.searchsorted(index.keyframes, wanted, side="right") - 1).tolist()
     key_times = index.pts[index.keyframes].tolist()
     only_keyframes = all(key_times[begin] == target for begin, target in zip(begins, targets, strict=True))
-    scaler = _Scaler(size, header.rotation)
+    scaler = Scaler(size, header.rotation)
     with open_video(path, header.demuxer) as container:
         stream = container.streams.best("video")
         decoder = stream.codec_context
@@ -144,8 +144,9 @@ def _decoded(decoder: Any, packets: Iterator[Any], wanted: set[int] | None) -> I
         yield from decoder.decode(packet)
 
 
-class _Scaler:
-    """The same filters as decord's, so the same pixels. A stream may change its size on the way."""
+class Scaler:
+    """To ``size`` = (width, height), and upright, by the same filters as decord's, so to the same pixels. A stream may
+    change its size on the way."""
 
     def __init__(self, size: tuple[int, int], rotation: int) -> None:
         self._size = size

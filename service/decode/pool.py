@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from model.types import FrameBatch, FrameGeometry, FramePolicy, VideoInfo
+from model.types import DecoderName, FrameBatch, FrameGeometry, FramePolicy, VideoInfo
 from model.video.limits import DecodeLimits
 from service.decode.process import DecodeProcess, ProcessCrashed, ProcessTimeout, StartFailed, shared_memory
 from service.errors import (
@@ -87,7 +87,8 @@ class DecodePool:
 
     ``entry`` names the function that decodes, as module:function with the signature of
     `model.video.decode.decode_frames`; ``num_threads`` is what a file is decoded with (default: its share of the
-    cores among the files that are there: a lone request has all, many do not take the encoder's).
+    cores among the files that are there: a lone request has all, many do not take the encoder's); ``decoder`` is
+    that of `decode_frames`.
     """
 
     def __init__(
@@ -97,12 +98,14 @@ class DecodePool:
         *,
         entry: str = "model.video.decode:decode_frames",
         num_threads: int | None = None,
+        decoder: DecoderName = "auto",
     ) -> None:
         if num_workers < 1:
             raise ValueError(f"num_workers must be positive, got {num_workers = }")
         self._limits = limits or PoolLimits()
         self._setup = {
             "entry": entry,
+            "decoder": decoder,
             "limits": asdict(self._limits.decode),
             "memory_bytes": self._limits.memory_bytes,
         }

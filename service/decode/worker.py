@@ -2,7 +2,7 @@
 
 What it gives up before anything native is loaded: core dumps, writing files, address space beyond a limit, the
 network (where the system lets a process leave it), new privileges, and its life when its parent dies. It never
-imports torch. Standard library alone up to `_load`, for a short start.
+imports torch, unless torchcodec is asked for. Standard library alone up to `_load`, for a short start.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import resource
 import signal
 import socket
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +79,14 @@ def _load(setup: dict[str, Any]) -> Any:
     """Import what decodes, and return the function from a request to its reply."""
     from model.types import FrameGeometry
     from model.video.limits import DecodeError, DecodeLimits
+    from model.video.torchcodec_reader import load_torchcodec
 
     module, _, name = str(setup["entry"]).partition(":")
     decode = getattr(importlib.import_module(module), name)
     limits = DecodeLimits(**setup["limits"])
+    if setup["decoder"] == "torchcodec":
+        tempfile.tempdir = "/"  # torch looks for a place to write to, and there is none
+        load_torchcodec()  # at the start, so that a file does not pay for it, and what is missing is told at once
 
     def serve(request: dict[str, Any], descriptor: int | None) -> dict[str, Any]:
         try:
@@ -95,6 +100,7 @@ def _load(setup: dict[str, Any]) -> Any:
                 end_ms=request["end_ms"],
                 limits=limits,
                 num_threads=request["num_threads"],
+                decoder=setup["decoder"],
             )
             if descriptor is None:
                 raise ValueError("no memory for the frames came with the request")

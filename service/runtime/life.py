@@ -81,7 +81,7 @@ class Runtime:
         self.label_cache = LabelCache(
             settings.label_cache_dir, settings.label_cache_bytes, on_lookup=metrics.on_label_lookup
         )
-        self.pool = DecodePool(settings.decode_workers, pool_limits(settings))
+        self.pool = DecodePool(settings.decode_workers, pool_limits(settings), decoder=settings.decoder)
         self.context = Context(
             spool=Spool(settings.uploads_dir, upload_limits(settings)),
             metrics=metrics,
