@@ -15,6 +15,7 @@ import numpy as np
 import structlog
 import videos
 from fastapi.testclient import TestClient
+from processes import PATIENCE_SECONDS
 
 from model.classifier import Classifier
 from model.dummy import DummyClassifier
@@ -26,7 +27,6 @@ from service.tracing import Traces
 structlog.configure(processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer()])
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "black": (0, 0, 0)}
-TIMEOUT_SECONDS = 30.0
 
 
 def settings_for(folder: Path, **changes: Any) -> Settings:
@@ -60,11 +60,11 @@ def serving(
         yield client
 
 
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = TIMEOUT_SECONDS) -> None:
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS) -> None:
     tick = threading.Event()
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, what
+        assert time.monotonic() < deadline, f"{what} (after {seconds:.0f} s)"
         tick.wait(0.02)
 
 

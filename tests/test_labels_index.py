@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from processes import PATIENCE_SECONDS
 from stores import label_id, label_of
 
 from service.labels.index import IndexMismatch, LabelIndex, Matches
@@ -205,36 +207,44 @@ def test_replace_is_seen_whole_or_not_at_all() -> None:
 
 
 def test_readers_see_whole_changes_while_writers_work() -> None:
-    """A writer keeps moving a pair of labels together; no search may ever see them apart."""
+    """A writer keeps moving a pair of labels together; no search may ever see them apart.
+
+    The writer goes on until enough searches were made beside it, however few turns of its own that takes.
+    """
     index = LabelIndex(2, "f")
     background = list(range(100, 100 + 3072))
     index.upsert([label_of(i) for i in background], np.zeros((len(background), 2), np.float32))
     pair = [label_of(1), label_of(100_000)]
-    stop = threading.Event()
+    enough, stop = threading.Event(), threading.Event()
     failures: list[object] = []
-    num_searches = 0
 
     def read() -> None:
-        nonlocal num_searches
+        num_searches = 0
         while not stop.is_set():
             matches = index.search(np.array([[1.0, 0.0]], np.float32), label_ids=[label.id for label in pair])
             values = matches.similarity[0].tolist()
             if len(values) not in (0, 2) or len(set(values)) > 1:
                 failures.append(values)
             num_searches += 1
+            if num_searches >= 50:
+                enough.set()
 
-    reader = threading.Thread(target=read)
-    reader.start()
-    turn, give_up = 0, time.monotonic() + 120
-    while turn < 300 or (num_searches <= 10 and time.monotonic() < give_up):  # a slow machine takes more turns
-        if turn % 3 == 2:
-            index.remove([label.id for label in pair])
-        else:
-            index.upsert(pair, np.full((2, 2), turn, np.float32))
-        turn += 1
-    stop.set()
-    reader.join()
-    assert not failures and num_searches > 10
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(read)
+        give_up = time.monotonic() + PATIENCE_SECONDS
+        try:
+            for turn in itertools.count():
+                if turn >= 300 and (enough.is_set() or reader.done() or time.monotonic() > give_up):
+                    break
+                if turn % 3 == 2:
+                    index.remove([label.id for label in pair])
+                else:
+                    index.upsert(pair, np.full((2, 2), turn, np.float32))
+        finally:
+            stop.set()
+        reader.result(60)
+    assert enough.is_set(), f"the reader did not make 50 searches beside {turn} turns of the writer"
+    assert not failures
 
 
 def test_adding_and_removing_at_100_000_labels_is_quick() -> None:
