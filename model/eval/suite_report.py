@@ -81,7 +81,8 @@ def _how(facts: Mapping[str, Any], main: Rows) -> str:
     minutes = sum(row["minutes"] for row in main)
     return (
         f"Written by `{facts['command'] or 'vidlex eval suite'}` on {facts['machine']}, torch {facts['torch']}. "
-        f"Each trained method has {settings['num_seeds']} seeds and draws its steps from the same pool of "
+        f"Seeds of each method: {', '.join(f'{METHODS[m]} {len(_of(main, m))}' for m in METHODS if _of(main, m))}. "
+        f"What is trained draws its steps from the same pool of "
         f"{settings['num_pool_videos']} rendered videos ({settings['num_frames']} frames each); every column has "
         f"{settings['num_test_videos']} held-out videos with seeds and backgrounds of their own. Ours: "
         f"{settings['num_warmup_steps']} label steps, then {settings['num_joint_steps']} joint steps of "
@@ -89,7 +90,8 @@ def _how(facts: Mapping[str, Any], main: Rows) -> str:
         f"{settings['num_prefixes']}, K = {settings['num_attributes']}, L = {settings['tokens_per_attribute']}. "
         f"CoOp and DualCoOp: {settings['num_baseline_steps']} steps of the same size, ViFi-CLIP as many of "
         f"{settings['num_tuned_videos']} videos and {settings['num_tuned_frames']} frames. Training of the main "
-        f"table took {minutes:.0f} minutes. This is a small scale: read differences, not heights.\n"
+        f"table took {minutes:.0f} minutes. This is a small scale: read differences, not heights; a figure without "
+        "a spread is one run, and some methods would still be learning.\n"
     )
 
 

@@ -33,12 +33,16 @@ def main(
     art_cache: Path,
     report: Path | None = None,
     command: str = "",
+    report_only: bool = False,
     sheet: SpriteSheet | None = None,
 ) -> Path:
-    """Train and judge every row that is not there yet, then write ``report`` (default: ``out/report``)."""
+    """Train and judge every row that is not there yet, then write ``report`` (default: ``out/report``).
+
+    ``report_only`` trains nothing: the report tells of the rows that are there.
+    """
     started = time.monotonic()
     bench = Bench(config, clip_name=clip_name, out=out, art_cache=art_cache, sheet=sheet)
-    for row, train in _plan(bench):
+    for row, train in () if report_only else _plan(bench):
         _finish(bench, row, train)
     facts = {
         "command": command,
