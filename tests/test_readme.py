@@ -71,7 +71,8 @@ def commands(command: Any, name: str) -> Iterator[str]:
         yield name
         return
     for word, child in children.items():
-        yield from commands(child, f"{name} {word}")
+        if not child.hidden:
+            yield from commands(child, f"{name} {word}")
 
 
 def test_links_inside_the_readme_lead_somewhere() -> None:

@@ -125,6 +125,7 @@ def test_the_probe_videos_are_videos() -> None:
 
 
 def test_auto_takes_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precisions, "cpu_multiplies_bfloat16", lambda: True)
     seconds = {torch.float32: 1.0, torch.bfloat16: 0.5}
     monkeypatch.setattr(precisions, "_seconds", lambda e, _: seconds[e.dtype] - 0.1 * isinstance(e, FastVideoEncoder))
     encoder, scorer = make_encoder(), Scorer(1.0)
@@ -138,6 +139,9 @@ def test_auto_takes_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen("auto") == "fast float32"  # a little faster is not worth the digits
     assert chosen("bfloat16") == "fast bfloat16"
     assert chosen("float16") == "fast float32"  # no such way on a CPU
+    monkeypatch.setattr(precisions, "cpu_multiplies_bfloat16", lambda: False)
+    seconds[torch.bfloat16] = 0.1
+    assert chosen("auto") == chosen("bfloat16") == "fast float32"  # not even tried
 
 
 @pytest.mark.parametrize("fault", ["wrong", "nan", "fails"])
@@ -153,6 +157,7 @@ def test_what_is_not_verified_does_not_serve(
         return good.roll(1, dims=1) if fault == "wrong" else good * float("nan")
 
     monkeypatch.setattr(FastVideoEncoder, "encode_video", broken)
+    monkeypatch.setattr(precisions, "cpu_multiplies_bfloat16", lambda: True)
     with caplog.at_level(logging.WARNING):
         chosen = choose_encoder(make_encoder(), precision="bfloat16", image_size=SIDE, scorer=SCORER)
     assert chosen.name == "plain float32"
@@ -161,7 +166,11 @@ def test_what_is_not_verified_does_not_serve(
 
 @pytest.fixture(scope="module")
 def shipped() -> dict[str, Any]:
-    return {name: load_classifier("emoji-small", device="cpu", precision=name) for name in ("float32", "bfloat16")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precisions, "cpu_multiplies_bfloat16", lambda: True)
+        patch.setattr(precisions, "kept_choice", lambda _: None)
+        patch.setattr(precisions, "keep_choice", lambda *_: None)
+        return {name: load_classifier("emoji-small", device="cpu", precision=name) for name in ("float32", "bfloat16")}
 
 
 def test_the_shipped_checkpoint_keeps_its_scores_in_half_precision(shipped: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.linear import cpu_multiplies_bfloat16
 from model.scoring import Scorer
 from model.video.decisions import Situation, keep_choice, kept_choice
 from model.video.encoder import VideoEncoder
@@ -163,11 +164,14 @@ def probe_videos(image_size: int) -> Tensor:
 
 
 def _candidates(encoder: VideoEncoder) -> Iterator[tuple[str, torch.dtype, Callable[[], ServingEncoder]]]:
-    """Name, precision and maker of each way, float32 first."""
+    """Name, precision and maker of each way, float32 first. bfloat16 only on a CPU that multiplies in it: elsewhere
+    the first pass alone would take as long as a hundred in float32."""
     kind = encoder.mean.device.type
     if kind not in ("cpu", "cuda"):
         return
-    halves = (torch.float16, torch.bfloat16) if kind == "cuda" else (torch.bfloat16,)
+    halves: tuple[torch.dtype, ...] = (torch.float16, torch.bfloat16)
+    if kind == "cpu":
+        halves = (torch.bfloat16,) if cpu_multiplies_bfloat16() else ()
     for dtype in (torch.float32, *halves):
         if can_be_fast(encoder):
             yield f"fast {_name(dtype)}", dtype, lambda dtype=dtype: FastVideoEncoder(encoder, dtype)  # type: ignore[misc]
