@@ -1,4 +1,4 @@
-"""A real store server for the tests of the label database, emptied before each test."""
+"""What all tests share: no example of a property has a deadline; a real store server, emptied before each test."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 from stores import running_store
 
 from service.labels.store import LabelStore
+
+# A busy machine is no failure: hypothesis measures each example against 200 ms unless it is told not to.
+settings.register_profile("vidlex", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("vidlex")
 
 
 @pytest.fixture(scope="module")

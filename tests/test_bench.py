@@ -59,7 +59,7 @@ def test_sides_take_turns_after_the_warm_up() -> None:
 
 def test_a_side_that_tells_nothing_is_timed() -> None:
     (timing,) = alternate([Side("work", lambda: None)], BenchOptions(quick=True))
-    assert 0 <= timing.seconds[0] < 1
+    assert timing.seconds[0] >= 0
 
 
 def test_a_ratio_is_a_speed_per_unit_of_work_and_its_target_is_held_against_the_pairs() -> None:

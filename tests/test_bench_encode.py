@@ -34,7 +34,7 @@ def test_a_quick_run_measures_both_precisions() -> None:
     assert [case.name.rpartition("=")[2] for case in found.cases] == ["float32", "auto"]
     for case in found.cases:
         assert [timing.name.split(",")[0] for timing in case.timings] == ["vidlex", "open_clip", "open_clip"]
-        assert case.floor is not None and 0 < case.floor.seconds < 10
+        assert case.floor is not None and case.floor.seconds > 0
         values = {figure.name: figure.value for figure in case.figures}
         assert values["least cosine with float32"] >= 0.999
         assert values["most that a probability is off"] <= 0.01

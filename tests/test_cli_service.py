@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from live import live_service
+from processes import PATIENCE_SECONDS, until
 from typer.testing import CliRunner, Result
 
 from service.cli import app
@@ -37,7 +38,7 @@ def red(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def empty_vocabulary(url: str) -> None:
-    with httpx.Client(base_url=url, trust_env=False) as http:
+    with httpx.Client(base_url=url, timeout=60, trust_env=False) as http:
         for label in http.get("/labels", params={"limit": 1000}).json()["data"]:
             http.delete(f"/labels/{label['id']}").raise_for_status()
 
@@ -174,7 +175,7 @@ def test_demo_ends_by_itself_on_another_port(tmp_path: Path) -> None:
     assert shown["right_share"] == 1.0 and not shown["url"].endswith(f":{port}")
     assert not list(tmp_path.iterdir()), "the demo leaves nothing behind"
     with pytest.raises(httpx.TransportError):
-        httpx.get(shown["url"], trust_env=False)
+        httpx.get(shown["url"], timeout=60, trust_env=False)
 
 
 def test_demo_of_the_shipped_checkpoint_is_right(tmp_path: Path) -> None:
@@ -194,11 +195,12 @@ def test_demo_takes_its_service_with_it(tmp_path: Path, number: signal.Signals) 
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         url = json.loads(process.stdout.readline())["url"]
-        assert httpx.get(f"{url}/readyz", trust_env=False).status_code == 200, "the service goes on"
-        with httpx.stream("GET", f"{url}/livez", trust_env=False) as held:  # an open connection must not hold it up
+        assert httpx.get(f"{url}/readyz", timeout=60, trust_env=False).status_code == 200, "the service goes on"
+        # An open connection must not hold it up.
+        with httpx.stream("GET", f"{url}/livez", timeout=60, trust_env=False) as held:
             held.read()
             process.send_signal(number)
-            process.wait(60)
+            process.wait(PATIENCE_SECONDS)
     assert process.returncode == {signal.SIGINT: 0, signal.SIGTERM: 130, signal.SIGKILL: -9}[number]
     wait_until_gone(url)
     if number != signal.SIGKILL:
@@ -208,16 +210,12 @@ def test_demo_takes_its_service_with_it(tmp_path: Path, number: signal.Signals) 
 def wait_until_gone(url: str) -> None:
     """After kill -9 of the demo the service is told by the kernel and needs a moment to end."""
     host, port = url.removeprefix("http://").split(":")
-    for _ in range(600):
+
+    def gone() -> bool:
         with socket.socket() as probe:
-            if probe.connect_ex((host, int(port))) != 0:
-                return
-            probe.settimeout(0.1)
-            try:
-                probe.recv(1)
-            except TimeoutError:
-                continue
-    raise AssertionError("the service is still there")
+            return probe.connect_ex((host, int(port))) != 0
+
+    until(gone)
 
 
 def test_doctor_and_migrate(tmp_path: Path) -> None:

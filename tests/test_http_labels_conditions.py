@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from numpy.typing import NDArray
+from processes import PATIENCE_SECONDS
 from serving import add, assert_problem, clear, serving
 
 from model.dummy import DummyClassifier
@@ -29,7 +30,7 @@ class Slow(DummyClassifier):
     def encode_labels(self, names: Sequence[str]) -> NDArray[np.float32]:
         if "slow" in names:
             self.entered.set()
-            assert self.leave.wait(20)
+            assert self.leave.wait(PATIENCE_SECONDS)
         if "bomb" in names and not self.leave.is_set():
             raise RuntimeError("not now")
         return super().encode_labels(names)
@@ -131,7 +132,7 @@ def test_a_refused_request_may_come_again_in_a_better_form(client: TestClient) -
 def test_in_flight(client: TestClient) -> None:
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(post, client, "key-3", {"name": "slow"})
-        assert CLASSIFIER.entered.wait(20)
+        assert CLASSIFIER.entered.wait(PATIENCE_SECONDS)
         problem = assert_problem(post(client, "key-3", {"name": "slow"}), 409, "idempotency_in_flight")
         assert problem["retry_after_ms"] == 1000
         CLASSIFIER.leave.set()

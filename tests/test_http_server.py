@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -19,6 +18,7 @@ from typing import IO, Any
 import httpx
 import pytest
 import videos
+from processes import PATIENCE_SECONDS
 from serving import add, assert_problem, classify, colour_video, wait_until
 
 from service.bench.header_lies import claim_duration, playlist, write_claimed_size
@@ -55,7 +55,7 @@ class Server:
 
         wait_until(listens, "it does not listen")
         url = str((self.line("listening") or {})["url"])
-        client = httpx.Client(base_url=url, timeout=60, trust_env=False)
+        client = httpx.Client(base_url=url, timeout=PATIENCE_SECONDS, trust_env=False)
         wait_until(lambda: client.get("/readyz").status_code == 200, "it is not ready")
         return client
 
@@ -71,19 +71,14 @@ class Server:
     def end(self, number: int = signal.SIGTERM) -> int:
         if self.process.poll() is None:
             self.process.send_signal(number)
-        status = self.process.wait(60)
-        self._reader.join(10)
+        status = self.process.wait(PATIENCE_SECONDS)
+        self._reader.join(PATIENCE_SECONDS)
         return status
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = Server(
-        tmp_path_factory.mktemp("server"),
-        decode_timeout_seconds=3,
-        upload_idle_seconds=1,
-        max_upload_bytes=3_000_000,
-    )
+    running = Server(tmp_path_factory.mktemp("server"), max_upload_bytes=3_000_000)
     yield running
     assert running.end() == -signal.SIGTERM
 
@@ -161,18 +156,25 @@ def test_a_bad_file_is_told_what_is_wrong(client: httpx.Client, red: Path, tmp_p
     assert_problem(classify(client, make(tmp_path, red)), status, code)
 
 
-@pytest.mark.usefixtures("goes_on")
-def test_a_decoder_that_hangs_is_ended(server: Server, client: httpx.Client, red: Path) -> None:
-    wait_until(server.decoders, "no decoder")
-    (pid,) = server.decoders()
-    os.kill(pid, signal.SIGSTOP)
-    started = time.monotonic()
-    with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(classify, client, red)
-        assert client.get("/livez").status_code == 200  # others do not hang with it
-        assert_problem(answer.result(60), 422, "undecodable_video")
-    assert time.monotonic() - started < 30
-    assert pid not in server.decoders()
+def test_what_hangs_is_ended_and_an_upload_that_stops_is_not_waited_for(tmp_path: Path, red: Path) -> None:
+    """Apart from the rest, which a busy machine may not fail by such short limits."""
+    server = Server(tmp_path, decode_timeout_seconds=1, upload_idle_seconds=1)
+    try:
+        with closing(server.client()) as client, ThreadPoolExecutor(1) as pool:
+            wait_until(server.decoders, "no decoder")
+            (pid,) = server.decoders()
+            os.kill(pid, signal.SIGSTOP)
+            answer = pool.submit(classify, client, red)
+            assert client.get("/livez").status_code == 200  # others do not hang with it
+            assert_problem(answer.result(PATIENCE_SECONDS), 422, "undecodable_video")
+            assert pid not in server.decoders()
+            wait_until(lambda: client.get("/readyz").status_code == 200, "it was not replaced")
+            with connect(client) as connection:
+                connection.sendall(HEAD + b"Content-Length: 100000\r\n\r\n" + PART + b"some bytes, and then nothing")
+                assert b" 408 " in first_line(connection)
+            wait_until(lambda: not list((server.folder / "uploads").glob("*/*")), "an upload was left behind")
+    finally:
+        server.end()
 
 
 @pytest.mark.usefixtures("goes_on")
@@ -184,7 +186,7 @@ def test_a_decoder_that_crashes_is_replaced(server: Server, client: httpx.Client
         answer = pool.submit(classify, client, red)
         wait_until(lambda: "vidlex_videos_at_work 1.0" in client.get("/metrics").text, "not at work")
         os.kill(pid, signal.SIGKILL)
-        assert_problem(answer.result(60), 422, "undecodable_video")
+        assert_problem(answer.result(PATIENCE_SECONDS), 422, "undecodable_video")
 
 
 HEAD = b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=bb\r\n"
@@ -192,19 +194,12 @@ PART = b'--bb\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r
 
 
 def connect(client: httpx.Client) -> socket.socket:
-    return socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=30)
+    return socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=PATIENCE_SECONDS)
 
 
 def first_line(connection: socket.socket) -> bytes:
     with connection.makefile("rb") as stream:
         return stream.readline()
-
-
-@pytest.mark.usefixtures("goes_on")
-def test_an_upload_that_stops_is_not_waited_for(client: httpx.Client) -> None:
-    with connect(client) as connection:
-        connection.sendall(HEAD + b"Content-Length: 100000\r\n\r\n" + PART + b"some bytes, and then nothing")
-        assert b" 408 " in first_line(connection)
 
 
 @pytest.mark.usefixtures("goes_on")
@@ -239,10 +234,17 @@ def test_work_for_a_client_that_left_is_dropped(server: Server, client: httpx.Cl
     with connect(client) as connection:
         connection.sendall(HEAD + f"X-Request-Id: left\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
         wait_until(lambda: "vidlex_videos_at_work 1.0" in client.get("/metrics").text, "not at work")
-    time.sleep(0.2)  # the end of the connection has no answer that could be waited for
+    wait_until(lambda: not _closed_by_the_other_side(client.base_url.port or 0), "it does not see that the client left")
+    assert client.get("/livez").status_code == 200  # by the same event loop: whatever waited for the news has it now
     os.kill(pid, signal.SIGCONT)
     wait_until(lambda: [e for e in server.log if e.get("request_id") == "left"], "no log line")
     assert [e["status"] for e in server.log if e.get("request_id") == "left"] == [499]
+
+
+def _closed_by_the_other_side(port: int) -> list[str]:
+    """Connections of a port that the client has closed, and the service has not (CLOSE_WAIT)."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return [row[2] for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "08"]
 
 
 @pytest.mark.usefixtures("goes_on")
@@ -290,7 +292,7 @@ def test_a_polite_end_finishes_what_is_in_flight(tmp_path: Path, red: Path) -> N
             assert refused.headers["connection"] == "close"
             assert client.get("/livez").status_code == 200
             os.kill(pid, signal.SIGCONT)
-            assert answer.result(30).json()["labels"][0]["name"] == "red"
+            assert answer.result(PATIENCE_SECONDS).json()["labels"][0]["name"] == "red"
             wait_until(lambda: _refuses(client), "still accepting")
         assert server.end() == -signal.SIGTERM
         assert not any(Path(f"/proc/{pid}").exists() for pid in children)
@@ -325,7 +327,7 @@ def test_what_other_threads_log_of_a_request_carries_its_id(server: Server, clie
         answer = pool.submit(lambda: client.post("/classify", files=files, headers=headers))
         wait_until(lambda: "vidlex_queued_videos 1.0" in client.get("/metrics").text, "not at the decoder")
         os.kill(pid, signal.SIGKILL)
-        assert_problem(answer.result(30), 422, "undecodable_video")
+        assert_problem(answer.result(PATIENCE_SECONDS), 422, "undecodable_video")
     died = [e for e in server.log if e["event"].startswith("a decode process died")]
     assert died[-1]["request_id"] == "killed-decoder"
     wait_until(lambda: client.get("/readyz").status_code == 200, "not ready again")
@@ -333,10 +335,10 @@ def test_what_other_threads_log_of_a_request_carries_its_id(server: Server, clie
 
 def test_a_start_that_cannot_succeed_ends_with_a_status(tmp_path: Path, server: Server, client: httpx.Client) -> None:
     second = Server(server.folder)  # the folder is in use
-    assert second.process.wait(60) == 1
+    assert second.process.wait(PATIENCE_SECONDS) == 1
     assert second.line("start_failed")
     third = Server(tmp_path, port=70_000)
-    assert third.process.wait(60) == 2
+    assert third.process.wait(PATIENCE_SECONDS) == 2
     third.end()
     assert "VIDLEX_PORT" in third.log[0]["event"]
     assert client.get("/readyz").status_code == 200

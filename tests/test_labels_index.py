@@ -247,17 +247,18 @@ def test_readers_see_whole_changes_while_writers_work() -> None:
     assert not failures
 
 
-def test_adding_and_removing_at_100_000_labels_is_quick() -> None:
+def test_adding_and_removing_at_100_000_labels_moves_no_other() -> None:
+    """That it is quick follows, and is measured by `vidlex bench match`: what is there stays where it is."""
     dim = 192
     index = LabelIndex(dim, "f")
     vectors = random_vectors(100_000, dim)
     labels = [label_of(i) for i in range(100_000)]
     index.replace([(labels, vectors)], revision=1)
-    seconds = []
+    rows = index._snapshot.rows
+    before = list(rows._slabs)
     for i in range(20):
-        started = time.perf_counter()
         index.upsert([label_of(200_000 + i)], vectors[:1])
         index.remove([label_id(i * 4999)])
-        seconds.append(time.perf_counter() - started)
     assert len(index) == 100_000
-    assert np.median(seconds) < 1.0  # `vidlex bench match` measures it; building anew takes seconds
+    assert index._snapshot.rows is rows and rows.num == 100_020
+    assert all(now is then for now, then in zip(rows._slabs, before, strict=True))

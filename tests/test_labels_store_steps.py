@@ -22,6 +22,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from processes import PATIENCE_SECONDS
 from stores import FINGERPRINT, add, all_vectors, label_id, vector_of
 
 from service.errors import LabelExists, NotFound, StoreUnavailable
@@ -33,7 +34,7 @@ from service.labels.store import LabelStore
 
 def test_1000_concurrent_registrations_of_10_names(client: redis.Redis) -> None:
     path = client.get_connection_kwargs()["path"]
-    replicas = [LabelStore(connect_socket(path), deadline_seconds=60) for _ in range(4)]
+    replicas = [LabelStore(connect_socket(path), deadline_seconds=PATIENCE_SECONDS) for _ in range(4)]
     barrier = threading.Barrier(64)
 
     def register(number: int) -> Label | str:
@@ -60,7 +61,7 @@ def test_1000_concurrent_registrations_of_10_names(client: redis.Redis) -> None:
 
 def test_concurrent_replicas_leave_no_hole_in_the_history(client: redis.Redis) -> None:
     path = client.get_connection_kwargs()["path"]
-    replicas = [LabelStore(connect_socket(path), deadline_seconds=60) for _ in range(4)]
+    replicas = [LabelStore(connect_socket(path), deadline_seconds=PATIENCE_SECONDS) for _ in range(4)]
 
     def work(number: int) -> None:
         store = replicas[number % 4]
@@ -86,9 +87,10 @@ def test_changes_wait_for_news_and_are_trimmed(client: redis.Redis) -> None:
     store = LabelStore(client, max_changes=5)
     assert store.changes(0) == [] == store.changes(0, block_ms=20)
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(store.changes, 0, 5000)
+        patient = connect_socket(client.get_connection_kwargs()["path"], timeout_seconds=2 * PATIENCE_SECONDS)
+        waiting = pool.submit(LabelStore(patient).changes, 0, int(1000 * PATIENCE_SECONDS))
         dog = add(store, "dog")
-        assert [change.label_ids for change in waiting.result(timeout=5)] == [(dog.id,)]
+        assert [change.label_ids for change in waiting.result(PATIENCE_SECONDS)] == [(dog.id,)]
     for i in range(9):
         add(store, f"label {i}")
     changes = store.changes(1)

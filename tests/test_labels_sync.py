@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import redis
+from processes import PATIENCE_SECONDS, until
 from stores import DIM, FINGERPRINT, running_store, vector_of
 
 from service.errors import StoreUnavailable
@@ -19,8 +20,6 @@ from service.labels.index import IndexMismatch, LabelIndex
 from service.labels.records import Label, LabelChanges, NewLabel
 from service.labels.store import LabelStore
 from service.labels.sync import IndexSync
-
-TIMEOUT_SECONDS = 10.0
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +62,7 @@ class Replica:
         return {label.name: matches.similarity[:, i].tolist() for i, label in enumerate(matches.labels)}
 
     def await_store(self) -> None:
-        assert self.sync.caught_up(self.store.revision(), TIMEOUT_SECONDS)
+        assert self.sync.caught_up(self.store.revision(), PATIENCE_SECONDS)
 
 
 def add(store: LabelStore, name: str) -> Label:
@@ -95,7 +94,7 @@ def test_own_writes_are_in_the_very_next_search(store: LabelStore) -> None:
     with Replica(store) as replica:
         for i in range(50):
             label = add(store, f"label {i}")
-            assert replica.sync.caught_up(label.revision, TIMEOUT_SECONDS)
+            assert replica.sync.caught_up(label.revision, PATIENCE_SECONDS)
             assert label in replica.index.search(vector_of("x")[None]).labels
 
 
@@ -168,11 +167,11 @@ def test_loads_anew_when_the_store_was_emptied_or_restored(
             pipe.execute()
         for name in ("ant", "bee", "fly"):
             add(store, name)
-        wait_until(lambda: replica.content() == expected("ant", "bee", "fly"))
+        until(lambda: replica.content() == expected("ant", "bee", "fly"))
         assert reloads(caplog) >= 1
         # A shorter past, and silence.
         server.flushall()
-        wait_until(lambda: replica.content() == {})
+        until(lambda: replica.content() == {})
         # A longer past.
         replica.sync.close()
     with Replica(store) as replica:
@@ -186,18 +185,9 @@ def test_loads_anew_when_the_store_was_emptied_or_restored(
         again = IndexSync(store, replica.index)
         again._head = replica.sync._head  # where a follower of the old past would go on
         again.start()
-        wait_until(lambda: replica.content() == expected("ant", "bee", "fly"))
+        until(lambda: replica.content() == expected("ant", "bee", "fly"))
         again.close()
         assert reloads(caplog) == before + 1
-
-
-def wait_until(condition: Any) -> None:
-    tick = threading.Event()
-    for _ in range(int(TIMEOUT_SECONDS / 0.02)):
-        if condition():
-            return
-        tick.wait(0.02)
-    raise AssertionError("the condition did not come true in time")
 
 
 def test_labels_of_another_encoder_are_reported_and_come_in_when_encoded(store: LabelStore) -> None:
@@ -210,14 +200,14 @@ def test_labels_of_another_encoder_are_reported_and_come_in_when_encoded(store: 
 
     add(store, "dog")
     with Replica(store, "encoder-2", 3, on_missing=encode) as replica, Replica(store) as old_replica:
-        wait_until(lambda: set(replica.content()) == {"dog"})
+        until(lambda: set(replica.content()) == {"dog"})
         cat = add(store, "cat")  # by a replica that serves the old model
-        wait_until(lambda: set(replica.content()) == {"dog", "cat"})
+        until(lambda: set(replica.content()) == {"dog", "cat"})
         assert reported == ["dog", "cat"] and replica.sync.num_missing == 0
         assert replica.content()["cat"] == vector_of("new cat", 3).tolist()
         # A rename by the old replica drops the vector of the new encoder: the label is encoded again.
         store.update(cat.id, LabelChanges(name="lion"), vector=vector_of("lion"), fingerprint=FINGERPRINT)
-        wait_until(lambda: set(replica.content()) == {"dog", "lion"})
+        until(lambda: set(replica.content()) == {"dog", "lion"})
         assert replica.content()["lion"] == vector_of("new lion", 3).tolist()
         old_replica.await_store()
         assert old_replica.content() == expected("dog", "lion")
@@ -254,10 +244,10 @@ def test_caught_up_gives_up_in_time_and_close_frees_the_waiting(store: LabelStor
         assert replica.sync.caught_up(1, 0.0)
         assert not replica.sync.caught_up(2, 0.05)
         answers: list[bool] = []
-        waiting = threading.Thread(target=lambda: answers.append(replica.sync.caught_up(99, 60.0)))
+        waiting = threading.Thread(target=lambda: answers.append(replica.sync.caught_up(99, 2 * PATIENCE_SECONDS)))
         waiting.start()
         replica.sync.close()
-        waiting.join(TIMEOUT_SECONDS)
+        waiting.join(PATIENCE_SECONDS)
         assert answers == [False]
         replica.sync.close()
     assert not replica.sync.healthy
@@ -269,17 +259,17 @@ def test_an_outage_is_survived(tmp_path: Path) -> None:
         dog = add(store, "dog")
         with Replica(store) as replica:
             embedded.restart()
-            wait_until(lambda: replica.sync.healthy)
+            until(lambda: replica.sync.healthy)
             add(store, "cat")
             replica.await_store()
             embedded.stop()
-            wait_until(lambda: not replica.sync.healthy)
+            until(lambda: not replica.sync.healthy)
             # Searches go on with what was there.
             assert replica.content() == expected("dog", "cat")
             with pytest.raises(StoreUnavailable):
                 store.remove(dog.id)
             with EmbeddedStore(tmp_path):
-                wait_until(lambda: replica.sync.healthy)
+                until(lambda: replica.sync.healthy)
                 store.remove(dog.id)
                 replica.await_store()
                 assert replica.content() == expected("cat")
@@ -298,8 +288,8 @@ def test_an_unexpected_failure_does_not_end_the_thread(
         with monkeypatch.context() as patch:
             patch.setattr(replica.index, "apply", apply)
             add(store, "dog")
-            assert broken.wait(TIMEOUT_SECONDS)
+            assert broken.wait(PATIENCE_SECONDS)
         replica.await_store()
-        wait_until(lambda: replica.sync.healthy)
+        until(lambda: replica.sync.healthy)
         assert replica.content() == expected("dog")
         assert "loading everything anew" in caplog.text

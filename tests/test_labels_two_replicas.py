@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 import redis
+from processes import PATIENCE_SECONDS
 from stores import DIM, FINGERPRINT, vector_of
 
 from service.errors import LabelExists, ParentCycle, ParentNotFound
@@ -139,7 +140,7 @@ def references(rng: random.Random, model: Model) -> tuple[str, ...]:
 def compare(replica: Replica, model: Model) -> None:
     """Store and index of a replica against the model. A child that lost its parent has a newer revision than known."""
     revision = replica.store.revision()
-    assert replica.sync.caught_up(revision, 10)
+    assert replica.sync.caught_up(revision, PATIENCE_SECONDS)
     stored = {label.id: label for label in replica.store.list(1000).data}
     indexed = {label.id: label for label in replica.index.search(vector_of("x")[None]).labels}
     assert indexed == stored

@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-from processes import until
+from processes import PATIENCE_SECONDS
 from stores import FINGERPRINT, vector_of
 
 from migrations import m002_parents_and_prefixes
-from migrations.runner import VERSION_KEY, migrate, pending, schema_version
+from migrations.runner import LOCK_KEY, VERSION_KEY, migrate, pending, schema_version
 from service.labels.records import LabelChanges, NewLabel
 from service.labels.store import LabelStore
 from service.labels.vectors import encode_vector
 from service.labels.verify import namespaces, verify_namespace
 
 RUN = """import sys, redis
+from migrations import m002_parents_and_prefixes as m002
 from migrations.runner import migrate
-migrate(redis.Redis.from_url(sys.argv[1]), lock_seconds=0.3)"""
+real = m002._in_step
+def on_a_leash(*arguments):
+    sys.stdin.readline()
+    real(*arguments)
+    print("one more", flush=True)
+m002._in_step = on_a_leash
+migrate(redis.Redis.from_url(sys.argv[1]))"""
+"""Each batch waits for a line, so that it is killed in the middle on the fastest and on the slowest machine."""
 KILLS = 5
 
 
@@ -88,26 +98,40 @@ def test_two_namespaces_and_a_second_run(client: redis.Redis) -> None:
 
 
 def test_killed_five_times_with_10_000_labels(client: redis.Redis) -> None:
-    num_labels = 10_000
+    num_labels, num_batches = 10_000, 60
     write_schema_1(client, num_labels)
-    command = [sys.executable, "-c", RUN, "unix://" + client.get_connection_kwargs()["path"]]
+    url = "unix://" + client.get_connection_kwargs()["path"]
+    command = [sys.executable, "-c", RUN, url]
     root = Path(__file__).parent.parent
+    draw = random.Random(2)
     for kill in range(1, KILLS + 1):
-        process = subprocess.Popen(command, cwd=root)
-        goal = kill * 2 * num_labels // (KILLS + 1)
-        until(lambda goal=goal, process=process: _num_done(client) >= goal or process.poll() is not None)  # type: ignore[misc]
-        os.kill(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        process = subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert process.stdin is not None and process.stdout is not None
+        for _ in range(kill * num_batches // (KILLS + 1)):
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == b"one more\n"
+        process.stdin.write(b"\n")  # and one that is at work when it is killed
+        process.stdin.flush()
+        time.sleep(draw.uniform(0.0, 0.01))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
         assert schema_version(client) == 1
-        assert goal <= _num_done(client) < 2 * num_labels
-    subprocess.run(command, cwd=root, check=True)
+        assert num_done(client) < 3 * num_labels
+        assert client.pttl(LOCK_KEY) > 0  # type: ignore[operator]
+        client.pexpire(LOCK_KEY, 1)  # the time of the dead one's lock runs out
+    assert num_done(client) > num_labels
+    subprocess.run([sys.executable, "-m", "migrations", url], cwd=root, check=True)
     assert m002_parents_and_prefixes.plan(client) == {"namespaces": 1, "records": 0, "texts": 0}
     assert_migrated(client, num_labels)
     assert migrate(client) == []
 
 
-def _num_done(client: redis.Redis) -> int:
-    return int(client.zcard("vidlex:{default}:texts"))  # type: ignore[arg-type]
+def num_done(client: redis.Redis) -> int:
+    """Of 10,000 records and 20,000 names."""
+    left = m002_parents_and_prefixes.plan(client)
+    return 30_000 - left["records"] - left["texts"]
 
 
 def test_two_processes_at_once(client: redis.Redis) -> None:
@@ -115,7 +139,7 @@ def test_two_processes_at_once(client: redis.Redis) -> None:
     command = [sys.executable, "-m", "migrations", "unix://" + client.get_connection_kwargs()["path"]]
     root = Path(__file__).parent.parent
     both = [subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    answers = [json.loads(process.communicate(timeout=60)[0]) for process in both]
+    answers = [json.loads(process.communicate(timeout=PATIENCE_SECONDS)[0]) for process in both]
     assert sorted(len(answer["applied"]) for answer in answers) == [0, 1]
     assert {answer["schema"] for answer in answers} == {2}
     assert_migrated(client, 3000)

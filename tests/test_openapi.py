@@ -60,7 +60,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
 
 @pytest.fixture(scope="module")
 def document(service: LiveService) -> dict[str, dict[str, dict[str, object]]]:
-    answer = httpx.get(f"{service.url}/openapi.json", headers=KEY).json()
+    answer = httpx.get(f"{service.url}/openapi.json", headers=KEY, timeout=60).json()
     paths: dict[str, dict[str, dict[str, object]]] = answer["paths"]
     return paths
 
@@ -70,7 +70,7 @@ def test_every_operation_is_tried(document: dict[str, dict[str, dict[str, object
 
 
 def test_every_operation_tells_the_key_that_it_wants(service: LiveService) -> None:
-    document = httpx.get(f"{service.url}/openapi.json", headers=KEY).json()
+    document = httpx.get(f"{service.url}/openapi.json", headers=KEY, timeout=60).json()
     assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
     scopes = {
         (method, path): operation.get("x-scope")
@@ -101,7 +101,7 @@ UNSOUND = [(*operation, GenerationMode.NEGATIVE) for operation in OPERATIONS[:-3
 def test_answers_are_those_of_the_document(service: LiveService, method: str, path: str, mode: GenerationMode) -> None:
     schema = schemathesis.openapi.from_url(f"{service.url}/openapi.json", headers=KEY)
     operation = schema[path][method.upper()]
-    with httpx.Client(base_url=service.url, headers=KEY, trust_env=False) as client:
+    with httpx.Client(base_url=service.url, headers=KEY, timeout=60, trust_env=False) as client:
         known = client.post("/labels", json={"name": "red"}, params={"if_exists": "return"}).json()["id"]
 
     @settings(

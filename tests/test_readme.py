@@ -50,7 +50,7 @@ def test_every_variable_of_the_readme_exists() -> None:
 
 
 def test_every_route_is_named(url: str) -> None:
-    paths = httpx.get(f"{url}/openapi.json", trust_env=False).json()["paths"]
+    paths = httpx.get(f"{url}/openapi.json", timeout=60, trust_env=False).json()["paths"]
     assert len(paths) >= 6
     for path, methods in paths.items():
         assert f"{path}`" in README, f"{path} is not documented"

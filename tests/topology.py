@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 import yaml
-from processes import until
+from processes import PATIENCE_SECONDS, until
 
 from service.labels.server_files import server_binary
 
@@ -80,7 +80,7 @@ class Topology:
     def client(self, name: str, **headers: str) -> httpx.Client:
         headers = {"Authorization": f"Bearer {self.secret('admin_key')}", **headers}
         return self.stack.enter_context(
-            httpx.Client(base_url=self.url(name), headers=headers, timeout=30, trust_env=False)
+            httpx.Client(base_url=self.url(name), headers=headers, timeout=PATIENCE_SECONDS, trust_env=False)
         )
 
     def environment(self, name: str) -> dict[str, str]:
@@ -165,7 +165,7 @@ def running(folder: Path) -> Iterator[Topology]:
             "XDG_CONFIG_HOME": str(folder / "caddy"),
         }
         for name in ("service-a", "service-b"):
-            until(lambda name=name: top.healthy(name), seconds=60)  # type: ignore[misc]
+            until(lambda name=name: top.healthy(name))  # type: ignore[misc]
         top.start("proxy", SERVICES["proxy"]["command"], proxy)
         until(lambda: _listens(top.ports["proxy"]))
         yield top
