@@ -159,7 +159,10 @@ class Canary:
         self._fifo = folder / "canary"
         os.mkfifo(self._fifo)
         self._closing = False
-        self.num_touches = 0
+        self.num_calls = 0
+        """Of the address."""
+        self.num_readings = 0
+        """Of the file; one reader may be counted several times."""
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._answer, self._watch)]
         for thread in self._threads:
             thread.start()
@@ -172,6 +175,10 @@ class Canary:
     def path(self) -> Path:
         return self._fifo
 
+    @property
+    def num_touches(self) -> int:
+        return self.num_calls + self.num_readings
+
     def _answer(self) -> None:
         while True:
             try:
@@ -181,14 +188,14 @@ class Canary:
             with connection:
                 if self._closing:
                     return
-                self.num_touches += 1
+                self.num_calls += 1
 
     def _watch(self) -> None:
         while True:
             with self._fifo.open("wb"):  # waits for a reader
                 if self._closing:
                     return
-                self.num_touches += 1
+                self.num_readings += 1
 
     def close(self) -> None:
         self._closing = True
