@@ -112,6 +112,9 @@ class Settings(BaseSettings):
     max_batch_frames: int = Field(128, ge=1, description="frames of one forward pass, over all videos in it")
     max_batch_labels: int = Field(32, ge=1, description="labels encoded before a waiting video gets its turn")
     feature_cache_bytes: int = Field(64 * 2**20, ge=0, description="features of recent videos; 0: none are kept")
+    candidate_cache_bytes: int = Field(
+        64 * 2**20, ge=0, description="vectors of recent candidate_labels, per model; 0: none are kept"
+    )
     label_cache_bytes: int = Field(256 * 2**20, ge=0, description="label vectors kept on disk; 0: none are kept")
     request_timeout_seconds: float = Field(120.0, gt=0, description="longest work for one classify request")
     label_timeout_seconds: float = Field(900.0, gt=0, description="longest wait for a batch of labels")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from model.dummy import DummyClassifier
+from service.inference.candidate_cache import CandidateCache
 from service.inference.label_cache import LabelCache
 from service.inference.labeler import Labeler, Registered
 from service.labels.records import Label, LabelChanges, NewLabel
@@ -51,7 +52,7 @@ def test_a_name_that_stopped_being_the_present_one_is_encoded() -> None:
     engine: Any = Engine()
     sync: Any = Sync()
     kept = LabelCache(Path(), 0).within("default", "dummy-1")
-    labeler = Labeler(engine, store, sync, "dummy-1", kept, timeout_seconds=5.0)
+    labeler = Labeler(engine, store, sync, "dummy-1", kept, candidates=CandidateCache(0), timeout_seconds=5.0)
     assert labeler.update("lbl_1", LabelChanges(name="red")).name == "red"
     assert store.written == [(np.array([1.0, 0.0, 0.0]).tolist(), "dummy-1")]
 
@@ -78,6 +79,8 @@ def test_a_label_that_another_replica_has_just_written_is_waited_for_too() -> No
     engine: Any = Engine()
     sync: Any = Behind()
     kept = LabelCache(Path(), 0).within("default", "dummy-1")
-    (found,) = Labeler(engine, store, sync, "dummy-1", kept).register([NewLabel("red")], return_existing=True)
+    (found,) = Labeler(engine, store, sync, "dummy-1", kept, candidates=CandidateCache(0)).register(
+        [NewLabel("red")], return_existing=True
+    )
     assert isinstance(found, Registered) and not found.created
     assert waited_for == [7]

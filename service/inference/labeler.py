@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +10,7 @@ import structlog
 from numpy.typing import NDArray
 
 from service.errors import LabelExists, LabelTextInvalid, VidlexError
+from service.inference.candidate_cache import CandidateCache
 from service.inference.engine import Engine
 from service.inference.label_cache import KeptLabels
 from service.inference.owner import LabelResult
@@ -24,7 +23,6 @@ from service.tracing import stage
 
 log = structlog.get_logger("vidlex.labels")
 
-_CACHED_CANDIDATES = 4096
 _SYNC_SECONDS = 5.0
 """How long a write waits until this replica's index has it. Later the follower brings it anyway."""
 
@@ -56,6 +54,7 @@ class Labeler:
         fingerprint: str,
         kept: KeptLabels,
         *,
+        candidates: CandidateCache,
         timeout_seconds: float = 900.0,
         on_written: Callable[[Sequence[Label]], None] = lambda _: None,
     ) -> None:
@@ -66,10 +65,9 @@ class Labeler:
         self._sync = sync
         self._fingerprint = fingerprint
         self._kept = kept
+        self._candidates = candidates
         self._timeout_seconds = timeout_seconds
         self._on_written = on_written
-        self._cache: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
-        self._cache_lock = threading.Lock()
 
     def register(
         self,
@@ -185,8 +183,7 @@ class Labeler:
             except LabelTextInvalid as error:
                 raise _at_candidate(error, i) from None
         unique = list(dict.fromkeys(shown))
-        with self._cache_lock:
-            found: dict[str, LabelResult] = {n: self._cache[n] for n in unique if n in self._cache}
+        found: dict[str, LabelResult] = dict(self._candidates.get(self.namespace, unique))
         rest = [n for n in unique if n not in found]
         found.update(zip(rest, self.encode(rest), strict=True))
         vectors = []
@@ -195,12 +192,8 @@ class Labeler:
             if isinstance(result, VidlexError):
                 raise _at_candidate(result, shown.index(name))
             vectors.append(result)
-        with self._cache_lock:
-            for name, vector in zip(unique, vectors, strict=True):
-                self._cache[name] = vector
-                self._cache.move_to_end(name)
-            while len(self._cache) > _CACHED_CANDIDATES:
-                self._cache.popitem(last=False)
+        every = dict(zip(unique, vectors, strict=True))
+        self._candidates.put(self.namespace, {name: every[name] for name in rest})
         return unique, np.stack(vectors)
 
     def encode(self, names: Sequence[str]) -> list[LabelResult]:

@@ -18,6 +18,7 @@ from model.classifier import Classifier
 from model.scoring import Scorer
 from model.types import FrameGeometry
 from service.errors import ModelLoading, Overloaded, RevisionNotReached
+from service.inference.candidate_cache import CandidateCache
 from service.inference.engine import Engine
 from service.inference.filler import Filler
 from service.inference.label_cache import LabelCache
@@ -92,6 +93,7 @@ class ServedLimits:
     max_namespaces: int = 64
     """Open at the same time; the one that was not used for longest makes room."""
     label_timeout_seconds: float = 900.0
+    candidate_cache_bytes: int = 64 * 2**20
     storage: Storage = "float32"
     approximate: bool = False
     """Whether large vocabularies are searched approximately."""
@@ -136,6 +138,7 @@ class ServedModel:
         self.filler = Filler()
         self._open_store = open_store
         self._label_cache = label_cache
+        self._candidates = CandidateCache(limits.candidate_cache_bytes)
         self._device = classifier.device
         self._limits = limits
         self._lock = threading.Lock()
@@ -281,6 +284,7 @@ class ServedModel:
             sync,
             self.facts.fingerprint,
             self._label_cache.within(namespace, self.facts.fingerprint, self._device),
+            candidates=self._candidates,
             timeout_seconds=self._limits.label_timeout_seconds,
             on_written=lambda labels: self._tell(namespace, labels),
         )

@@ -50,6 +50,7 @@ def served_limits(settings: Settings) -> ServedLimits:
     return ServedLimits(
         max_namespaces=settings.max_namespaces,
         label_timeout_seconds=settings.label_timeout_seconds,
+        candidate_cache_bytes=settings.candidate_cache_bytes,
         storage=settings.index_vectors,
         approximate=settings.index == "approximate",
     )
