@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from model.classifier import Classifier
 from service.access.gate import Gate, GateOptions
 from service.metrics import Metrics
-from service.routes import classify, health, keys, label_cards, labels, models, openapi, problems, web
+from service.routes import classify, health, keys, label_cards, labels, models, openapi, problems, query, web
 from service.routes.draining import Draining
 from service.routes.guard import AccessGuard
 from service.routes.middleware import RequestContext
@@ -115,8 +115,10 @@ def create_app(
     )
     problems.install(app)
     for router in (labels.router, label_cards.router, classify.router, models.router, health.router, keys.router):
-        app.include_router(router)
-        app.include_router(router, prefix="/v1", include_in_schema=False)
+        # Whoever watches the service may add what he likes: no balancer shall take it out for that.
+        strict = [] if router is health.router else [query.ONLY_KNOWN]
+        app.include_router(router, dependencies=strict)
+        app.include_router(router, dependencies=strict, prefix="/v1", include_in_schema=False)
     app.include_router(web.router)
     openapi.install(app)
     return app

@@ -66,6 +66,25 @@ def test_unknown_paths_and_methods(client: TestClient) -> None:
     assert answer.headers["allow"]
 
 
+def test_a_query_parameter_that_nobody_knows_is_refused_on_every_path(client: TestClient, red: Path) -> None:
+    document = client.get("/openapi.json").json()
+    for path, operations in document["paths"].items():
+        for method in operations:
+            for prefix in ("", "/v1"):
+                answer = client.request(method, prefix + path.replace("{", "").replace("}", ""), params={"limt": 5})
+                if path in ("/livez", "/readyz", "/metrics"):
+                    assert answer.status_code == 200
+                else:
+                    body = assert_problem(answer, 400, "malformed")
+                    assert "'limt'" in body["detail"] and body["errors"][0]["pointer"] == "/limt", (method, path)
+    body = assert_problem(client.get("/labels", params={"limit": 5, "Category": "x", "": "y"}), 400, "malformed")
+    assert [error["pointer"] for error in body["errors"]] == ["/Category", "/"]
+    assert "after, category, limit, min_revision, parent, prefix, q" in body["detail"]
+    assert_problem(client.post("/classify?top_k=1", files={"file": red.read_bytes()}), 400, "malformed")
+    assert len(client.get("/labels", params={"x" * 10_000: "y"}).text) < 1000
+    assert client.post("/labels", params={"if_exists": "return"}, json={"name": "red"}).status_code == 200
+
+
 def test_a_request_id_is_kept_if_it_is_harmless(client: TestClient) -> None:
     assert client.get("/livez", headers={"X-Request-Id": "my-id.1:2"}).headers["x-request-id"] == "my-id.1:2"
     seen = set()

@@ -44,24 +44,23 @@ from service.routes.problems import PROBLEM_TYPE
 
 Errors = tuple[type[VidlexError], ...]
 
-_ANYWHERE: Errors = (Unauthorized, Forbidden, RateLimited, Stopping, VidlexError)
+_ANYWHERE: Errors = (InvalidRequest, Unauthorized, Forbidden, RateLimited, Stopping, VidlexError)
 _STORED: Errors = (StoreUnavailable, ModelLoading, Overloaded)
-_BODY: Errors = (InvalidRequest, InvalidParameter, UploadTimeout, UploadTooLarge, UnsupportedMedia)
+_BODY: Errors = (InvalidParameter, UploadTimeout, UploadTooLarge, UnsupportedMedia)
 _TEXT: Errors = (LabelTextInvalid, EncodeFailed)
 _PARENT: Errors = (ParentNotFound, ParentCycle, PreconditionFailed)
 _ONCE: Errors = (IdempotencyInFlight, IdempotencyKeyReused)
 _VIDEO: Errors = (UndecodableVideo, VideoTooLong, ResolutionTooLarge)
 ERRORS: dict[tuple[str, str], Errors] = {
     ("post", "/labels"): (*_BODY, *_TEXT, *_STORED, *_PARENT, *_ONCE, LabelExists, NotFound, QuotaExceeded),
-    ("get", "/labels"): (*_STORED, InvalidRequest, InvalidParameter, LabelTextInvalid, NotFound, RevisionNotReached),
-    ("get", "/labels/{label_id}"): (*_STORED, InvalidRequest, InvalidParameter, NotFound, RevisionNotReached),
+    ("get", "/labels"): (*_STORED, InvalidParameter, LabelTextInvalid, NotFound, RevisionNotReached),
+    ("get", "/labels/{label_id}"): (*_STORED, InvalidParameter, NotFound, RevisionNotReached),
     ("patch", "/labels/{label_id}"): (*_BODY, *_TEXT, *_STORED, *_PARENT, LabelExists, NotFound),
-    ("delete", "/labels/{label_id}"): (*_STORED, InvalidRequest, InvalidParameter, NotFound, PreconditionFailed),
+    ("delete", "/labels/{label_id}"): (*_STORED, InvalidParameter, NotFound, PreconditionFailed),
     ("post", "/classify"): (*_BODY, *_TEXT, *_VIDEO, *_STORED, NotFound, RevisionNotReached, DeadlineExceeded),
     ("get", "/labels/{label_id}/card"): (
         *_STORED,
         *_TEXT,
-        InvalidRequest,
         InvalidParameter,
         NotFound,
         RevisionNotReached,
@@ -74,11 +73,10 @@ ERRORS: dict[tuple[str, str], Errors] = {
     ("post", "/models:prepare"): (*_BODY, *_STORED, ModelConflict),
     ("post", "/models:activate"): (*_STORED, ModelConflict),
     ("post", "/models:rollback"): (*_STORED, ModelConflict),
-    ("post", "/models:drop"): (*_BODY, *_STORED, ModelConflict),
+    ("post", "/models:drop"): (*_BODY, *_STORED, ModelConflict, NotFound),
     ("get", "/models:diff"): (
         *_STORED,
         EncodeFailed,
-        InvalidRequest,
         InvalidParameter,
         ModelConflict,
         NotFound,
