@@ -55,11 +55,11 @@ class StoreProcess:
 class Replica:
     """`vidlex serve` on a port that stays the same over restarts."""
 
-    def __init__(self, folder: Path, store_url: str) -> None:
+    def __init__(self, folder: Path, store_url: str, **environment: str) -> None:
         self._folder = folder
         self._log = folder.parent / f"{folder.name}.log"
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("VIDLEX_")}
-        self._environment = inherited | {"VIDLEX_REDIS_URL": store_url, "VIDLEX_DECODE_WORKERS": "1"}
+        self._environment = inherited | {"VIDLEX_REDIS_URL": store_url, "VIDLEX_DECODE_WORKERS": "1"} | environment
         self._process: subprocess.Popen[str] | None = None
         self._errors: IO[str] | None = None
         self.url = ""
@@ -90,9 +90,9 @@ class Replica:
 
 
 @contextlib.contextmanager
-def two_replicas(folder: Path) -> Iterator[tuple[StoreProcess, list[Replica]]]:
+def two_replicas(folder: Path, **environment: str) -> Iterator[tuple[StoreProcess, list[Replica]]]:
     store = StoreProcess(folder / "store")
-    replicas = [Replica(folder / name, store.url) for name in ("a", "b")]
+    replicas = [Replica(folder / name, store.url, **environment) for name in ("a", "b")]
     try:
         store.start()
         for replica in replicas:

@@ -20,8 +20,10 @@ from processes import PATIENCE_SECONDS
 from serving import add, assert_problem, classify, colour_video, serving, wait_until
 
 from model.dummy import DummyClassifier
+from service.labels.embedded import EmbeddedStore
 from service.routes.context import NAMESPACE_HEADER
 from service.runtime.life import Runtime
+from service.schemas.classify import ClassifyParams
 
 BEST = {"dummy-1": "red", "dummy-2": "blue"}
 """The label that a red video gets: see model/dummy.py."""
@@ -39,7 +41,7 @@ def two_models(folder: Path, **changes: Any) -> Iterator[TestClient]:
         yield client
 
 
-def prepare(client: TestClient, model: str = "dummy:2") -> dict[str, Any]:
+def prepare(client: Any, model: str = "dummy:2") -> dict[str, Any]:
     assert client.post("/models:prepare", json={"model": model}).status_code == 202
 
     def complete() -> bool:
@@ -48,6 +50,22 @@ def prepare(client: TestClient, model: str = "dummy:2") -> dict[str, Any]:
 
     wait_until(complete, "not prepared")
     state: dict[str, Any] = client.get("/models").json()
+    return state
+
+
+def change(client: Any, step: str) -> dict[str, Any]:
+    """Activate or roll back. A label that is just being written may have an activation refused for the moment."""
+    answers: list[Any] = []
+
+    def accepted() -> bool:
+        answers.append(client.post(f"/models:{step}"))
+        if answers[-1].status_code == 409:
+            return "num_missing" not in answers[-1].json()
+        return True
+
+    wait_until(accepted, f"{step} is refused all the time")
+    assert answers[-1].status_code == 200, answers[-1].text
+    state: dict[str, Any] = answers[-1].json()
     return state
 
 
@@ -90,9 +108,7 @@ def test_a_change_under_load_fails_no_request_and_mixes_nothing(tmp_path: Path, 
         try:
             prepare(client)
             for step, expected in (("activate", "dummy-2"), ("rollback", "dummy-1"), ("activate", "dummy-2")):
-                changed = client.post(f"/models:{step}")
-                assert changed.status_code == 200, changed.text
-                assert changed.json()["served"]["fingerprint"] == expected
+                assert change(client, step)["served"]["fingerprint"] == expected
                 assert check_consistent(classify(client, video, top_k=0).json()) == expected  # the next request
                 enough = [count + 2 for count in done]
                 wait_until(
@@ -202,6 +218,7 @@ def test_only_what_the_operator_allows_is_loaded(tmp_path: Path) -> None:
             assert_problem(client.post(f"/models:{step}"), 409, "model_conflict")
         assert_problem(client.get("/models:diff"), 409, "model_conflict")
         assert_problem(client.post("/models:drop", json={"fingerprint": "dummy-1"}), 409, "model_conflict")
+        assert_problem(client.post("/models:drop", json={"fingerprint": "dummy-2"}), 404, "not_found")
 
 
 def test_a_dropped_model_is_unloaded_and_its_vectors_are_gone(tmp_path: Path, red: Path) -> None:
@@ -210,6 +227,7 @@ def test_a_dropped_model_is_unloaded_and_its_vectors_are_gone(tmp_path: Path, re
         prepare(client)
         assert_problem(client.post("/models:prepare", json={"model": "dummy:3"}), 409, "model_conflict")
         state = client.post("/models:drop", json={"fingerprint": "dummy-2"}).json()
+        assert_problem(client.post("/models:drop", json={"fingerprint": "dummy-2"}), 404, "not_found")
         assert state["prepared"] is None and {g["fingerprint"] for g in state["generations"]} == {"dummy-1"}
         add(client, "green")  # and nobody writes them again
         assert {g["fingerprint"] for g in client.get("/models").json()["generations"]} == {"dummy-1"}
@@ -225,6 +243,64 @@ def test_a_dropped_model_is_unloaded_and_its_vectors_are_gone(tmp_path: Path, re
             return first() is None
 
         wait_until(gone, "the first model's weights are still in memory")
+
+
+def test_a_lost_store_with_two_models_loaded(tmp_path: Path, red: Path) -> None:
+    """Both go on classifying from memory; when the store is back, both follow it again, and can change places."""
+    store = EmbeddedStore(tmp_path / "store")
+    path = store.start()
+    try:
+        with two_models(tmp_path, redis_url=f"unix://{path}") as client:
+            add(client, "red", "blue")
+            prepare(client)
+            assert client.post("/models:activate").status_code == 200
+            parts = client.app.state.context.parts  # type: ignore[attr-defined]
+            loaded = parts.models.state().loaded
+            assert set(loaded) == set(BEST)
+
+            def answer_of(fingerprint: str) -> dict[str, Any]:
+                vocabulary = loaded[fingerprint].take("default")
+                try:
+                    view = parts.videos.classify(
+                        red,
+                        ClassifyParams(),
+                        vocabulary,
+                        sha256="red",
+                        timeout_seconds=PATIENCE_SECONDS,
+                        cancelled=threading.Event(),
+                    )
+                finally:
+                    vocabulary.give_back()
+                answer: dict[str, Any] = view.model_dump()
+                return answer
+
+            store.stop()
+            wait_until(lambda: client.get("/readyz").status_code == 503, "the loss is not seen")
+            answer = classify(client, red).json()
+            assert check_consistent(answer) == "dummy-2"
+            assert [w["code"] for w in answer["warnings"]] == ["store_unavailable"]
+            for fingerprint in BEST:
+                assert check_consistent(answer_of(fingerprint)) == fingerprint
+            for path_of, body in (("/models:rollback", None), ("/labels", {"name": "late"})):
+                assert_problem(client.post(path_of, json=body), 503, "store_unavailable")
+
+            store = EmbeddedStore(tmp_path / "store")
+            assert store.start() == path
+            wait_until(lambda: client.get("/readyz").status_code == 200, "the return is not seen")
+            (late,) = add(client, "late")
+            for fingerprint in BEST:
+                wait_until(
+                    lambda fingerprint=fingerprint: (  # type: ignore[misc]
+                        late["id"] in {label["id"] for label in answer_of(fingerprint)["labels"]}
+                    ),
+                    f"{fingerprint} does not follow the store any more",
+                )
+            assert client.post("/models:rollback").status_code == 200
+            answer = classify(client, red).json()
+            assert check_consistent(answer) == "dummy-1" and answer["warnings"] == []
+            assert len(answer["labels"]) == 3
+    finally:
+        store.stop()
 
 
 def test_the_difference_is_measured_on_the_namespaces_own_videos(tmp_path: Path, red: Path) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from service.errors import ModelConflict, ModelLoading, StoreUnavailable, VidlexError
+from service.errors import ModelConflict, ModelLoading, NotFound, StoreUnavailable, VidlexError
 from service.inference.served import ModelClosed, ServedModel, Vocabulary
 from service.labels.catalogue import Catalogue, ModelName, Pointer
 from service.labels.records import Label
@@ -160,8 +160,16 @@ class Models:
         return pointer.previous
 
     def drop(self, fingerprint: str) -> None:
-        """Unload a model that does not serve and forget its vectors in every namespace. Raises ModelConflict."""
+        """Unload a model that does not serve and forget its vectors in every namespace.
+
+        Raises ModelConflict, and NotFound when neither a model nor a vector has this fingerprint.
+        """
         stored, pointer = self._pointer()
+        namespaces = self._catalogue.namespaces()
+        if fingerprint not in {name.fingerprint for name in pointer.names()} and not any(
+            fingerprint in self._catalogue.count_vectors(namespace) for namespace in namespaces
+        ):
+            raise NotFound("No model and no label's vector has this fingerprint; GET /models lists them")
         if fingerprint in (pointer.served.fingerprint, self._require().facts.fingerprint):
             raise ModelConflict("This model serves; activate another first")
         left = {
@@ -174,7 +182,7 @@ class Models:
         for model in retired:
             model.filler.close()  # so that it writes no more
         served = self._require()
-        for namespace in self._catalogue.namespaces():
+        for namespace in namespaces:
             served.store_of(namespace).drop_generation(fingerprint)
 
     def other(self) -> ServedModel:

@@ -77,8 +77,14 @@ class Vocabulary:
     """Once for each ``take``: nothing of it may be closed while a request uses it."""
 
     def await_revision(self, min_revision: int | None, timeout_seconds: float) -> None:
-        """Wait until the index holds all steps up to ``min_revision``. Raises RevisionNotReached."""
-        if min_revision is not None and not self.sync.caught_up(min_revision, max(0.0, timeout_seconds)):
+        """Wait until the index holds all steps up to ``min_revision``.
+
+        Raises RevisionNotReached: at once when the store itself has not come so far, since then no waiting helps.
+        Raises StoreUnavailable where only the store could tell.
+        """
+        if min_revision is None or self.sync.revision >= min_revision:
+            return
+        if self.store.revision() < min_revision or not self.sync.caught_up(min_revision, max(0.0, timeout_seconds)):
             raise self.is_behind(self.sync.revision)
 
     @staticmethod
