@@ -25,7 +25,7 @@ TINY = SuiteConfig(
     num_seeds=2, num_pool_videos=48, num_test_videos=24, num_validation_videos=24, num_frames=3, num_branch_blocks=2,
     num_prefixes=2, tokens_per_attribute=2, batch_size=8, num_step_labels=24, num_warmup_steps=2, num_joint_steps=3,
     num_prefix_steps=2, num_prefix_labels=3, num_baseline_steps=2, num_tuned_frames=2, num_tuned_videos=4,
-    num_ablation_steps=2, num_label_ablation_steps=2, bf16=False,
+    num_ablation_steps=2, num_label_ablation_steps=2, num_long_steps=4, bf16=False,
 )  # fmt: skip
 
 
@@ -44,6 +44,7 @@ def test_every_method_and_ablation_has_its_row_and_a_second_run_does_nothing(tmp
     assert {f"main_{name}_seed0" for name in METHODS} <= set(rows)
     assert sum(name.startswith("label-side") or name.startswith("label side") for name in rows) == 9
     assert sum(name.startswith("video side") for name in rows) == 5
+    assert "length_ours_4-joint-steps_seed0" in rows
     for row in rows.values():
         assert set(row["columns"]) == set(COLUMNS)
         for figures in row["columns"].values():
@@ -56,6 +57,7 @@ def test_every_method_and_ablation_has_its_row_and_a_second_run_does_nothing(tmp
     ours = [rows[f"main_ours_seed{seed}"]["columns"]["seen"]["all"]["micro_aupr"] for seed in range(2)]
     assert f"| ours | {sum(ours) / 2:.3f}" in text
     assert "vidlex eval suite --tiny" in text and "without the LLM" in text and "no weight interpolation" in text
+    assert "## Longer training" in text and "| 4 joint steps |" in text
     assert {path.name for path in report.iterdir()} >= {"suite.json", "curves_seen.png", "reliability_ours.png"}
 
     before = {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()}

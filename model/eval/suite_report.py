@@ -63,6 +63,7 @@ def write_report(rows_folder: Path, facts: Mapping[str, Any], folder: Path) -> P
         _thresholds(main),
         "## Ablations\n",
         _ablations(rows),
+        *_longer(rows),
         "## What is unseen\n",
         _unseen(facts),
     ]  # fmt: skip
@@ -213,18 +214,30 @@ def _ablations(rows: Rows) -> str:
         if not chosen:
             lines.append(f"The ablations of the {group} were not run.\n")
             continue
-        lines += [
-            f"{note} Micro AUPR.\n",
-            "| change | " + " | ".join(TITLES.values()) + " | held-out actions | keywords |",
-        ]
-        lines.append("| --- |" + " --- |" * (len(TITLES) + 2))
-        for row in chosen:
-            cells = [_cell(_values([row], column, "micro_aupr")) for column in TITLES]
-            cells.append(_cell(_values([row], "unseen_actions", "micro_aupr", "held-out actions")))
-            cells.append(_cell(_values([row], "unseen_words", "micro_aupr", "keyword")))
-            lines.append(f"| {row['change']} | " + " | ".join(cells) + " |")
-        lines.append("")
+        lines += [f"{note} Micro AUPR.\n", *_changes([(row["change"], row) for row in chosen])]
     return "\n".join(lines)
+
+
+def _longer(rows: Rows) -> list[str]:
+    """Ours of the main table beside longer runs of the same seed; nothing where there is none."""
+    long = [row for row in rows if row["group"] == "length"]
+    if not long:
+        return []
+    same = [("the main table's", row) for row in _of(rows, "ours") if row["group"] == "main" and row["seed"] == 0]
+    lines = _changes(same + [(row["change"], row) for row in long])
+    return ["## Longer training\n", "Ours, seed 0. Micro AUPR.\n", "\n".join(lines)]
+
+
+def _changes(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """The lines of a table: what was changed, and what came of it."""
+    lines = ["| change | " + " | ".join(TITLES.values()) + " | seen actions | held-out actions | keywords |"]
+    lines.append("| --- |" + " --- |" * (len(TITLES) + 3))
+    parts = (("seen", "action"), ("unseen_actions", "held-out actions"), ("unseen_words", "keyword"))
+    for name, row in rows:
+        cells = [_cell(_values([row], column, "micro_aupr")) for column in TITLES]
+        cells += [_cell(_values([row], column, "micro_aupr", part)) for column, part in parts]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
 
 
 def _unseen(facts: Mapping[str, Any]) -> str:

@@ -46,7 +46,8 @@ METHODS = {
 
 
 def ablations(config: SuiteConfig) -> list[Row]:
-    """The paper's ablations. Those of the label side train it alone, on frame means, beside their own reference."""
+    """The paper's ablations, and a longer training. Those of the label side train it alone, on frame means, beside
+    their own reference."""
     label_side: list[tuple[str, dict[str, Any]]] = [
         ("reference", {}),
         ("without the LLM", {"without_llm": True}),
@@ -66,6 +67,9 @@ def ablations(config: SuiteConfig) -> list[Row]:
             )
     rows.append(Row("ours", 0, "no weight interpolation", "video side", {"fit": {"interpolation_lambda": 0.0}}))
     rows.append(Row("ours", 0, "lambda 0.5", "video side", {"fit": {"interpolation_lambda": 0.5}}))
+    if config.num_long_steps:
+        more = {"fit": {"num_joint_steps": config.num_long_steps}}
+        rows.append(Row("ours", 0, f"{config.num_long_steps} joint steps", "length", more))
     return rows
 
 
@@ -76,9 +80,10 @@ def train_ours(bench: Bench, row: Row) -> dict[str, Any]:
     label_only = row.group == "label side"
     blocks = 0 if label_only else config.num_branch_blocks
     video: VideoEncoderConfig = replace(config.video(), **{"num_branch_blocks": blocks, **options.get("video", {})})
-    fit: FitConfig = replace(config.fit(row.seed), **options.get("fit", {}))
+    fit: FitConfig = config.fit(row.seed)
     if row.group != "main":
         fit = replace(fit, num_joint_steps=config.num_ablation_steps)
+    fit = replace(fit, **options.get("fit", {}))
     network = bench.network(video, label, row.seed)
     if not options.get("fixed_prefixes"):
         network.label.prefixes.data.copy_(bench.prefixes()[: label.num_prefixes])
