@@ -17,16 +17,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_RETRY_SECONDS = 60
+MAX_RETRY_SECONDS = 300
 """Nobody is told a later moment; whoever would have to be has no place kept."""
 _MAX_PROMISES = 4
 """Of one client, at the same time."""
-_MAX_ALL_PROMISES = 1024
+_MAX_ALL_PROMISES = 2048
 """Of all clients: looking through them is to stay cheap."""
 _KEPT_SECONDS = 1.5
 """A place is kept so long after the told moment."""
 _EARLY_SECONDS = 0.1
 """Who comes so much too early is in time."""
+_LEAST_SHARE = 0.25
+_LEARN_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,18 @@ class Promises:
         self._most = most
         self._all: list[Promise] = []
         """Sorted by time."""
+        self._share_coming = 1.0
+        """Of those who were told to come back, lately. Places are kept for so many of them."""
 
     def __len__(self) -> int:
         return len(self._all)
 
     def forget_late(self, now: float) -> None:
         """Those whose clients have not come."""
-        del self._all[: bisect.bisect_right(self._all, now - _KEPT_SECONDS, key=_time)]
+        num_late = bisect.bisect_right(self._all, now - _KEPT_SECONDS, key=_time)
+        for _ in self._all[:num_late]:
+            self._learn(came=False)
+        del self._all[:num_late]
 
     def take(self, client: str, now: float) -> bool:
         """Whether a place is kept for ``client`` now. It is used up."""
@@ -70,15 +77,20 @@ class Promises:
                 return False
             if promise.client == client:
                 del self._all[place]
+                self._learn(came=True)
                 return True
         return False
+
+    def _learn(self, *, came: bool) -> None:
+        self._share_coming += _LEARN_SHARE * (float(came) - self._share_coming)
 
     def num_kept(self, now: float, pace: Pace) -> int:
         """Places that newcomers must leave free now, for those who come before enough others become free."""
         if not self._all or not self._most:
             return 0
         x = self._times()
-        missing = np.arange(1, len(x) + 1) - pace.rate * np.maximum(x - now - pace.lag, 0.0)
+        share = max(_LEAST_SHARE, self._share_coming)
+        missing = share * np.arange(1, len(x) + 1) - pace.rate * np.maximum(x - now - pace.lag, 0.0)
         return max(0, min(self._most, int(np.ceil(missing.max() - 1e-9))))
 
     def make(self, client: str, now: float, *, pace: Pace, num_free: int) -> int:
@@ -101,7 +113,7 @@ class Promises:
         since = now + pace.lag
         seconds = np.arange(1, MAX_RETRY_SECONDS + 1)
         new = now + seconds
-        place = np.searchsorted(x, new, side="right")  # [60]
+        place = np.searchsorted(x, new, side="right")  # [300]
         room = num_free + rate * np.maximum(x - since, 0.0) - np.arange(1, len(x) + 1)  # [n]
         least_room = np.minimum.accumulate(np.append(room, np.inf)[::-1])[::-1]  # [n + 1], from each on
         fits = (num_free + rate * np.maximum(new - since, 0.0) - (place + 1) >= -1e-9) & (least_room[place] >= 1 - 1e-9)
