@@ -47,6 +47,8 @@ def serve(settings: Settings, *, sockets: list[socket.socket] | None = None) -> 
         app,
         host=settings.host,
         port=settings.port,
+        loop="uvloop",
+        http="h11",  # the other parser that uvicorn knows has no bound on headers
         log_config=None,
         access_log=False,
         server_header=False,
@@ -57,8 +59,8 @@ def serve(settings: Settings, *, sockets: list[socket.socket] | None = None) -> 
     )
     server = _Server(config, draining, settings)
     for sock in sockets or ():
-        # asyncio does it only for sockets that were made with the protocol's number; without it, an answer of more
-        # than one segment waits 40 ms for the client's delayed acknowledgement
+        # not every event loop does it; without it, an answer of more than one segment waits 40 ms for the client's
+        # delayed acknowledgement
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     server.run(sockets)
     return 1 if failed or not server.started else 0
