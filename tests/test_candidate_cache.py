@@ -58,7 +58,11 @@ def test_no_more_memory_is_taken_than_is_said(dim: int) -> None:
 def test_too_small_for_one_keeps_none(max_bytes: int) -> None:
     cache = CandidateCache(max_bytes)
     cache.put("a", {"one": vector(1), "two": vector(2)})
-    assert cache.get("a", ["one", "two"]) == {} and cache.num_bytes == 0 and sys.getsizeof(cache._vectors) < 10_000
+    assert (
+        cache.get("a", ["one", "two"]) == {}
+        and cache.num_bytes == 0
+        and sys.getsizeof(cache._vectors._entries) < 10_000
+    )
 
 
 class Counting(DummyClassifier):

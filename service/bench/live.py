@@ -23,10 +23,10 @@ READY_TIMEOUT_SECONDS = 300.0
 STOP_TIMEOUT_SECONDS = 60.0
 
 
-def http_client(url: str, *, timeout_seconds: float = 120.0, local_address: str | None = None) -> httpx.Client:
+def http_client(url: str, *, timeout_seconds: float = 120.0) -> httpx.Client:
     """For plain HTTP alone: loading certificates would take a core for longer than many a request takes."""
     anything = httpx.Limits(max_connections=None)
-    transport = httpx.HTTPTransport(verify=False, limits=anything, local_address=local_address)
+    transport = httpx.HTTPTransport(verify=False, limits=anything)
     return httpx.Client(base_url=url, timeout=timeout_seconds, transport=transport)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from model.types import VideoInfo
 from service.errors import Overloaded
+from service.inference.bounded import ByteBounded
 from service.inference.matching import Part
 
 _ENTRY_BYTES = 1024
@@ -70,13 +70,12 @@ class FeatureCache:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._entries: OrderedDict[FeatureKey, VideoFeatures] = OrderedDict()
+        self._entries = ByteBounded[FeatureKey, VideoFeatures](max_bytes)
         self._running: dict[FeatureKey, _Running] = {}
-        self._num_bytes = 0
 
     @property
     def num_bytes(self) -> int:
-        return self._num_bytes
+        return self._entries.num_bytes
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -95,7 +94,6 @@ class FeatureCache:
             with self._lock:
                 found = self._entries.get(key)
                 if found is not None:
-                    self._entries.move_to_end(key)
                     return found, True
                 running = self._running.get(key)
                 if running is None:
@@ -108,18 +106,10 @@ class FeatureCache:
                 return running.features, True
         try:
             mine.features = make()
-            self._keep(key, mine.features)
+            with self._lock:
+                self._entries.put(key, mine.features, mine.features.num_bytes)
             return mine.features, False
         finally:
             with self._lock:
                 del self._running[key]
             mine.done.set()
-
-    def _keep(self, key: FeatureKey, features: VideoFeatures) -> None:
-        if features.num_bytes > self._max_bytes:
-            return
-        with self._lock:
-            self._entries[key] = features
-            self._num_bytes += features.num_bytes
-            while self._num_bytes > self._max_bytes:
-                self._num_bytes -= self._entries.popitem(last=False)[1].num_bytes

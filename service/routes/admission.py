@@ -88,7 +88,7 @@ class Admission:
     def enter(self, client: str) -> Iterator[Entry]:
         """Ask before an upload: raises Overloaded when ``admit`` would, which saves the bytes."""
         with self._lock:
-            hold = self._let_in(client)
+            hold = self._hold(as_told=self._check(client))
         try:
             yield Entry(self, client, hold)
         finally:
@@ -100,7 +100,7 @@ class Admission:
         """See ``Entry.admit``."""
         with self._lock:
             if not self._let_go(hold):
-                self._let_go(self._let_in(client))
+                self._check(client)
             self._count += 1
         started = self._clock()
         try:
@@ -144,22 +144,25 @@ class Admission:
         lag = max(m.seconds for m in self._moments) / self._num_workers
         return Pace(1.0 / max(1e-6, _PACE * self.seconds_until_done(1)), lag)
 
-    def _let_in(self, client: str) -> _Hold | None:
-        """A place until the video is there; None for one that may come in and has none. Raises Overloaded."""
-        now = self._clock()
+    def _check(self, client: str) -> bool:
+        """Whether it has come as told, which uses up its promise. Raises Overloaded when there is no place for it."""
+        now, pace = self._clock(), self._pace()
         self._holds = [hold for hold in self._holds if hold.until_at > now]
         self._promises.forget_late(now)
-        pace = self._pace()
         num_free = self._max_requests - self._count - len(self._holds)
         as_told = self._promises.take(client, now)
-        if num_free - (0 if as_told else self._promises.num_kept(now, pace)) <= 0:
+        if num_free <= 0 or (not as_told and num_free <= self._promises.num_kept(now, pace)):
             error = Overloaded("Too many videos are waiting")
             error.retry_after_seconds = self._promises.make(client, now, pace=pace, num_free=num_free)
             raise error
-        # Those who only hold places must not keep out those who send.
+        return as_told
+
+    def _hold(self, *, as_told: bool) -> _Hold | None:
+        """A place until the video is there; None where newcomers hold enough: who only holds a place must not keep out
+        those who send."""
         if not as_told and len(self._holds) >= max(1, self._max_requests // 2):
             return None
-        hold = _Hold(now + (_HELD_PROMISED_SECONDS if as_told else _HELD_SECONDS))
+        hold = _Hold(self._clock() + (_HELD_PROMISED_SECONDS if as_told else _HELD_SECONDS))
         self._holds.append(hold)
         return hold
 
