@@ -116,6 +116,58 @@ def test_a_batch_stays_under_its_frame_limit() -> None:
     assert max(classifier.batches) <= 2
 
 
+PATIENT = EngineLimits(batch_delay_seconds=PATIENCE_SECONDS, max_batch_frames=12)
+
+
+def opened() -> Held:
+    classifier = Held()
+    classifier.gate.set()
+    return classifier
+
+
+def test_a_video_waits_for_another_on_its_way_and_both_share_a_pass() -> None:
+    classifier = opened()
+    with running(classifier, PATIENT) as engine, ThreadPoolExecutor(2) as pool, engine.expect() as coming:
+        first = pool.submit(engine.encode_video, picture(1, 2, 3))
+        wait_until(lambda: engine.queued_frames == 4)
+        time.sleep(0.05)
+        assert not first.done()
+        engine.encode_videos([picture(1, 2, 3)], coming=coming)
+        first.result(PATIENCE_SECONDS)
+    assert classifier.batches == [2]
+
+
+def test_a_video_waits_no_longer_when_the_other_does_not_come_or_the_batch_is_full_or_a_label_is_there() -> None:
+    classifier = opened()
+    with running(classifier, PATIENT) as engine, ThreadPoolExecutor(4) as pool:
+        with engine.expect():
+            first = pool.submit(engine.encode_video, picture(1, 2, 3))
+            wait_until(lambda: engine.queued_frames == 4)
+        first.result(PATIENCE_SECONDS)  # the other's file could not be decoded, say
+        with engine.expect():
+            engine.encode_videos([picture(1, 2, 3)] * 3)  # as many as a pass takes
+            waiting = pool.submit(engine.encode_video, picture(1, 2, 3))
+            wait_until(lambda: engine.queued_frames == 4)
+            assert len(engine.encode_labels(["red"])) == 1
+        waiting.result(PATIENCE_SECONDS)
+    assert classifier.batches == [1, 3, 1]
+
+
+def test_nothing_waits_where_nothing_comes_or_the_time_is_up() -> None:
+    classifier = opened()
+    with running(classifier, PATIENT) as engine:
+        engine.encode_video(picture(1, 2, 3))
+    short = EngineLimits(batch_delay_seconds=0.01)
+    with running(classifier, short) as engine, engine.expect():
+        assert engine.encode_video(picture(1, 2, 3)).queue_seconds >= 0.01
+    with running(classifier, PATIENT) as engine, ThreadPoolExecutor(1) as pool, engine.expect():
+        waiting = pool.submit(engine.encode_video, picture(1, 2, 3))
+        wait_until(lambda: engine.queued_frames == 4)
+        engine.close()
+        with pytest.raises(EncodeFailed):
+            waiting.result(PATIENCE_SECONDS)
+
+
 def test_one_bad_video_fails_alone_and_the_engine_recovers() -> None:
     classifier = Held()
     with running(classifier) as engine, ThreadPoolExecutor(8) as pool:

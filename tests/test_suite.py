@@ -44,7 +44,7 @@ def test_every_method_and_ablation_has_its_row_and_a_second_run_does_nothing(tmp
     assert {f"main_{name}_seed0" for name in METHODS} <= set(rows)
     assert sum(name.startswith("label-side") or name.startswith("label side") for name in rows) == 9
     assert sum(name.startswith("video side") for name in rows) == 5
-    assert "length_ours_4-joint-steps_seed0" in rows
+    assert {f"length_ours_4-joint-steps_seed{seed}" for seed in range(2)} <= set(rows)
     for row in rows.values():
         assert set(row["columns"]) == set(COLUMNS)
         for figures in row["columns"].values():
@@ -57,7 +57,9 @@ def test_every_method_and_ablation_has_its_row_and_a_second_run_does_nothing(tmp
     ours = [rows[f"main_ours_seed{seed}"]["columns"]["seen"]["all"]["micro_aupr"] for seed in range(2)]
     assert f"| ours | {sum(ours) / 2:.3f}" in text
     assert "vidlex eval suite --tiny" in text and "without the LLM" in text and "no weight interpolation" in text
-    assert "## Longer training" in text and "| 4 joint steps |" in text
+    longer = text[text.index("## Longer training: 4 joint steps") :]
+    ours = [rows[f"length_ours_4-joint-steps_seed{seed}"]["columns"]["seen"]["all"]["micro_aupr"] for seed in range(2)]
+    assert f"| 4 joint steps | {sum(ours) / 2:.3f}" in longer and f"ours {sum(ours) / 2:.3f}" in longer
     assert {path.name for path in report.iterdir()} >= {"suite.json", "curves_seen.png", "reliability_ours.png"}
 
     before = {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()}

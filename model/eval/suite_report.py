@@ -63,7 +63,7 @@ def write_report(rows_folder: Path, facts: Mapping[str, Any], folder: Path) -> P
         _thresholds(main),
         "## Ablations\n",
         _ablations(rows),
-        *_longer(rows),
+        *_longer(rows, facts),
         "## What is unseen\n",
         _unseen(facts),
     ]  # fmt: skip
@@ -214,28 +214,37 @@ def _ablations(rows: Rows) -> str:
         if not chosen:
             lines.append(f"The ablations of the {group} were not run.\n")
             continue
-        lines += [f"{note} Micro AUPR.\n", *_changes([(row["change"], row) for row in chosen])]
+        lines += [f"{note} Micro AUPR.\n", *_changes([(row["change"], [row]) for row in chosen])]
     return "\n".join(lines)
 
 
-def _longer(rows: Rows) -> list[str]:
-    """Ours of the main table beside longer runs of the same seed; nothing where there is none."""
+def _longer(rows: Rows, facts: Mapping[str, Any]) -> list[str]:
+    """Ours of the main table beside longer runs, and what these say of the claims; nothing where there is none."""
+    main = [row for row in rows if row["group"] == "main"]
     long = [row for row in rows if row["group"] == "length"]
-    if not long:
-        return []
-    same = [("the main table's", row) for row in _of(rows, "ours") if row["group"] == "main" and row["seed"] == 0]
-    lines = _changes(same + [(row["change"], row) for row in long])
-    return ["## Longer training\n", "Ours, seed 0. Micro AUPR.\n", "\n".join(lines)]
+    parts = []
+    for change in dict.fromkeys(row["change"] for row in long):
+        chosen = [row for row in long if row["change"] == change]
+        seeds = ", ".join(str(row["seed"]) for row in chosen)
+        compared = [row for row in main if row["method"] != "ours"]
+        parts += [
+            f"## Longer training: {change}\n",
+            f"Ours, seeds {seeds}, {sum(row['minutes'] for row in chosen):.0f} minutes; nothing else is changed, and "
+            "the others are those of the main table. Micro AUPR, mean and spread over seeds.\n",
+            "\n".join(_changes([("the main table's", _of(main, "ours")), (change, chosen)])),
+            _claims([*compared, *chosen], facts),
+        ]
+    return parts
 
 
-def _changes(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+def _changes(rows: Sequence[tuple[str, Rows]]) -> list[str]:
     """The lines of a table: what was changed, and what came of it."""
     lines = ["| change | " + " | ".join(TITLES.values()) + " | seen actions | held-out actions | keywords |"]
     lines.append("| --- |" + " --- |" * (len(TITLES) + 3))
     parts = (("seen", "action"), ("unseen_actions", "held-out actions"), ("unseen_words", "keyword"))
-    for name, row in rows:
-        cells = [_cell(_values([row], column, "micro_aupr")) for column in TITLES]
-        cells += [_cell(_values([row], column, "micro_aupr", part)) for column, part in parts]
+    for name, seeds in rows:
+        cells = [_cell(_values(seeds, column, "micro_aupr")) for column in TITLES]
+        cells += [_cell(_values(seeds, column, "micro_aupr", part)) for column, part in parts]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 

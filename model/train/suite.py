@@ -22,7 +22,7 @@ from model.data.emoji.assets import SpriteSheet
 from model.eval.suite_report import write_report
 from model.train.loop import console
 from model.train.suite_bench import Bench, Row, SuiteConfig
-from model.train.suite_rows import METHODS, ablations, train_baseline, train_ours
+from model.train.suite_rows import METHODS, ablations, longer, train_baseline, train_ours
 
 
 def main(
@@ -73,9 +73,8 @@ def _plan(bench: Bench) -> list[tuple[Row, Callable[[Row], dict[str, Any]]]]:
         (row, (lambda row: train_ours(bench, row)) if row.method == "ours" else lambda row: train_baseline(bench, row))
         for row in (*first, *more)
     ]
-    if config.with_ablations:
-        rows += [(row, lambda row: train_ours(bench, row)) for row in ablations(config)]
-    return rows
+    others = [*longer(config), *(ablations(config) if config.with_ablations else ())]
+    return rows + [(row, lambda row: train_ours(bench, row)) for row in others]
 
 
 def _finish(bench: Bench, row: Row, train: Callable[[Row], dict[str, Any]]) -> None:

@@ -69,7 +69,7 @@ class SuiteConfig:
     num_ablation_steps: int = 250
     num_label_ablation_steps: int = 200
     num_long_steps: int = 0
-    """Joint steps of one more run of ours, to see what more training gives; 0: no such run."""
+    """Joint steps of further runs of ours, to see what more training gives; 0: none."""
     with_ablations: bool = True
     skipped: str = ""
     """Methods to leave out, separated by commas: fixed_llm writes a text for each of 2,700 labels."""

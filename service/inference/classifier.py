@@ -156,22 +156,24 @@ class VideoClassifier:
 
     def _encode(self, work: _Work, vocabulary: Vocabulary, times: _Times) -> VideoFeatures:
         """Decode and encode; says in ``times`` what took how long."""
-        started = time.monotonic()
-        with stage("decode"):
-            batch, stretches = self._decode(work)
-        times.decode_seconds = time.monotonic() - started
-        self._metrics.observe("decode", times.decode_seconds)
-        queued = time.monotonic()
-        try:
-            encoded = vocabulary.engine.encode_videos(
-                [stretch.frames for stretch in stretches],
-                timeout_seconds=work.deadline - time.monotonic(),
-                cancelled=work.cancelled,
-            )
-        except VidlexError as error:
-            where = "queue" if isinstance(error, Overloaded) else "encode"
-            past_stage(where, queued, time.monotonic() - queued, error)
-            raise
+        with vocabulary.engine.expect() as coming:
+            started = time.monotonic()
+            with stage("decode"):
+                batch, stretches = self._decode(work)
+            times.decode_seconds = time.monotonic() - started
+            self._metrics.observe("decode", times.decode_seconds)
+            queued = time.monotonic()
+            try:
+                encoded = vocabulary.engine.encode_videos(
+                    [stretch.frames for stretch in stretches],
+                    timeout_seconds=work.deadline - time.monotonic(),
+                    cancelled=work.cancelled,
+                    coming=coming,
+                )
+            except VidlexError as error:
+                where = "queue" if isinstance(error, Overloaded) else "encode"
+                past_stage(where, queued, time.monotonic() - queued, error)
+                raise
         times.queue_seconds = max(e.queue_seconds for e in encoded)
         times.encode_seconds = max(e.encode_seconds for e in encoded)
         if len(encoded) > 1:  # parts went through one after another: the time from the first to the last

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from service.inference.described import DescribeResult
 from service.inference.label_queue import LabelItem
 from service.inference.owner import LabelResult, Owner, OwnerState
 from service.inference.video_queue import EncodedVideo, VideoItem
-from service.inference.work import EngineLimits, Work
+from service.inference.work import Coming, EngineLimits, Work
 
 
 class Engine:
@@ -114,6 +115,10 @@ class Engine:
 
     # --- work
 
+    def expect(self) -> AbstractContextManager[Coming]:
+        """While it lasts, videos of one request are on their way: a batch may wait a moment for them."""
+        return self._work.expect()
+
     def encode_video(
         self,
         frames: NDArray[np.uint8],
@@ -134,14 +139,16 @@ class Engine:
         *,
         timeout_seconds: float = 60.0,
         cancelled: threading.Event | None = None,
+        coming: Coming | None = None,
     ) -> list[EncodedVideo]:
-        """Several videos of one request (segments, say), admitted all or none. As ``encode_video``."""
+        """Several videos of one request (segments, say), admitted all or none. As ``encode_video``. ``coming``: what
+        ``expect`` gave for them."""
         now = time.monotonic()
         deadline = now + timeout_seconds
         event = cancelled or threading.Event()
         items = [VideoItem(frames, deadline, event, now) for frames in videos]
         self._check_alive()
-        self._work.add_videos(items)
+        self._work.add_videos(items, coming)
         return [self._wait(item.future, deadline) for item in items]
 
     def encode_labels(self, names: Sequence[str], *, timeout_seconds: float = 300.0) -> list[LabelResult]:

@@ -111,6 +111,8 @@ class Owner:
                     self._busy_since = None
                     if not (self._work.closed or self._check_wanted or (self._work.waits and self._may_serve())):
                         self._work.wake.wait(None if self._works else PROBE_SECONDS)
+                    if self._may_serve():
+                        self._work.gather()
                     if self._work.closed:
                         return
                     self._busy_since = time.monotonic()

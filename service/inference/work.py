@@ -1,15 +1,16 @@
 """What waits for the devices: two bounded queues, videos (counted in frames) and label names (counted in names).
 
-They take turns, so that a thousand new labels do not keep a video waiting and the other way round. A batch holds only
-what is already waiting; nothing waits for a batch to fill.
+They take turns, so that a thousand new labels do not keep a video waiting and the other way round. A batch holds what
+is already waiting. Only where more videos are on their way (being decoded) does it wait for them, and a moment at most.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,8 @@ class EngineLimits:
     max_batch_frames: int = 128
     max_batch_labels: int = 32
     """At most so many labels in one turn; fewer where they take long."""
+    batch_delay_seconds: float = 0.0
+    """Longest that a video waits for others on their way to share its forward pass."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +37,13 @@ class Turn:
 
     videos: list[VideoItem] = field(default_factory=list)
     labels: list[LabelShare] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Coming:
+    """A request whose videos are on their way, until they are added or will not come."""
+
+    is_counted: bool = True
 
 
 class Work:
@@ -48,8 +58,28 @@ class Work:
         self._videos: deque[VideoItem] = deque()
         self._labels: deque[LabelItem] = deque()
         self._labels_next = False
+        self._num_coming = 0
 
-    def add_videos(self, items: Sequence[VideoItem]) -> None:
+    @contextlib.contextmanager
+    def expect(self) -> Iterator[Coming]:
+        """Count a request as coming for as long as this lasts, or until it is handed to ``add_videos``."""
+        coming = Coming()
+        with self.wake:
+            self._num_coming += 1
+        try:
+            yield coming
+        finally:
+            with self.wake:
+                self._has_come(coming)
+
+    def _has_come(self, coming: Coming | None) -> None:
+        """Call with the lock."""
+        if coming is not None and coming.is_counted:
+            coming.is_counted = False
+            self._num_coming -= 1
+            self.wake.notify_all()
+
+    def add_videos(self, items: Sequence[VideoItem], coming: Coming | None = None) -> None:
         """All or none. Raises Overloaded, or EncodeFailed when it is closed."""
         cost = sum(len(item.frames) for item in items)
         with self.wake:
@@ -59,6 +89,7 @@ class Work:
                 raise Overloaded("Too many videos are waiting to be encoded")
             self.queued_frames += cost
             self._videos.extend(items)
+            self._has_come(coming)
             self.wake.notify_all()  # one that is woken alone may be one that has been taken out
 
     def add_labels(self, item: LabelItem) -> None:
@@ -78,6 +109,15 @@ class Work:
     @property
     def waits(self) -> bool:
         return bool(self._videos or self._labels)
+
+    def gather(self) -> None:
+        """Wait for videos on their way, while the first that is here has not waited ``batch_delay_seconds``, its batch
+        has room and no label wants the device. Call with the lock, which is given up meanwhile."""
+        while self._videos and self._num_coming and not self._labels and not self.closed:
+            left = self._videos[0].queued_at + self.limits.batch_delay_seconds - time.monotonic()
+            if left <= 0 or self.queued_frames >= self.limits.max_batch_frames:
+                return
+            self.wake.wait(left)
 
     def take(self, label_room: int) -> Turn:
         """The next batch: videos of at most ``max_batch_frames``, or ``label_room`` names. Call with the lock."""

@@ -43,6 +43,7 @@ def engine_limits(settings: Settings) -> EngineLimits:
         max_queued_labels=settings.max_queued_labels,
         max_batch_frames=settings.max_batch_frames,
         max_batch_labels=settings.max_batch_labels,
+        batch_delay_seconds=settings.batch_delay_ms / 1000,
     )
 
 
