@@ -1,9 +1,8 @@
 """Likely labels of very large vocabularies: short codes of all, scanned by FAISS; the best are compared exactly.
 
-A code holds four bits for each two numbers of a vector (product quantisation; FAISS's "fast scan" compares 32 codes
-at once from registers), a sixteenth of float32. Codes are scanned flat, so recall does not hang on how the vectors
-cluster, and filters work inside the scan. The best few thousand of the scan go to the exact product, whose digits are
-those of an exact search: what can differ is only that a label is missing.
+Codes (`service.labels.scan`) are scanned flat, so recall does not hang on how the vectors cluster, and filters work
+inside the scan. The best few thousand of the scan go to the exact product, whose digits are those of an exact search:
+what can differ is only that a label is missing.
 
 Codes are immutable. Labels that came since the last codes were made are compared exactly with every video, until a
 thread has made codes that hold them too; nobody waits for it. How many candidates are needed is measured whenever
@@ -18,12 +17,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.labels.rows import Rows
+from service.labels.scan import CodeScan, use_threads
 
 RECALL_AT = 50
 TARGET_RECALL = 0.995
@@ -60,12 +59,14 @@ class Facts:
 @dataclass(frozen=True, eq=False)
 class Codes:
     rows: Rows
-    num: int
-    """Slots 0 to num - 1 have codes."""
-    scan: Any
-    """faiss.IndexIVFPQFastScan with a single list: the flat one takes no filter."""
+    scan: CodeScan
     num_trained: int
     facts: Facts
+
+    @property
+    def num(self) -> int:
+        """Slots 0 to num - 1 have codes."""
+        return self.scan.num
 
     def serves(self, rows: Rows, num_videos: int, num_allowed: int, top_k: int) -> bool:
         """Whether a search for ``top_k`` among so many labels should go by the codes."""
@@ -78,7 +79,7 @@ class Codes:
     ) -> NDArray[np.intp]:
         """Slots below ``num``, ascending, likely to hold the best ``top_k`` of each video [B, D] among ``allowed``."""
         mask = None if allowed is None else allowed[: self.num]
-        return np.unique(scanned(self.scan, features, self._wanted(top_k), mask))
+        return np.unique(self.scan.likeliest(features, self._wanted(top_k), mask))
 
     def _wanted(self, top_k: int) -> int:
         return self.facts.num_candidates * max(RECALL_AT, top_k) // RECALL_AT
@@ -114,7 +115,6 @@ class Approximation:
 
     def _work(self, content: Content) -> None:
         try:
-            _use_threads(max(1, (os.cpu_count() or 1) // 2))
             while True:
                 with self._lock:
                     rows, num, slots = content()
@@ -131,8 +131,9 @@ class Approximation:
 def make_codes(old: Codes | None, rows: Rows, num: int, slots: NDArray[np.intp]) -> Codes:
     """Codes of the first ``num`` slots, the living ones ``slots``: ``old`` ones with what is new, or all anew."""
     started = time.monotonic()
+    use_threads(max(1, (os.cpu_count() or 1) // 2))
     if old is not None and old.rows is rows and num <= _MAX_GROWTH * old.num_trained:
-        scan, done, num_trained = _copy(old.scan), old.num, old.num_trained
+        scan, done, num_trained = old.scan.copy(), old.num, old.num_trained
     else:
         scan, done, num_trained = _trained(rows, slots), 0, len(slots)
     for start in range(done, num, _ADDED_AT_ONCE):
@@ -145,21 +146,7 @@ def make_codes(old: Codes | None, rows: Rows, num: int, slots: NDArray[np.intp])
     )  # fmt: skip
     if facts.exact:
         _log.warning("codes find only %.4f of the best labels; searches stay exact", facts.recall)
-    return Codes(rows, num, scan, num_trained, facts)
-
-
-def scanned(scan: Any, features: NDArray[np.float32], num: int, allowed: NDArray[np.bool_] | None) -> NDArray[np.intp]:
-    """Slots of the best ``num`` codes for each of [B, D], likeliest first, all behind each other."""
-    import faiss
-
-    _use_threads(1)  # a scan is short; handing parts of it to other threads takes longer
-    queries = np.zeros((len(features), scan.d), np.float32)
-    queries[:, : features.shape[1]] = features
-    library: Any = faiss  # its own types are those of C++, from before Python's arguments are added
-    selector = None if allowed is None else library.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
-    _, found = scan.search(queries, min(num, scan.ntotal), params=library.IVFSearchParameters(sel=selector, nprobe=1))
-    slots: NDArray[np.intp] = found[found >= 0]
-    return slots
+    return Codes(rows, scan, num_trained, facts)
 
 
 def _is_stale(codes: Codes | None, rows: Rows, num: int) -> bool:
@@ -168,31 +155,12 @@ def _is_stale(codes: Codes | None, rows: Rows, num: int) -> bool:
     return num - codes.num > MAX_TAIL
 
 
-def _trained(rows: Rows, slots: NDArray[np.intp]) -> Any:
-    import faiss
-
-    d = rows.stride
-    scan = faiss.IndexIVFPQFastScan(faiss.IndexFlatIP(d), d, 1, d // 2, 4, faiss.METRIC_INNER_PRODUCT)
-    scan.by_residual = False
+def _trained(rows: Rows, slots: NDArray[np.intp]) -> CodeScan:
     chosen = np.random.default_rng(0).permutation(len(slots))[:_TRAINED_ON]
-    scan.train(rows.vectors(slots[np.sort(chosen)]))
-    return scan
+    return CodeScan.trained(rows.vectors(slots[np.sort(chosen)]))
 
 
-def _copy(scan: Any) -> Any:
-    import faiss
-
-    return faiss.clone_index(scan)
-
-
-def _use_threads(num: int) -> None:
-    """Of the calling thread alone: so OpenMP keeps it."""
-    import faiss
-
-    faiss.omp_set_num_threads(num)
-
-
-def _measured(scan: Any, rows: Rows, num: int, slots: NDArray[np.intp]) -> Facts:
+def _measured(scan: CodeScan, rows: Rows, num: int, slots: NDArray[np.intp]) -> Facts:
     """Recall of the codes for queries near labels: a label's direction and as much noise (cosine about 0.7)."""
     rng = np.random.default_rng(1)
     chosen = slots[np.sort(rng.choice(len(slots), min(_NUM_QUERIES, len(slots)), replace=False))]
@@ -207,7 +175,7 @@ def _measured(scan: Any, rows: Rows, num: int, slots: NDArray[np.intp]) -> Facts
         products = rows.products(rows.queries(query[None]), num)[0]
         products[~living] = -np.inf
         best = np.argpartition(-products, wanted - 1)[:wanted]
-        likely = scanned(scan, query[None], _CANDIDATES[-1], living)
+        likely = scan.likeliest(query[None], _CANDIDATES[-1], living)
         found += [np.isin(best, likely[:count]).mean() for count in _CANDIDATES]
     recalls = found / len(near)
     enough = int(np.argmax(recalls >= TARGET_RECALL)) if recalls[-1] >= TARGET_RECALL else len(recalls) - 1
