@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,6 +82,17 @@ def test_it_keeps_one_copy_and_gives_no_gradient(llm_folder):
     fast.quicken()  # again: nothing happens
     with pytest.raises(RuntimeError, match="no gradient"):
         fast(NAMES)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is mapped")
+def test_the_file_of_weights_does_not_stay_mapped(tmp_path):
+    folder = write_llm(tmp_path)
+    file = str(next(folder.glob("*.safetensors")).resolve())
+    encoder = build(folder)
+    assert file in Path("/proc/self/maps").read_text()
+    encoder.quicken()
+    gc.collect()
+    assert file not in Path("/proc/self/maps").read_text()
 
 
 @pytest.mark.parametrize(

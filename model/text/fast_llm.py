@@ -116,7 +116,7 @@ _KeysValues = tuple[Tensor, Tensor]
 
 class _Norm:
     def __init__(self, norm: Any) -> None:
-        self._weight: Tensor = norm.weight.detach()
+        self._weight: Tensor = norm.weight.detach().clone()
         self._eps: float = norm.variance_epsilon
 
     def __call__(self, x: Tensor) -> Tensor:

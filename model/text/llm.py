@@ -106,6 +106,8 @@ class FrozenLLM:
         self._fast = FastLlama(self.model)
         self._head = self._fast.head
         self.model.base_model.layers = nn.ModuleList()  # one copy of the weights is enough
+        for left in self.model.parameters():  # of the file's memory map, which as a whole stays while any part is used
+            left.data = left.data.clone()
 
     @property
     def embedding(self) -> nn.Embedding:
