@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import open_clip
@@ -40,6 +42,16 @@ def test_it_learns_names_that_open_clip_reads(tmp_path: Path) -> None:
     weights = (folder / "open_clip_model.safetensors").read_bytes()
     main(TINY, tmp_path, tmp_path, sheet=tiny_sheet())  # everything is done: nothing moves
     assert (folder / "open_clip_model.safetensors").read_bytes() == weights
+
+
+def test_the_precision_is_measured_once_and_kept(tmp_path: Path) -> None:
+    short = replace(TINY, num_image_steps=2, num_text_steps=2, bf16=None)
+    main(short, tmp_path, tmp_path, sheet=tiny_sheet())
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert min(run["bf16"]["float32_seconds"], run["bf16"]["bfloat16_seconds"]) > 0
+    assert {run["stages"][stage]["loop"]["bf16"] for stage in ("image", "text")} == {run["bf16"]["used"]}
+    main(short, tmp_path, tmp_path, sheet=tiny_sheet())
+    assert json.loads((tmp_path / "run.json").read_text())["bf16"] == run["bf16"]
 
 
 def test_shared_cross_entropy_by_hand() -> None:

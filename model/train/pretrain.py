@@ -13,7 +13,7 @@ No action is ever named: what CLIP knows of actions has to come from fine-tuning
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from model.text.clip_text import ClipText
 from model.train.export import write_open_clip_folder
 from model.train.loop import LoopConfig, console, run
 from model.train.optim import Group, make_optimizer
+from model.train.precision import choose_bf16
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # open_clip's OPENAI_DATASET_MEAN and STD
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -55,7 +56,8 @@ class PretrainConfig:
     text_learning_rate: float = 1e-3
     num_cached_pictures: int = 24000
     weight_decay: float = 0.05
-    bf16: bool = True
+    bf16: bool | None = None
+    """bfloat16 autocast. By default measured when the run begins: whichever is faster here."""
     device: str = "cpu"
     seed: int = 0
     start: str = ""
@@ -159,7 +161,7 @@ class TextTask:
         for chunk in range((num + 255) // 256):
             sample = world.pictures(256, world.generator(seed + chunk))
             pixels = to_pixels(sample.frames[:, 0], self.config.device)
-            with torch.autocast(pixels.device.type, dtype=torch.bfloat16, enabled=self.config.bf16):
+            with torch.autocast(pixels.device.type, dtype=torch.bfloat16, enabled=bool(self.config.bf16)):
                 features.append(F.normalize(self.clip.visual(pixels).float(), dim=-1))
             targets.append(sample.targets.to(self.config.device))
         return torch.cat(features), torch.cat(targets)
@@ -226,10 +228,15 @@ def main(config: PretrainConfig, out: Path, art_cache: Path, *, sheet: SpriteShe
     }
     if config.start:
         clip.load_state_dict(create_clip(config.start).model.state_dict())
+    grey = torch.full((8, 3, config.image_size, config.image_size), 127, dtype=torch.uint8)
+    bf16 = choose_bf16(
+        config.bf16, clip.visual, lambda: clip.visual(to_pixels(grey, config.device)), config.device, out
+    )
+    config = replace(config, bf16=bf16)
     description = asdict(config)
-    loop = LoopConfig(config.num_image_steps, bf16=config.bf16)
+    loop = LoopConfig(config.num_image_steps, bf16=bf16)
     run(ImageTask(clip, worlds, config), loop, out, description)
-    loop = LoopConfig(config.num_text_steps, num_warmup_steps=50, evaluate_every=200, bf16=config.bf16)
+    loop = LoopConfig(config.num_text_steps, num_warmup_steps=50, evaluate_every=200, bf16=bf16)
     run(TextTask(clip, worlds, config), loop, out, description)
     folder = write_open_clip_folder(clip, config.architecture(), PIXEL_MEAN, PIXEL_STD, out / "clip")
     console.print(f"wrote {folder}")
