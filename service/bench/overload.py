@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
@@ -38,6 +38,8 @@ class Polite:
 
     num_refused: int = 0
     num_accepted_next: int = 0
+    failures: list[str] = field(default_factory=list)
+    """Answers that were neither 200 nor 429, and connections that broke."""
 
     @property
     def share_accepted_next(self) -> float:
@@ -69,7 +71,8 @@ def run(options: OverloadOptions) -> Report:
     capacity = median(calm.rate for calm in calms)
     ratios = sorted(flood.rate / calm.rate for calm, flood in zip(calms, floods, strict=True))
     flood = Answers(latencies=[seconds for flood in floods for seconds in flood.latencies])
-    failures = [failure for answers in (*calms, *floods) for failure in answers.failures]
+    found: list[Answers | Polite] = [*calms, *floods, stream, herd]
+    failures = [failure for answers in found for failure in answers.failures]
     full_seconds = (waiting + clients) / capacity
     figures = (
         Figure(name="capacity", value=capacity, unit="videos/s"),
@@ -107,19 +110,20 @@ def offer(url: str, clips: Sequence[bytes], *, rate: float, count: int) -> Answe
 
 def obeying(url: str, clips: Sequence[bytes], *, rate: float, count: int) -> Polite:
     """As ``offer``, but who is refused comes back once, after as many seconds as Retry-After says."""
-    told, lock, ignored = Polite(), threading.Lock(), Answers()
+    told, lock, found = Polite(), threading.Lock(), Answers()
 
     def come(http: Client, data: bytes) -> None:
-        first = send(http, data, ignored, lock)
+        first = send(http, data, found, lock)
         if first is None or first.status != 429 or first.retry_after is None:
             return
         time.sleep(first.retry_after)
-        second = send(http, data, ignored, lock)
+        second = send(http, data, found, lock)
         with lock:
             told.num_refused += 1
             told.num_accepted_next += second is not None and second.status == 200
 
     _at_fixed_times(come, url, clips, rate=rate, count=count)
+    told.failures = found.failures
     return told
 
 
