@@ -119,7 +119,7 @@ def _fingerprint(config: CheckpointConfig, weights: Path) -> str:
         "encoder_version": ENCODER_VERSION,
         "clip": asdict(config.clip),
         "video": asdict(config.video),
-        "label": asdict(config.label),
+        "label": config.label.to_dict(),
         "llm": config.llm_digest,
     }
     if config.method != "ours":

@@ -77,6 +77,8 @@ class LabelEncoderConfig:
     prompting_heads: int = 4
     renormalize: bool = False
     """Whether the mean of the normalised text features is brought back to length 1 (the paper does not)."""
+    with_name: bool = False
+    """Whether the name alone, without soft tokens, is one more text of the mean (the paper does not)."""
     prompt_version: str = "v2"
     feedback: Feedback = "greedy"
     """What the LLM reads back while it decodes: the likeliest token, or the mean embedding under its softmax (for
@@ -99,7 +101,10 @@ class LabelEncoderConfig:
         return self.num_attributes * self.tokens_per_attribute
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        values = asdict(self)
+        if not self.with_name:
+            del values["with_name"]  # younger than the first checkpoints, whose fingerprints it shall not change
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LabelEncoderConfig:

@@ -111,7 +111,7 @@ class Settings(BaseSettings):
     max_queued_labels: int = Field(4096, ge=1, description="label names that wait for the encoder")
     max_batch_frames: int = Field(128, ge=1, description="frames of one forward pass, over all videos in it")
     batch_delay_ms: float = Field(
-        2.0, ge=0, le=1000, description="longest wait of a decoded video for others being decoded, to share a pass"
+        0.0, ge=0, le=1000, description="longest wait of a decoded video for others being decoded, to share a pass"
     )
     max_batch_labels: int = Field(32, ge=1, description="labels encoded before a waiting video gets its turn")
     feature_cache_bytes: int = Field(64 * 2**20, ge=0, description="features of recent videos; 0: none are kept")

@@ -127,6 +127,7 @@ def test_the_fingerprint_follows_everything_that_shapes_a_vector(checkpoint: Pat
 
     assert with_config(replace(config, id="renamed", default_threshold=0.7)) == identity  # changes no vector
     assert with_config(replace(config, label=replace(config.label, renormalize=True))) != identity
+    assert with_config(replace(config, label=replace(config.label, with_name=True))) != identity
     assert with_config(replace(config, clip=replace(config.clip, mean=(0.5, 0.5, 0.5)))) != identity
     assert with_config(replace(config, llm_digest="other")) != identity
     assert with_config(config) == identity

@@ -42,7 +42,7 @@ def test_every_method_and_ablation_has_its_row_and_a_second_run_does_nothing(tmp
     expected = {f"main_{name}_seed{seed}" for name in ("ours", *trained) for seed in range(2)}
     assert expected <= set(rows)
     assert {f"main_{name}_seed0" for name in METHODS} <= set(rows)
-    assert sum(name.startswith("label-side") or name.startswith("label side") for name in rows) == 9
+    assert sum(name.startswith("label-side") or name.startswith("label side") for name in rows) == 10
     assert sum(name.startswith("video side") for name in rows) == 5
     assert {f"length_ours_4-joint-steps_seed{seed}" for seed in range(2)} <= set(rows)
     for row in rows.values():

@@ -190,6 +190,15 @@ def test_fit_statistics_centres_the_states(encoder):
 
 
 @torch.no_grad()
+def test_with_name_is_one_more_text_of_the_mean(llm):
+    plain, more = build(llm), build(llm, with_name=True)
+    with torch.no_grad():
+        name = torch.nn.functional.normalize(plain.clip_text.encode(NAMES), dim=-1)
+    count = plain.config.num_prefixes * plain.config.num_attributes
+    expected = (count * plain.encode_labels(NAMES) + name) / (count + 1)
+    torch.testing.assert_close(more.encode_labels(NAMES), expected, atol=1e-6, rtol=1e-5)
+
+
 def test_renormalize_only_changes_the_length(llm):
     plain, unit = build(llm).encode_labels(NAMES), build(llm, renormalize=True).encode_labels(NAMES)
     torch.testing.assert_close(unit.norm(dim=1), torch.ones(len(NAMES)), atol=1e-5, rtol=0)

@@ -188,14 +188,18 @@ class LabelEncoder(nn.Module):
     def forward_from_states(self, names: Sequence[str], states: Tensor) -> Tensor:
         """[V, D] label features from the states of these names [V, N, K, L, d], with gradient.
 
-        Each of the N * K text features is normalised before the mean, so a feature's length is at most 1; the paper
-        leaves it there, ``config.renormalize`` brings it back to 1.
+        Each of the N * K text features (and one more, ``config.with_name``) is normalised before the mean, so a
+        feature's length is at most 1; the paper leaves it there, ``config.renormalize`` brings it back to 1.
         """
         if not len(names):
             return torch.zeros(0, self._dim(), device=self.device)
         centred = (states.to(self.device, torch.float32) - self.state_mean) / self.state_std
         soft = self.prompting(centred.flatten(0, 2))  # [V * N * K, L, W]
         texts = self.clip_text.encode_with_soft(names, soft.view(len(names), -1, *soft.shape[1:]))  # [V, N * K, D]
+        if self.config.with_name:
+            with torch.no_grad():
+                name_alone = self.clip_text.encode(names)
+            texts = torch.cat((texts, name_alone[:, None]), dim=1)  # [V, N * K + 1, D]
         feature = F.normalize(texts, dim=-1).mean(dim=1)
         return F.normalize(feature, dim=-1) if self.config.renormalize else feature
 

@@ -84,7 +84,7 @@ def main(
     description: dict[str, Any] = {
         **config.settings(),
         "video": asdict(video),
-        "label": asdict(label),
+        "label": label.to_dict(),
         "clip": clip_name,
         "clip_digest": clip_digest,
     }

@@ -53,6 +53,7 @@ def ablations(config: SuiteConfig) -> list[Row]:
         ("without the prompting transformer", {"without_transformer": True}),
         ("fixed prefixes", {"fixed_prefixes": True}),
         ("re-normalised mean", {"label": {"renormalize": True}}),
+        ("with the bare name in the mean", {"label": {"with_name": True}}),
         ("soft fed-back tokens", {"label": {"feedback": "soft"}}),
         ("N = 1", {"label": {"num_prefixes": 1}}),
         ("K = 2", {"label": {"num_attributes": 2, "tokens_per_attribute": 4}}),
