@@ -229,8 +229,8 @@ def _longer(rows: Rows, facts: Mapping[str, Any]) -> list[str]:
         compared = [row for row in main if row["method"] != "ours"]
         parts += [
             f"## Longer training: {change}\n",
-            f"Ours, seeds {seeds}, {sum(row['minutes'] for row in chosen):.0f} minutes; nothing else is changed, and "
-            "the others are those of the main table. Micro AUPR, mean and spread over seeds.\n",
+            f"Ours, seeds {seeds}, {sum(row['minutes'] for row in chosen):.0f} minutes; the others are "
+            "those of the main table. Micro AUPR, mean and spread over seeds.\n",
             "\n".join(_changes([("the main table's", _of(main, "ours")), (change, chosen)])),
             _claims([*compared, *chosen], facts),
         ]
