@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from model.config import VideoEncoderConfig
 from model.data.emoji.protocol import COLUMNS
 from model.data.emoji.world import World
+from model.eval.suite_report import _claims
 from model.train.pool import PoolVideos, build_pool
 from model.train.suite import main
 from model.train.suite_bench import SuiteConfig
@@ -57,14 +59,32 @@ def test_every_method_and_ablation_has_its_row_and_a_second_run_does_nothing(tmp
     ours = [rows[f"main_ours_seed{seed}"]["columns"]["seen"]["all"]["micro_aupr"] for seed in range(2)]
     assert f"| ours | {sum(ours) / 2:.3f}" in text
     assert "vidlex eval suite --tiny" in text and "without the LLM" in text and "no weight interpolation" in text
-    longer = text[text.index("## Longer training: 4 joint steps") :]
+    longer = text[text.index("## Longer training: 4 joint steps\n") :]
     ours = [rows[f"length_ours_4-joint-steps_seed{seed}"]["columns"]["seen"]["all"]["micro_aupr"] for seed in range(2)]
     assert f"| 4 joint steps | {sum(ours) / 2:.3f}" in longer and f"ours {sum(ours) / 2:.3f}" in longer
+    assert "## Longer training: 4 joint steps, the bare name in the mean\n" in text
     assert {path.name for path in report.iterdir()} >= {"suite.json", "curves_seen.png", "reliability_ours.png"}
 
     before = {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()}
     main(config, **arguments)  # type: ignore[arg-type]
     assert {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()} == before
+
+
+def judged(method: str, seed: int, value: float) -> dict[str, Any]:
+    figures = {"micro_aupr": value, "micro_peak_f1": value}
+    return {"method": method, "seed": seed, "columns": {name: {"all": figures, "parts": {}} for name in COLUMNS}}
+
+
+def test_a_claim_says_how_sure_it_is() -> None:
+    facts = {"one_frame": dict.fromkeys(("action_aupr", "action_chance", "scene_aupr", "scene_chance"), 0.5)}
+    one = _claims([judged("ours", 0, 0.5), judged("clip_name", 0, 0.25)], facts)
+    assert (
+        "- rare pairs, Peak F1: ours 0.500, best of the others CLIP, bare class name 0.250: ahead (+0.250, one run"
+        in one
+    )
+    seeds = [judged("ours", 0, 0.2), judged("ours", 1, 0.4)]
+    assert "within the spread (+0.050, spread 0.141)" in _claims([*seeds, judged("clip_name", 0, 0.25)], facts)
+    assert "behind (-0.200, spread 0.141)" in _claims([*seeds, judged("clip_name", 0, 0.5)], facts)
 
 
 def test_a_pool_gives_what_the_tower_would_give(tmp_path: Path) -> None:

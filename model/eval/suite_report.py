@@ -141,10 +141,11 @@ def _claims(main: Rows, facts: Mapping[str, Any]) -> str:
             best = max(others, key=lambda m: float(np.mean(others[m])))
             spread = max(_spread(mine), _spread(others[best]))
             lead = float(np.mean(mine) - np.mean(others[best]))
+            how_sure = f"spread {spread:.3f}" if max(len(mine), len(others[best])) > 1 else "one run of each"
             verdict = "ahead" if lead > spread else "behind" if lead < -spread else "within the spread"
             lines.append(
                 f"- {name}, {title}: ours {_cell(mine)}, best of the others {METHODS[best]} {_cell(others[best])}: "
-                f"{verdict} ({lead:+.3f}, spread {spread:.3f})."
+                f"{verdict} ({lead:+.3f}, {how_sure})."
             )
     for title, column, part, reference in COMPARISONS:
         mine, theirs = (
