@@ -62,7 +62,8 @@ class CheckpointConfig:
     """Read when ``method`` is another than ours."""
 
     def to_json(self) -> str:
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
+        values = {"format": FORMAT, **asdict(self), "label": self.label.to_dict()}
+        return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> CheckpointConfig:

@@ -115,6 +115,13 @@ def test_a_checkpoint_may_name_its_backbone(folders: tuple[Path, Path], tmp_path
         load_classifier(str(folder), device="cpu")
 
 
+def test_an_option_that_is_not_used_is_not_written_and_one_that_is_comes_back(checkpoint: Path) -> None:
+    config, _, _ = load_checkpoint(checkpoint)
+    assert "with_name" not in config.to_json()  # earlier versions read it
+    named = replace(config, label=replace(config.label, with_name=True))
+    assert CheckpointConfig.from_json(named.to_json()) == named
+
+
 def test_the_fingerprint_follows_everything_that_shapes_a_vector(checkpoint: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(checkpoint, copy)
