@@ -79,6 +79,9 @@ class LabelEncoderConfig:
     """Whether the mean of the normalised text features is brought back to length 1 (the paper does not)."""
     with_name: bool = False
     """Whether the name alone, without soft tokens, is one more text of the mean (the paper does not)."""
+    soft_behind: bool = False
+    """Whether the soft tokens stand behind the name (the paper puts them in front of it): CLIP then reads the name
+    where it has learned to."""
     prompt_version: str = "v2"
     feedback: Feedback = "greedy"
     """What the LLM reads back while it decodes: the likeliest token, or the mean embedding under its softmax (for
@@ -102,8 +105,9 @@ class LabelEncoderConfig:
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
-        if not self.with_name:
-            del values["with_name"]  # younger than the first checkpoints, whose fingerprints it shall not change
+        for option in ("with_name", "soft_behind"):  # younger than the first checkpoints, whose fingerprints
+            if not values[option]:  # they shall not change
+                del values[option]
         return values
 
     @classmethod

@@ -117,9 +117,10 @@ def test_a_checkpoint_may_name_its_backbone(folders: tuple[Path, Path], tmp_path
 
 def test_an_option_that_is_not_used_is_not_written_and_one_that_is_comes_back(checkpoint: Path) -> None:
     config, _, _ = load_checkpoint(checkpoint)
-    assert "with_name" not in config.to_json()  # earlier versions read it
-    named = replace(config, label=replace(config.label, with_name=True))
-    assert CheckpointConfig.from_json(named.to_json()) == named
+    for option in ("with_name", "soft_behind"):
+        assert option not in config.to_json()  # earlier versions read it
+        used = replace(config, label=replace(config.label, **{option: True}))
+        assert CheckpointConfig.from_json(used.to_json()) == used
 
 
 def test_the_fingerprint_follows_everything_that_shapes_a_vector(checkpoint: Path, tmp_path: Path) -> None:
@@ -135,6 +136,7 @@ def test_the_fingerprint_follows_everything_that_shapes_a_vector(checkpoint: Pat
     assert with_config(replace(config, id="renamed", default_threshold=0.7)) == identity  # changes no vector
     assert with_config(replace(config, label=replace(config.label, renormalize=True))) != identity
     assert with_config(replace(config, label=replace(config.label, with_name=True))) != identity
+    assert with_config(replace(config, label=replace(config.label, soft_behind=True))) != identity
     assert with_config(replace(config, clip=replace(config.clip, mean=(0.5, 0.5, 0.5)))) != identity
     assert with_config(replace(config, llm_digest="other")) != identity
     assert with_config(config) == identity

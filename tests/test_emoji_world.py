@@ -288,3 +288,33 @@ def test_columns_show_and_name_what_they_promise(tmp_path: Path) -> None:
     assert len(shown["rare_pairs"][2] & rare) > len(rare) / 2
     assert not set(SCENE_WORDS["beach"][1]) & set(protocol.column("seen").labels)
     assert noun_name("MAN FARMER") == "farmer" and noun_name("COW FACE") == "cow"
+
+
+def test_more_pairs_are_named_beside_the_same_videos(tmp_path: Path) -> None:
+    nouns = tuple(many_nouns())
+    tiny = tiny_sheet()
+    sheet = SpriteSheet(
+        nouns, ("one",), tiny.sprites[:1, :1].expand(1, len(nouns), 4, 64, 64), torch.arange(len(nouns))
+    )
+    plain = World(tmp_path, canvas=16, sheet=sheet)
+    protocol = plain.protocol
+    num = 10_000  # all that there are: seen nouns times trained actions, less those of training and the rare ones
+    pairs = protocol.more_pairs(num)
+    count = len(protocol.seen_nouns) * len(protocol.trained_actions)
+    assert len(pairs) == len(set(pairs)) == count - len(protocol.train_pairs) - len(protocol.rare_pairs)
+    assert not set(pairs) & {*protocol.train_pairs, *protocol.rare_pairs}
+    assert pairs[:30] == protocol.more_pairs(30)
+    assert set(protocol.training_texts(30)) - set(protocol.training_texts()) == {" ".join(pair) for pair in pairs[:30]}
+    more = World(tmp_path, canvas=16, num_more_pairs=num, sheet=sheet)
+    assert more.labels == (*plain.labels, *(" ".join(pair) for pair in pairs))
+    assert {more.kinds()[label] for label in more.labels[len(plain.labels) :]} == {"pair"}
+
+    old, new = (world.videos(200, 1, world.generator(3)) for world in (plain, more))
+    assert torch.equal(old.frames, new.frames) and torch.equal(old.targets, new.targets[:, : len(plain.labels)])
+    for i, row in enumerate(new.targets):
+        told = {label for label, true in zip(more.labels, row.tolist(), strict=True) if true} - set(plain.labels)
+        played = zip(new.nouns[i].tolist(), new.actions[i].tolist(), strict=True)
+        shown = {(nouns[n].name, ACTIONS[a]) for n, a in played if a >= 0}
+        assert told == {" ".join(pair) for pair in shown - set(protocol.train_pairs)}
+    for world, sample in ((plain, old), (more, new)):
+        assert torch.equal(world.targets_of_videos(200, world.generator(3)), sample.targets)

@@ -14,7 +14,7 @@ from model.config import VideoEncoderConfig
 from model.data.emoji.protocol import COLUMNS
 from model.data.emoji.world import World
 from model.eval.suite_report import _claims
-from model.train.pool import PoolVideos, build_pool
+from model.train.pool import PoolVideos, build_pool, pool_targets
 from model.train.suite import main
 from model.train.suite_bench import SuiteConfig
 from model.train.suite_rows import METHODS
@@ -27,7 +27,7 @@ TINY = SuiteConfig(
     num_seeds=2, num_pool_videos=48, num_test_videos=24, num_validation_videos=24, num_frames=3, num_branch_blocks=2,
     num_prefixes=2, tokens_per_attribute=2, batch_size=8, num_step_labels=24, num_warmup_steps=2, num_joint_steps=3,
     num_prefix_steps=2, num_prefix_labels=3, num_baseline_steps=2, num_tuned_frames=2, num_tuned_videos=4,
-    num_ablation_steps=2, num_label_ablation_steps=2, num_long_steps=4, bf16=False,
+    num_ablation_steps=2, num_label_ablation_steps=2, num_long_steps=4, num_more_pairs=6, bf16=False,
 )  # fmt: skip
 
 
@@ -45,8 +45,15 @@ def test_every_method_and_ablation_has_its_row_and_a_second_run_does_nothing(tmp
     assert expected <= set(rows)
     assert {f"main_{name}_seed0" for name in METHODS} <= set(rows)
     assert sum(name.startswith("label-side") or name.startswith("label side") for name in rows) == 10
-    assert sum(name.startswith("video side") for name in rows) == 5
+    assert sum(name.startswith("video side") for name in rows) == 4 + 3  # the tower has three blocks
+    assert {"video side_ours_3-branch-blocks_seed0"} < set(rows)
+    tuned, frozen = (
+        rows[f"video side_ours_no-weight-interpolation{more}_seed0"]["num_parameters"]
+        for more in ("--CLIP-trunk-tuned", "")
+    )
+    assert tuned > frozen
     assert {f"length_ours_4-joint-steps_seed{seed}" for seed in range(2)} <= set(rows)
+    assert {f"length_ours_4-joint-steps--held-to-CLIP_seed{seed}" for seed in range(2)} <= set(rows)
     for row in rows.values():
         assert set(row["columns"]) == set(COLUMNS)
         for figures in row["columns"].values():
@@ -63,6 +70,9 @@ def test_every_method_and_ablation_has_its_row_and_a_second_run_does_nothing(tmp
     ours = [rows[f"length_ours_4-joint-steps_seed{seed}"]["columns"]["seen"]["all"]["micro_aupr"] for seed in range(2)]
     assert f"| 4 joint steps | {sum(ours) / 2:.3f}" in longer and f"ours {sum(ours) / 2:.3f}" in longer
     assert "## Longer training: 4 joint steps, the bare name in the mean\n" in text
+    held = text[text.index("## Longer training: 4 joint steps, held to CLIP\n") :]
+    lost = [rows[f"length_ours_4-joint-steps--held-to-CLIP_seed{seed}"]["thresholds"]["loss"] for seed in range(2)]
+    assert "up to 6 more pairs" in held and f"of label loses {sum(lost) / 2:.3f}" in held
     assert {path.name for path in report.iterdir()} >= {"suite.json", "curves_seen.png", "reliability_ours.png"}
 
     before = {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()}
@@ -99,6 +109,7 @@ def test_a_pool_gives_what_the_tower_would_give(tmp_path: Path) -> None:
         for chunk, frames in zip(pool.chunks(), pool.chunks(frames=True), strict=True):
             assert isinstance(chunk, Trunk) and isinstance(frames, torch.Tensor)
             assert torch.allclose(encoder(chunk, 0.5), encoder(frames, 0.5), atol=0.02)
+    assert torch.equal(pool_targets(world, 70, 5), pool.targets)
     again = build_pool(tmp_path / "a.safetensors", world, encoder, 70, seed=5, keep_frames=True, identity="x")
     assert torch.equal(again.targets, pool.targets)
     videos = PoolVideos(pool, batch_size=16, seed=0)

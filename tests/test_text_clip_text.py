@@ -46,6 +46,21 @@ def test_soft_tokens_that_are_words_equal_encode_text(towers):
 
 
 @torch.no_grad()
+def test_soft_tokens_behind_the_name_equal_encode_text(towers):
+    kind, clip, tokenizer, text = towers
+    word = "x" * NUM_SOFT if kind == "siglip" else " x" * NUM_SOFT
+    ids = tokenizer([name + word for name in NAMES])
+    start = (0 if kind == "siglip" else 1) + len(text.embed_words(NAMES[0]))
+    assert (ids[0, start : start + NUM_SOFT] == ids[0, start]).all()
+    soft = text.token_embedding[ids[0, start]].expand(len(NAMES), 1, NUM_SOFT, -1)
+    got = text.encode_with_soft(NAMES, soft, behind=True)
+    torch.testing.assert_close(got[:, 0], clip.encode_text(ids), atol=1e-5, rtol=1e-5)
+    assert (got - text.encode_with_soft(NAMES, soft)).abs().max() > 1e-3  # another text
+    other = text.encode_with_soft(NAMES, torch.randn(len(NAMES), 2, NUM_SOFT, text.width), behind=True)
+    assert (other[:, 0] - other[:, 1]).abs().amax(dim=-1).min() > 1e-3
+
+
+@torch.no_grad()
 def test_every_soft_prompt_stands_alone(towers):
     *_, text = towers
     soft = torch.randn(len(NAMES), 3, NUM_SOFT, text.width, generator=torch.Generator().manual_seed(1))

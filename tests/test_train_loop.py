@@ -18,9 +18,7 @@ from torch import Tensor, nn
 
 from model.train.averages import StageWeights
 from model.train.loop import LoopConfig, run
-from model.train.losses import weighted_bce
 from model.train.optim import Group, make_optimizer, schedule
-from model.train.task import sample_labels
 
 
 class LineTask:
@@ -226,24 +224,3 @@ def test_only_matrices_decay_and_frozen_weights_are_left_out() -> None:
     assert [(g["weight_decay"], [p.ndim for p in g["params"]]) for g in groups] == [(0.5, [2]), (0.0, [1])]
     with pytest.raises(ValueError, match="nothing to train"):
         make_optimizer([Group([frozen], 0.1)], weight_decay=0.0, betas=(0.9, 0.9))
-
-
-def test_loss_by_hand() -> None:
-    """One positive at p = 1/2, one negative at p = 1/2 weighed 3 * 2: (ln 2 + 6 ln 2) / 1 positive."""
-    loss = weighted_bce(torch.zeros(1, 2), torch.tensor([[True, False]]), torch.tensor([1.0, 3.0]), negative_weight=2.0)
-    assert float(loss) == pytest.approx(7 * 0.693147, abs=1e-5)
-
-
-def test_sampled_labels_hold_all_positives_and_weigh_for_those_left_out() -> None:
-    targets = torch.zeros(4, 50, dtype=torch.bool)
-    targets[0, 7] = targets[2, 9] = True
-    always = torch.zeros(50, dtype=torch.bool)
-    always[49] = True
-    index, weights = sample_labels(targets, 13, always, torch.Generator().manual_seed(0))
-    assert {7, 9, 49} <= set(index.tolist()) and len(index) == len(set(index.tolist())) == 13
-    assert index.tolist() == sorted(index.tolist())
-    weight_of = dict(zip(index.tolist(), weights.tolist(), strict=True))
-    assert weight_of[7] == weight_of[9] == weight_of[49] == 1.0
-    assert sum(weight_of.values()) == pytest.approx(50)  # 10 drawn stand for 47
-    index, weights = sample_labels(targets, 500, always, torch.Generator().manual_seed(0))
-    assert len(index) == 50 and weights.eq(1).all()

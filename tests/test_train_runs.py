@@ -88,6 +88,19 @@ def test_a_run_is_a_folder(backbones: Path, tmp_path: Path, monkeypatch: pytest.
             assert picture.width > 400 and len(picture.convert("L").getcolors() or []) > 10
 
 
+def test_a_run_held_to_clip_names_more_and_is_judged_on_the_same_labels(backbones: Path, tmp_path: Path) -> None:
+    plain, held = (fit(backbones, tmp_path / name, **changes) for name, changes in (("plain", {}), ("held", HELD)))
+    trained = [json.loads((folder / "config.json").read_text())["trained_labels"] for folder in (plain, held)]
+    assert trained[1][: len(trained[0])] == trained[0] and len(trained[1]) == len(trained[0]) + 5
+    lines = [line for line in read_log(tmp_path / "held") if "loss" in line]
+    assert lines[0]["video_hold"] == 0 < lines[0]["label_hold"]  # the branch begins as CLIP's frame mean
+    assert all(line["label_hold"] > 0 for line in lines)
+    assert next(line for line in lines if line["step"] == STEPS["joint"])["video_hold"] > 0
+    figures = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("plain", "held")]
+    assert figures[0]["validation"].keys() == figures[1]["validation"].keys()
+    assert figures[0] != figures[1]
+
+
 def test_the_log_is_cut_where_the_state_is(tmp_path: Path) -> None:
     for stage, num in (("first", 3), ("second", 4)):
         log = Log(tmp_path, stage, 0)
@@ -116,9 +129,14 @@ def gradients(task: Task, parts: list[Part]) -> list[Tensor]:
     return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in learned(task.optimizer)]
 
 
-@pytest.mark.parametrize("method", ["ours", "coop", "dualcoop", "vificlip"])
+HELD = {"video_hold": 0.5, "label_hold": 2.0, "num_more_pairs": 5}
+
+
+@pytest.mark.parametrize(
+    "method, changes", [("ours", {}), ("ours", HELD), ("coop", {}), ("dualcoop", {}), ("vificlip", {})]
+)
 def test_the_gradients_of_the_parts_are_those_of_the_whole(
-    backbones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: Method
+    backbones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: Method, changes: dict[str, Any]
 ) -> None:
     """Every stage of every method, over equal parts and unequal ones: weights, labels and positives are the step's."""
     seen = []
@@ -135,7 +153,7 @@ def test_the_gradients_of_the_parts_are_those_of_the_whole(
 
     monkeypatch.setattr("model.train.run_fit.run", check)
     monkeypatch.setattr("model.train.run_baseline.run", check)
-    fit(backbones, tmp_path, method=method, num_step_labels=20)
+    fit(backbones, tmp_path, method=method, num_step_labels=20, **changes)
     assert seen == (["joint", "prefix", "label"] if method == "ours" else [method])
 
 

@@ -1,7 +1,8 @@
-"""CLIP's text tower fed with embeddings: label tokens with soft tokens in front of them.
+"""CLIP's text tower fed with embeddings: label tokens with soft tokens in front of them, or behind.
 
 open_clip's ``encode_text`` takes ids only. Here the sequence is ``[SOS, soft tokens, label tokens, EOT, padding]``;
-a tower without a start token (SigLIP) has the soft tokens first. Soft tokens get position embeddings like words, and
+a tower without a start token (SigLIP) has the soft tokens first. Behind the label, a causal tower reads its tokens
+where and as it would without soft ones. Soft tokens get position embeddings like words, and
 the pooled position is found from the ids, never from the embeddings.
 """
 
@@ -119,16 +120,22 @@ class ClipText:
     # --- ids ---
 
     def ids(self, names: Sequence[str], num_soft: int = 0) -> Tensor:
-        """[V, context] ids with ``num_soft`` placeholders in front of each label.
+        """[V, context] ids with ``num_soft`` placeholders in front of each label. Raises LabelTextError."""
+        return self._ids(names, num_soft, behind=False)[0]
+
+    def _ids(self, names: Sequence[str], num_soft: int, *, behind: bool) -> tuple[Tensor, Tensor]:
+        """[V, context] ids, and [V] the position of each row's first placeholder.
 
         Raises LabelTextError for a label that does not fit whole, is empty to the tokenizer or holds reserved tokens.
         """
         if not names:
-            return torch.zeros(0, self.context_length, dtype=torch.long, device=self.device)
-        rows = []
+            nothing = torch.zeros(0, self.context_length, dtype=torch.long, device=self.device)
+            return nothing, nothing[:, 0]
+        rows, starts = [], []
         for long in self._tokenize_long(names):
             content = self._content(long)
-            lead, label = content[: self._num_lead], content[self._num_lead : len(content) - self._num_trail]
+            end = len(content) - self._num_trail
+            label = content[self._num_lead : end]
             if not label:
                 raise LabelTextError("nothing of the label is left after CLIP's text cleaning")
             if self._reserved.intersection(label):
@@ -138,12 +145,14 @@ class ClipText:
             if used > room:
                 most = room - (used - len(label))
                 raise LabelTextError(f"the label is too long: {len(label)} tokens for CLIP, at most {most} fit")
-            row = [*lead, *[self._placeholder] * num_soft, *content[self._num_lead :]]
+            start = end if behind else self._num_lead
+            row = [*content[:start], *[self._placeholder] * num_soft, *content[start:]]
             rows.append([*row, *[self._pad_id] * (self.context_length - len(self._tail) - len(row)), *self._tail])
-        return torch.tensor(rows, device=self.device)
+            starts.append(start)
+        return torch.tensor(rows, device=self.device), torch.tensor(starts, device=self.device)
 
     def check(self, name: str, num_soft: int = 0) -> None:
-        """Raise LabelTextError when ``name`` cannot be encoded whole behind ``num_soft`` soft tokens."""
+        """Raise LabelTextError when ``name`` cannot be encoded whole beside ``num_soft`` soft tokens."""
         self.ids([name], num_soft)
 
     def embed_tokens(self, names: Sequence[str], num_soft: int = 0) -> Tensor:
@@ -165,16 +174,18 @@ class ClipText:
         ids = self.ids(names)
         return self.encode_embeddings(self._tower.token_embedding(ids), ids)
 
-    def encode_with_soft(self, names: Sequence[str], soft: Tensor) -> Tensor:
-        """[V, S, D] text features, not normalised: S soft prompts per name, ``soft`` [V, S, L, W], each before it."""
+    def encode_with_soft(self, names: Sequence[str], soft: Tensor, *, behind: bool = False) -> Tensor:
+        """[V, S, D] text features, not normalised: S soft prompts per name, ``soft`` [V, S, L, W], each before it, or
+        ``behind`` it."""
         v, s, length, width = soft.shape
         if v != len(names) or width != self.width:
             raise ValueError(f"soft tokens {list(soft.shape)} do not fit {len(names)} names and width {self.width}")
-        ids = self.ids(names, num_soft=length)
+        ids, start = self._ids(names, length, behind=behind)
         ids = ids[:, : self._needed_length(ids)]
         words = self._tower.token_embedding(ids)[:, None].expand(-1, s, -1, -1)
-        lead, rest = words[:, :, : self._num_lead], words[:, :, self._num_lead + length :]
-        x = torch.cat((lead, soft.to(words.dtype), rest), dim=2)  # [V, S, T, W]
+        place = torch.arange(ids.shape[1], device=ids.device) - start[:, None]  # [V, T], 0 at the first soft token
+        is_soft = ((place >= 0) & (place < length))[:, None, :, None].expand_as(words)
+        x = words.masked_scatter(is_soft, soft.to(words.dtype))  # [V, S, T, W]
         features = self.encode_embeddings(x.flatten(0, 1), ids.repeat_interleave(s, dim=0))
         return features.view(v, s, -1)
 

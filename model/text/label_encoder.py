@@ -195,7 +195,8 @@ class LabelEncoder(nn.Module):
             return torch.zeros(0, self._dim(), device=self.device)
         centred = (states.to(self.device, torch.float32) - self.state_mean) / self.state_std
         soft = self.prompting(centred.flatten(0, 2))  # [V * N * K, L, W]
-        texts = self.clip_text.encode_with_soft(names, soft.view(len(names), -1, *soft.shape[1:]))  # [V, N * K, D]
+        soft = soft.view(len(names), -1, *soft.shape[1:])  # [V, N * K, L, W]
+        texts = self.clip_text.encode_with_soft(names, soft, behind=self.config.soft_behind)  # [V, N * K, D]
         if self.config.with_name:
             with torch.no_grad():
                 name_alone = self.clip_text.encode(names)

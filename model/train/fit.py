@@ -17,12 +17,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.data.emoji.world import Sample, World
 from model.eval.metrics import summarise
+from model.train.hold import Held
 from model.train.loop import LoopConfig, console
-from model.train.losses import weighted_bce
+from model.train.losses import label_hold, video_hold, weighted_bce
 from model.train.optim import Group, make_optimizer
 from model.train.processes import WHOLE, Part, processes_of
 from model.train.task import OpenVocabularyNetwork, kind_weights, sample_labels
@@ -30,6 +32,9 @@ from model.video.encoder import Trunk
 
 ALWAYS = ("action", "scene")
 """Kinds of labels that every step reads: few, and hard or frequent."""
+
+WHEN_TRUE = ("pair",)
+"""Kinds of labels that a step reads whenever they are true in it: many, and each of them rare."""
 
 VALIDATION_SEED = 300_000
 """Of the validation videos, the same for every method."""
@@ -55,6 +60,12 @@ class FitConfig:
     """alpha ~ U(0, lambda) per step on the branch's spatial weights; 0 switches the regularisation off."""
     negative_weight: float = 1.0
     action_weight: float = 3.0
+    video_hold: float = 0.0
+    """Weight of the loss that keeps the videos' scores by CLIP's own reading of the labels (``losses.video_hold``)."""
+    label_hold: float = 0.0
+    """Weight of the loss that keeps the scores of the labels that CLIP knows on CLIP's own videos (``label_hold``)."""
+    num_more_pairs: int = 0
+    """Further labels of training that name a thing and what it does together (``Protocol.more_pairs``)."""
     one_sprite_until: float = 0.35
     """Part of the joint stage in which videos go from one sprite only to half with two."""
     num_cached_videos: int = 4000
@@ -153,15 +164,21 @@ class JointTask:
     name = "joint"
 
     def __init__(
-        self, network: OpenVocabularyNetwork, worlds: Mapping[str, World], states: Tensor, config: FitConfig
+        self,
+        network: OpenVocabularyNetwork,
+        worlds: Mapping[str, World],
+        states: Tensor,
+        config: FitConfig,
+        held: Held | None = None,
     ) -> None:
-        self.network, self.worlds, self.config = network, worlds, config
+        self.network, self.worlds, self.config, self.held = network, worlds, config, held
         self.states = states  # [V, N, K, L, d]
         world = worlds["train"]
         self.labels = world.labels
         kinds = world.kinds()
         self.weights = kind_weights(self.labels, kinds, {"action": config.action_weight})
         self.always = torch.tensor([kinds[name] in ALWAYS for name in self.labels])
+        self.when_true = torch.tensor([bool(config.num_more_pairs) and kinds[n] in WHEN_TRUE for n in self.labels])
         self.module = network
         self.videos: VideoSource = StepVideos(world, config, network.video.config.num_frames)
         network.label.prefixes.requires_grad_(False)
@@ -170,6 +187,9 @@ class JointTask:
             [
                 Group(new, config.new_learning_rate),
                 Group(copied, config.copied_learning_rate),
+                Group(
+                    [*network.video.visual.parameters()], config.copied_learning_rate / 4
+                ),  # frozen: not in the paper
                 Group([*network.label.prompting.parameters()], config.label_learning_rate),
                 Group([network.log_scale, network.bias], 5 * config.label_learning_rate),
             ],
@@ -188,10 +208,17 @@ class JointTask:
         if config.interpolation_lambda == 0:
             alpha = 1.0
         index, weights = sample_labels(
-            batch.all_targets, config.num_step_labels, self.always, batch.generator, all_positives=config.all_positives
+            batch.all_targets,
+            config.num_step_labels,
+            self.always,
+            batch.generator,
+            all_positives=config.all_positives,
+            when_true=self.when_true,
         )
         names = [self.labels[i] for i in index.tolist()]
-        videos = self.network.video_features(batch.frames.to(config.device), alpha)
+        frames = batch.frames.to(config.device)
+        trunk = frames if isinstance(frames, Trunk) else self.network.video.trunk(frames)
+        videos = self.network.video_features(trunk, alpha)
         labels = self.network.label.forward_from_states(names, self.states[index].to(config.device))
         logits = self.network.logits(videos, labels)
         loss = weighted_bce(
@@ -201,7 +228,18 @@ class JointTask:
             config.negative_weight,
             batch.all_targets[:, index].sum(),
         )
-        return loss * part.count, {"scale": self.network.log_scale.exp().item(), "bias": self.network.bias.item()}
+        scale = self.network.log_scale.exp()
+        figures = {"scale": scale.item(), "bias": self.network.bias.item()}
+        loss = loss * part.count
+        if self.held is not None:
+            held, num_videos, own = self.held, len(batch.all_targets), scale.detach()
+            start = F.normalize(trunk.frame_features.float().mean(dim=1), dim=-1)  # [b, D]
+            on_videos = video_hold(videos - start, held.texts, own, num_videos) * part.count
+            change = labels - held.texts[index]
+            on_labels = label_hold(change, start, held.known[index], own, num_videos * len(index)) * part.count
+            loss = loss + config.video_hold * on_videos + config.label_hold * on_labels
+            figures |= {"video_hold": on_videos.item(), "label_hold": on_labels.item()}
+        return loss, figures
 
     @torch.no_grad()
     def evaluate(self) -> Mapping[str, float]:
@@ -209,7 +247,7 @@ class JointTask:
         logits, targets = evaluate_network(
             self.network,
             self.worlds["val"],
-            self.states,
+            self.states[: len(self.worlds["val"].labels)],
             self.config,
             num_videos=min(256, self.config.num_validation_videos),
             alpha=0.5,
@@ -221,7 +259,7 @@ class LabelTask:
     """Stages 2 and 3: the label side alone against cached video features; ``states`` None runs the LLM end to end.
 
     ``cached`` and ``validation`` are features and targets as ``video_features`` returns them. ``labels``: some of the
-    world's, in the order of the targets and states.
+    world's, in the order of the targets and states, and of ``held``.
     """
 
     def __init__(
@@ -235,8 +273,9 @@ class LabelTask:
         config: FitConfig,
         validation: tuple[Tensor, Tensor] | None = None,
         labels: Sequence[str] | None = None,
+        held: Held | None = None,
     ) -> None:
-        self.world, self.validation = world, validation
+        self.world, self.validation, self.held = world, validation, held
         self.name, self.network, self.config, self.states = name, network, config, states
         self.features, self.targets = cached
         self.labels = world.labels if labels is None else tuple(labels)
@@ -262,7 +301,7 @@ class LabelTask:
         most = config.num_prefix_labels if self.states is None else config.num_stage_labels or len(self.labels)
         index = torch.randperm(len(self.labels), generator=generator)[:most].sort().values
         pick = torch.randint(0, len(self.features), (1024,), generator=generator)
-        num_positives = self.targets[pick][:, index].sum()
+        num_positives, num_read = self.targets[pick][:, index].sum(), len(index)
         index = index[part.rows(len(index))]
         names = [self.labels[i] for i in index.tolist()]
         if self.states is None:
@@ -272,7 +311,13 @@ class LabelTask:
         logits = self.network.logits(self.features[pick], labels)
         targets = self.targets[pick][:, index].to(config.device)
         weights = self.weights[index].to(config.device)
-        return weighted_bce(logits, targets, weights, config.negative_weight, num_positives) * part.count, {}
+        loss = weighted_bce(logits, targets, weights, config.negative_weight, num_positives) * part.count
+        if self.held is None:
+            return loss, {}
+        change, scale = labels - self.held.texts[index], self.network.log_scale.exp().detach()
+        on_labels = label_hold(change, self.features[pick], self.held.known[index], scale, len(pick) * num_read)
+        on_labels = on_labels * part.count
+        return loss + config.label_hold * on_labels, {"label_hold": on_labels.item()}
 
     @torch.no_grad()
     def evaluate(self) -> Mapping[str, float]:
@@ -281,7 +326,8 @@ class LabelTask:
         if self.validation is None or self.states is None:
             return {}
         videos, targets = self.validation
-        labels = self.network.label.forward_from_states(list(self.labels), self.states.to(self.config.device))
+        num = targets.shape[1]  # the world of validation may have fewer labels: the first ones
+        labels = self.network.label.forward_from_states(self.labels[:num], self.states[:num].to(self.config.device))
         return figures_by_kind(self.network.logits(videos, labels).cpu(), targets, self.world)
 
 
@@ -317,11 +363,12 @@ def evaluate_network(
 
 
 def figures_by_kind(logits: Tensor, targets: Tensor, world: World) -> dict[str, float]:
-    """Micro AUPR of all labels and of each kind of label."""
+    """Micro AUPR of all labels and of each kind of label. The labels judged are the world's, or its first ones."""
     kinds = world.kinds()
+    names = world.labels[: targets.shape[1]]
     figures = {"micro_aupr": summarise(logits.numpy(), targets.numpy())["micro_aupr"]}
     for kind in dict.fromkeys(kinds.values()):
-        columns = torch.tensor([kinds[name] == kind for name in world.labels])
+        columns = torch.tensor([kinds[name] == kind for name in names])
         figures[f"aupr_{kind}"] = summarise(logits[:, columns].numpy(), targets[:, columns].numpy())["micro_aupr"]
     return figures
 

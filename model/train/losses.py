@@ -24,6 +24,33 @@ def weighted_bce(
     return total
 
 
+def video_hold(change: Tensor, texts: Tensor, scale: Tensor, num_videos: int) -> Tensor:
+    """How far video features have left CLIP's where CLIP's own reading of the labels looks (not in the paper).
+
+    ``change`` [B, D]: unit video features less CLIP's unit frame means; ``texts`` [V, D]: CLIP's unit features of the
+    bare names. ``scale^2 * mean_v mean_l (change_v . text_l)^2``, the mean square of what the branch changed in the
+    logits of frozen CLIP. What it adds where no name looks, motion for one, is free. Learning without forgetting
+    (Li and Hoiem, ECCV 2016) holds the old outputs in this way. ``num_videos``: of the whole batch, where these are
+    some of it; parts add up.
+    """
+    total: Tensor = (scale * change.float() @ texts.T).square().mean(dim=1).sum() / num_videos
+    return total
+
+
+def label_hold(change: Tensor, videos: Tensor, known: Tensor, scale: Tensor, num_scores: int) -> Tensor:
+    """How far labels have left CLIP's own reading of them where CLIP's videos look (not in the paper).
+
+    ``change`` [V, D]: label features less CLIP's unit features of the bare names; ``videos`` [B, D]: CLIP's unit frame
+    means; ``known`` [V] in 0..1. ``scale^2 * mean_v mean_l known_l * (video_v . change_l)^2``: ``video_hold`` with the
+    sides exchanged, for labels that CLIP knows. What a label gains where no still frame differs is free, so a thing
+    and its motion can be one label; holding the features themselves, as KgCoOp does (Yao et al., CVPR 2023), is not.
+    ``num_scores``: B * V of the whole step; parts add up.
+    """
+    squares = (scale * videos.float() @ change.float().T).square()  # [B, V]
+    total: Tensor = (squares * known).sum() / num_scores
+    return total
+
+
 def asymmetric(
     logits: Tensor,
     targets: Tensor,

@@ -83,6 +83,16 @@ def build_pool(
     return _read(path)
 
 
+def pool_targets(world: World, num_videos: int, seed: int) -> Tensor:
+    """[n, V] bool: the targets of ``build_pool``'s videos over the labels of another world that shows the same."""
+    return torch.cat(
+        [
+            world.targets_of_videos(min(CHUNK, num_videos - done), world.generator(seed + done))
+            for done in range(0, num_videos, CHUNK)
+        ]
+    )
+
+
 def _read(path: Path) -> Pool:
     tensors = load_file(path)
     return Pool(Trunk(tensors["features"], tensors["tokens"]), tensors["targets"], tensors.get("frames"))

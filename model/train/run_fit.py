@@ -27,6 +27,7 @@ from model.train.fit import (
     figures_by_kind,
     video_features,
 )
+from model.train.hold import Held, hold
 from model.train.loop import console, run
 from model.train.precision import choose_bf16
 from model.train.processes import processes_of
@@ -34,6 +35,9 @@ from model.train.record import write_metrics
 from model.train.run_baseline import fit_baseline
 from model.train.task import OpenVocabularyNetwork
 from model.video.encoder import VideoEncoder
+
+CACHED_SEED = 700_000
+"""Of the training videos whose features are kept."""
 
 
 def main(
@@ -71,13 +75,12 @@ def main(
     label_encoder, llm_folder = create_label_encoder(label, clip)
     network = OpenVocabularyNetwork(video_encoder, label_encoder).to(config.device)
     canvas = clip.source.geometry.image_size
-    train = World(art_cache, canvas=canvas, sheet=sheet)
+    train = World(art_cache, canvas=canvas, num_more_pairs=config.num_more_pairs, sheet=sheet)
     worlds: Mapping[str, World] = {
         "train": train,
         "val": World(art_cache, canvas=canvas, split="val", sheet=train.sheet),
     }
-    names = list(train.labels)
-    clip_digest = clip.digest
+    names, num_judged = list(train.labels), len(worlds["val"].labels)
     frames = torch.zeros(2, video.num_frames, 3, canvas, canvas, dtype=torch.uint8)
     bf16 = choose_bf16(config.bf16, network, lambda: network.video_features(frames, 0.5), config.device, out)
     config = replace(config, bf16=bf16)
@@ -86,38 +89,41 @@ def main(
         "video": asdict(video),
         "label": label.to_dict(),
         "clip": clip_name,
-        "clip_digest": clip_digest,
+        "clip_digest": clip.digest,
     }
 
     console.print(f"LLM states of {len(names)} labels under the starting prefixes")
     states = label_encoder.cache_states(names)
     label_encoder.fit_statistics(states)
+    held = _held(network, train, config)
     loop = config.loop(config.num_joint_steps, num_warmup_steps=100, evaluate_every=config.evaluate_every)
-    run(JointTask(network, worlds, states, config), loop, out, description)
-    choose_alpha(network, worlds["val"], states, config)
+    run(JointTask(network, worlds, states, config, held), loop, out, description)
+    choose_alpha(network, worlds["val"], states[:num_judged], config)
 
     console.print(f"features of {config.num_cached_videos} training videos")
-    cached = video_features(network, train, config.num_cached_videos, config, seed=700_000, alpha=None)
+    cached = video_features(network, train, config.num_cached_videos, config, seed=CACHED_SEED, alpha=None)
     loop = replace(config, bf16=False).loop(config.num_prefix_steps, num_warmup_steps=5, evaluate_every=10**9)
-    run(LabelTask("prefix", network, cached=cached, world=train, states=None, config=config), loop, out, description)
+    task = LabelTask("prefix", network, cached=cached, world=train, states=None, config=config, held=held)
+    run(task, loop, out, description)
     states = label_encoder.cache_states(names)
     validation = video_features(
         network, worlds["val"], config.num_validation_videos, config, seed=VALIDATION_SEED, alpha=None
     )
-    task = LabelTask("label", network, cached=cached, world=train, states=states, config=config, validation=validation)
-    every = max(1, config.num_label_steps // 10)
-    run(task, config.loop(config.num_label_steps, num_warmup_steps=20, evaluate_every=every), out, description)
+    task = LabelTask(
+        "label", network, cached=cached, world=train, states=states, config=config, validation=validation, held=held
+    )
+    loop = config.loop(config.num_label_steps, num_warmup_steps=20, evaluate_every=max(1, config.num_label_steps // 10))
+    run(task, loop, out, description)
     if not processes.is_main:
         return out / "checkpoint"
 
     with torch.no_grad():
-        labels = label_encoder.forward_from_states(names, states.to(config.device))
+        labels = label_encoder.forward_from_states(names[:num_judged], states[:num_judged].to(config.device))
         logits, targets = network.logits(validation[0], labels).cpu(), validation[1]
     calibration = fit_platt(logits.numpy(), targets.numpy())
     _, best_logit = peak_f1(logits.numpy(), targets.numpy())
-    source = replace(clip.source, digest=clip_digest)
-    tensors: dict[str, Tensor] = {f"branch.{name}": value for name, value in video_encoder.trainable().items()}
-    tensors |= {f"label.{name}": value for name, value in label_encoder.trainable_state_dict().items()}
+    source = replace(clip.source, digest=clip.digest)
+    tensors = _learned(network)
     if store_clip:
         source = ClipSource("stored", source.mean, source.std, source.geometry, clip.model_cfg)
         tensors |= {f"clip.{name}": value for name, value in clip.model.state_dict().items()}
@@ -136,3 +142,18 @@ def main(
     write_metrics(out, method, figures_by_kind(logits, targets, worlds["val"]))
     console.print(f"wrote {folder}")
     return folder
+
+
+def _held(network: OpenVocabularyNetwork, world: World, config: FitConfig) -> Held | None:
+    """What CLIP knows of the labels, where the training is to hold it. Before training: the branch adds nothing yet."""
+    if not (config.video_hold or config.label_hold):
+        return None
+    console.print(f"what CLIP knows of the labels, on {config.num_cached_videos} training videos")
+    features, targets = video_features(network, world, config.num_cached_videos, config, seed=CACHED_SEED, alpha=None)
+    return hold(network.label.clip_text, world.labels, world.kinds(), features, targets)
+
+
+def _learned(network: OpenVocabularyNetwork) -> dict[str, Tensor]:
+    """What a checkpoint keeps of our two encoders."""
+    tensors: dict[str, Tensor] = {f"branch.{name}": value for name, value in network.video.trainable().items()}
+    return tensors | {f"label.{name}": value for name, value in network.label.trainable_state_dict().items()}

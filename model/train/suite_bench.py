@@ -30,11 +30,12 @@ from model.scoring import Scorer
 from model.text.label_encoder import LabelEncoder
 from model.train.fit import FitConfig, LabelTask
 from model.train.loop import console, run
-from model.train.pool import Pool, build_pool
+from model.train.pool import Pool, build_pool, pool_targets
 from model.train.task import OpenVocabularyNetwork
 from model.video.encoder import VideoEncoder
 
 CURVE_POINTS = 200
+TRAIN_SEED = 800_000
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ class SuiteConfig:
     num_label_ablation_steps: int = 200
     num_long_steps: int = 0
     """Joint steps of further runs of ours, to see what more training gives; 0: none."""
+    num_more_pairs: int = 2000
+    """Further labels of a thing and what it does, read by those of them that are held to CLIP."""
     with_ablations: bool = True
     skipped: str = ""
     """Methods to leave out, separated by commas: fixed_llm writes a text for each of 2,700 labels."""
@@ -128,6 +131,7 @@ class Bench:
         def world(split: str, part: Any) -> World:
             return World(art_cache, canvas=canvas, split=split, part=part, sheet=sheet)
 
+        self._sheet, self._art_cache, self._canvas = sheet, art_cache, canvas
         self.worlds = {"train": world("train", "seen"), "val": world("val", "seen")}
         columns = {column: world("test", column) for column in COLUMNS}
         self.protocol = self.worlds["train"].protocol
@@ -135,13 +139,14 @@ class Bench:
         self.labels: dict[str, tuple[str, ...]] = {name: columns[name].labels for name in COLUMNS}
         encoder = VideoEncoder(clip.model.visual, config.video(), mean=clip.source.mean, std=clip.source.std)
         encoder.to(config.device)
+        self.tower_depth = len(clip.model.visual.transformer.resblocks)
         self.identity = clip.digest
 
         def pool(name: str, world: World, num: int, seed: int, keep_frames: bool = True) -> Pool:
             path = out / "pools" / f"{name}.safetensors"
             return build_pool(path, world, encoder, num, seed=seed, keep_frames=keep_frames, identity=self.identity)
 
-        self.train = pool("train", self.worlds["train"], config.num_pool_videos, 800_000)
+        self.train = pool("train", self.worlds["train"], config.num_pool_videos, TRAIN_SEED)
         self.validation = pool("val", self.worlds["val"], config.num_validation_videos, 810_000)
         self.test = {
             name: pool(name, columns[name], config.num_test_videos, 820_000 + 10_000 * i)
@@ -200,6 +205,13 @@ class Bench:
     def frame_means(self, pool: Pool) -> Tensor:
         """[n, D] unit vectors: CLIP's zero-shot video features."""
         return F.normalize(pool.trunk.frame_features.float().mean(dim=1), dim=-1)
+
+    def with_more_pairs(self, num: int) -> tuple[World, Pool]:
+        """World and pool of training with ``num`` further labels of pairs: the same videos."""
+        if not num:
+            return self.worlds["train"], self.train
+        world = World(self._art_cache, canvas=self._canvas, num_more_pairs=num, sheet=self._sheet)
+        return world, replace(self.train, targets=pool_targets(world, len(self.train), TRAIN_SEED))
 
     def column_labels(self) -> list[str]:
         """Every label that any column reads, once."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import BaselineConfig, LabelEncoderConfig, Method, TemplateSet, VideoEncoderConfig
@@ -15,6 +14,7 @@ from model.eval.metrics import summarise
 from model.factory import create_baseline_labels, create_clip
 from model.train.baseline import BaselineNetwork, BaselineTask
 from model.train.fit import FitConfig, JointTask, LabelTask
+from model.train.hold import Held, hold
 from model.train.loop import console, run
 from model.train.pool import Pool, PoolVideos
 from model.train.suite_bench import Bench, Row, SuiteConfig
@@ -45,8 +45,11 @@ METHODS = {
 }
 
 
-def ablations(config: SuiteConfig) -> list[Row]:
-    """The paper's ablations. Those of the label side train it alone, on frame means, beside their own reference."""
+def ablations(tower_depth: int) -> list[Row]:
+    """The paper's ablations, for a tower of so many blocks.
+
+    Those of the label side train it alone, on frame means, beside their own reference.
+    """
     label_side: list[tuple[str, dict[str, Any]]] = [
         ("reference", {}),
         ("without the LLM", {"without_llm": True}),
@@ -60,26 +63,35 @@ def ablations(config: SuiteConfig) -> list[Row]:
         ("L = 4", {"label": {"tokens_per_attribute": 4}}),
     ]
     rows = [Row("ours", 0, change, "label side", options) for change, options in label_side]
-    for blocks in (0, 1, 2, 4, 6):
-        if blocks <= config.num_branch_blocks:
-            rows.append(
-                Row("ours", 0, f"{blocks} branch blocks", "video side", {"video": {"num_branch_blocks": blocks}})
-            )
+    for blocks in sorted({min(blocks, tower_depth) for blocks in (0, 1, 2, 4, 6)}):
+        rows.append(Row("ours", 0, f"{blocks} branch blocks", "video side", {"video": {"num_branch_blocks": blocks}}))
     rows.append(Row("ours", 0, "no weight interpolation", "video side", {"fit": {"interpolation_lambda": 0.0}}))
     rows.append(Row("ours", 0, "lambda 0.5", "video side", {"fit": {"interpolation_lambda": 0.5}}))
+    tuned = {"fit": {"interpolation_lambda": 0.0}, "tuned_trunk": True}
+    rows.append(Row("ours", 0, "no weight interpolation, CLIP trunk tuned", "video side", tuned))
     return rows
 
 
 def longer(config: SuiteConfig) -> list[Row]:
-    """Ours with more joint steps than the main table's, every seed, and one with the bare name in the mean beside them;
-    none where none are asked for."""
+    """Ours with more joint steps than the main table's, every seed; one with the bare name in the mean beside them; and
+    every seed held to what CLIP knows. None where none are asked for."""
     steps = config.num_long_steps
     if not steps:
         return []
     change, more = f"{steps} joint steps", {"fit": {"num_joint_steps": steps}}
     rows = [Row("ours", seed, change, "length", more) for seed in range(config.num_seeds)]
     with_name = {**more, "label": {"with_name": True}}
-    return [*rows, Row("ours", 0, f"{change}, the bare name in the mean", "length", with_name)]
+    held: dict[str, Any] = {
+        "fit": {
+            "num_joint_steps": steps, "num_more_pairs": config.num_more_pairs, "video_hold": 0.5, "label_hold": 1.0,
+        },
+        "label": {"soft_behind": True},
+    }  # fmt: skip
+    return [
+        *rows,
+        Row("ours", 0, f"{change}, the bare name in the mean", "length", with_name),
+        *(Row("ours", seed, f"{change}, held to CLIP", "length", held) for seed in range(config.num_seeds)),
+    ]
 
 
 def train_ours(bench: Bench, row: Row) -> dict[str, Any]:
@@ -99,22 +111,29 @@ def train_ours(bench: Bench, row: Row) -> dict[str, Any]:
     if options.get("without_transformer"):
         network.label.prompting.blocks = nn.ModuleList()
     states = _States(bench, network, without_llm=bool(options.get("without_llm")))
-    world = bench.worlds["train"]
-    trained = states.of(world.labels)
+    base = bench.worlds["train"]
+    trained = states.of(base.labels)
     network.label.fit_statistics(trained.float())
+    world, pool = bench.with_more_pairs(fit.num_more_pairs)
+    if more := world.labels[len(base.labels) :]:
+        trained = torch.cat((trained, bench.states(network.label, "pairs", more)))
     out, description = bench.out / "runs" / row.key, {"row": row.key, "identity": bench.identity}
-    cached = bench.frame_means(bench.train), bench.train.targets
-    label_task = LabelTask("warmup", network, cached=cached, world=world, states=trained, config=fit)
+    cached = bench.frame_means(pool), pool.targets
+    held: Held | None = None
+    if fit.video_hold or fit.label_hold:
+        held = hold(network.label.clip_text, world.labels, world.kinds(), *cached)
+    label_task = LabelTask("warmup", network, cached=cached, world=world, states=trained, config=fit, held=held)
     num_label_steps = config.num_label_ablation_steps if label_only else config.num_warmup_steps
     loop = fit.loop(num_label_steps, num_warmup_steps=10, evaluate_every=NEVER)
     run(label_task, loop, out, description)
-    at_depth = _deeper(network.video, config.num_branch_blocks)
+    tuned = bool(options.get("tuned_trunk"))
+    at_depth = None if tuned else _deeper(network.video, config.num_branch_blocks)
     alpha = None
     if network.video.branch:
         network.video.requires_grad_(True)
-        network.video.visual.requires_grad_(False)
-        task = JointTask(network, bench.worlds, trained, fit)
-        task.videos = _OursVideos(bench.train, fit, at_depth)
+        network.video.visual.requires_grad_(tuned)
+        task = JointTask(network, {**bench.worlds, "train": world}, trained, fit, held)
+        task.videos = _OursVideos(pool, fit, at_depth)
         run(task, fit.loop(fit.num_joint_steps, num_warmup_steps=50, evaluate_every=NEVER), out, description)
         alpha = _choose_alpha(bench, network, states, at_depth)
     result = bench.judge(_judge_of(network, states, at_depth))
@@ -136,15 +155,21 @@ class _States:
         return self.all[[self.place[label] for label in labels]]
 
 
+AtDepth = Callable[[Trunk], Trunk] | None
+"""Carries a pool's tokens to where a branch begins; None where the branch has to be given the frames."""
+
+
 class _OursVideos(PoolVideos):
-    def __init__(self, pool: Pool, fit: FitConfig, at_depth: Callable[[Trunk], Trunk]) -> None:
-        super().__init__(pool, batch_size=fit.batch_size, seed=fit.seed, change=at_depth)
+    def __init__(self, pool: Pool, fit: FitConfig, at_depth: AtDepth) -> None:
+        super().__init__(pool, batch_size=fit.batch_size, seed=fit.seed, frames=at_depth is None, change=at_depth)
 
 
-def _deeper(encoder: VideoEncoder, kept: int) -> Callable[[Trunk], Trunk]:
+def _deeper(encoder: VideoEncoder, kept: int) -> AtDepth:
     """Pools keep the tokens where ``kept`` branch blocks begin; an encoder with fewer begins later: run CLIP's own
     blocks in between."""
     blocks = len(encoder.branch)
+    if blocks > kept:
+        return None
     between = encoder.visual.transformer.resblocks[-kept : -blocks or None] if blocks < kept else []
 
     @torch.no_grad()
@@ -161,19 +186,20 @@ def _deeper(encoder: VideoEncoder, kept: int) -> Callable[[Trunk], Trunk]:
 
 
 @torch.no_grad()
-def _features(
-    network: OpenVocabularyNetwork, pool: Pool, at_depth: Callable[[Trunk], Trunk], alpha: float | None
-) -> Tensor:
+def _features(network: OpenVocabularyNetwork, pool: Pool, at_depth: AtDepth, alpha: float | None) -> Tensor:
     """[n, D] unit features of a pool."""
     parts = []
-    for chunk in pool.chunks():
-        assert isinstance(chunk, Trunk)
-        parts.append(F.normalize(network.video(at_depth(chunk.to(network.bias.device)), alpha), dim=-1))
+    for chunk in pool.chunks(frames=at_depth is None):
+        videos = chunk.to(network.bias.device)
+        if at_depth is not None:
+            assert isinstance(videos, Trunk)
+            videos = at_depth(videos)
+        parts.append(network.video_features(videos, alpha))
     return torch.cat(parts)
 
 
 def _judge_of(
-    network: OpenVocabularyNetwork, states: _States, at_depth: Callable[[Trunk], Trunk]
+    network: OpenVocabularyNetwork, states: _States, at_depth: AtDepth
 ) -> Callable[[Pool, Sequence[str]], Tensor]:
     @torch.no_grad()
     def logits(pool: Pool, labels: Sequence[str]) -> Tensor:
@@ -189,9 +215,7 @@ def _judge_of(
 
 
 @torch.no_grad()
-def _choose_alpha(
-    bench: Bench, network: OpenVocabularyNetwork, states: _States, at_depth: Callable[[Trunk], Trunk]
-) -> float:
+def _choose_alpha(bench: Bench, network: OpenVocabularyNetwork, states: _States, at_depth: AtDepth) -> float:
     """The interpolation with the best micro AUPR on validation videos; the network is folded at it."""
     labels = bench.worlds["val"].labels
     texts = torch.cat(

@@ -36,24 +36,33 @@ class OpenVocabularyNetwork(nn.Module):
 
 
 def sample_labels(
-    targets: Tensor, num_labels: int, always: Tensor, generator: torch.Generator, *, all_positives: bool = True
+    targets: Tensor,
+    num_labels: int,
+    always: Tensor,
+    generator: torch.Generator,
+    *,
+    all_positives: bool = True,
+    when_true: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Labels of one step: every positive of the batch, those of ``always``, and random others up to ``num_labels``.
 
     ``targets`` [B, V] bool, ``always`` [V] bool. Returns label indices [n], sorted, and their weights [n]: a sampled
     label stands for all that were left out, so its weight is the inverse of its chance to be drawn. Without
-    ``all_positives`` the positives outside ``always`` are sampled too, up to two thirds of what is left of the step.
+    ``all_positives`` the positives outside ``always`` are sampled too, up to two thirds of what is left of the step
+    and beside it (such a step reads up to two thirds more than ``num_labels``), except those of ``when_true`` [V] bool:
+    they are read whenever they are positive.
     """
     positive = targets.any(dim=0)
     if all_positives:
         always = always | positive
+    elif when_true is not None:
+        always = always | (positive & when_true)
     kept = always.nonzero()[:, 0]
     left = max(0, num_labels - len(kept))
     groups = [(kept, torch.ones(len(kept)))]
     for pool, most in ((positive & ~always, left * 2 // 3), (~(positive | always), left)):
         members = pool.nonzero()[:, 0]
         num_drawn = min(len(members), most)
-        left -= num_drawn
         drawn = members[torch.randperm(len(members), generator=generator)[:num_drawn]]
         groups.append((drawn, torch.full((num_drawn,), len(members) / max(1, num_drawn))))
     index, order = torch.cat([drawn for drawn, _ in groups]).sort()

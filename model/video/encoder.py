@@ -30,7 +30,8 @@ class Trunk(NamedTuple):
 class VideoEncoder(nn.Module):
     """``visual`` is open_clip's image tower (any class); a branch needs its ``VisionTransformer`` with a CLS token.
 
-    ``mean`` and ``std`` are the tower's pixel statistics (values 0..1). The tower is frozen; only the branch trains.
+    ``mean`` and ``std`` are the tower's pixel statistics (values 0..1). The tower is frozen; only the branch trains
+    (for an ablation, set ``visual.requires_grad_(True)`` afterwards).
     Raises ValueError when a branch is asked for on another kind of tower, or with more blocks than it has.
     """
 
@@ -97,9 +98,13 @@ class VideoEncoder(nn.Module):
         weight = torch.sigmoid(self.tmp_logit)
         return weight * tmp.float().mean(dim=1) + (1 - weight) * frame_mean
 
-    @torch.no_grad()
     def trunk(self, frames: Tensor) -> Trunk:
-        """[B, T, 3, H, W] uint8 -> what the frozen tower makes of it."""
+        """[B, T, 3, H, W] uint8 -> what the tower makes of it; with gradient only where its weights ask for one."""
+        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.visual.parameters())
+        with torch.set_grad_enabled(learns):
+            return self._trunk_of_videos(frames)
+
+    def _trunk_of_videos(self, frames: Tensor) -> Trunk:
         b, t = frames.shape[:2]
         pixels = self.to_pixels(frames).flatten(0, 1)  # [B * T, 3, H, W]
         if not self.branch:

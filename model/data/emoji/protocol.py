@@ -17,6 +17,7 @@ web-scale CLIP would), no keyword, no action.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -89,14 +90,23 @@ class Protocol:
         self.unseen_scene_words = tuple(w for scene in SCENES for w in SCENE_WORDS[scene][1])
         self.unseen_action_words = tuple(w for action in ACTIONS for w in ACTION_WORDS[action][1])
 
-    def training_texts(self) -> tuple[str, ...]:
+    def training_texts(self, num_more_pairs: int = 0) -> tuple[str, ...]:
         """Every label that any training reads: pretraining and fine-tuning. Prompts add common words around them."""
         return (
             *(noun.name for noun in self.nouns), *self.hypernyms, *self.train_keywords, *SCENES,
             *(w for scene in SCENES for w in SCENE_WORDS[scene][0]), *self.trained_actions,
             *(w for action in self.trained_actions for w in ACTION_WORDS[action][0]),
-            *(pair_name(pair) for pair in self.train_pairs),
+            *(pair_name(pair) for pair in (*self.train_pairs, *self.more_pairs(num_more_pairs))),
         )  # fmt: skip
+
+    def more_pairs(self, num: int) -> tuple[tuple[str, str], ...]:
+        """Further pairs of seen nouns and trained actions, for training to name (no column judges them): how a thing
+        and what it does become one label is learned from many of them. None is a rare pair; fewer are part of more.
+        """
+        taken = {*self.train_pairs, *self.rare_pairs}
+        left = [p for p in itertools.product(self.seen_nouns, self.trained_actions) if p not in taken]
+        random.Random(1).shuffle(left)
+        return tuple(left[:num])
 
     def unseen_texts(self) -> dict[str, tuple[str, ...]]:
         """What is kept out, by what it is: the list that a run writes down."""
@@ -109,9 +119,13 @@ class Protocol:
             "pairs": tuple(pair_name(pair) for pair in self.rare_pairs),
         }
 
-    def column(self, part: Part) -> Column:
-        """The labels of a part of the world, what it shows and what that makes true."""
-        kinds = self._kinds(part)
+    def column(self, part: Part, num_more_pairs: int = 0) -> Column:
+        """The labels of a part of the world, what it shows and what that makes true.
+
+        ``num_more_pairs``: labels behind all others, ``more_pairs``. What is shown is the same with them.
+        """
+        more_pairs = self.more_pairs(num_more_pairs)
+        kinds = {**self._kinds(part), **_all(map(pair_name, more_pairs), "pair")}
         labels = tuple(kinds)
         place = {label: i for i, label in enumerate(labels)}
         index = {noun.name: i for i, noun in enumerate(self.nouns)}
@@ -134,7 +148,7 @@ class Protocol:
             action_truth=_truth([(a, *ACTION_WORDS[a][0], *ACTION_WORDS[a][1]) for a in ACTIONS], place),
             pair_truth={
                 (index[noun], ACTIONS.index(a)): place[pair_name((noun, a))]
-                for noun, a in (*self.train_pairs, *self.rare_pairs)
+                for noun, a in (*self.train_pairs, *self.rare_pairs, *more_pairs)
                 if pair_name((noun, a)) in place
             },
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,10 +43,26 @@ class Sample:
     """[B, S] index of each sprite's action, -1 where it rests or there is none."""
 
 
+class _Cast(NamedTuple):
+    """Who plays in some videos."""
+
+    present: Tensor
+    """[B, S] bool."""
+    sprite: Tensor
+    """[B, S]."""
+    style: Tensor
+    """[B, S]."""
+    scene: Tensor
+    """[B]."""
+    targets: Tensor
+    """[B, V] bool."""
+
+
 class World:
     """``split`` is "train", "val" or "test": it chooses the backgrounds and keeps the seeds apart.
 
     ``part`` is what training sees ("pretrain", "seen") or a column of the evaluation (``model.data.emoji.protocol``).
+    ``num_more_pairs`` adds labels of that many pairs behind the part's own; the same seeds show the same videos.
     """
 
     def __init__(
@@ -55,6 +72,7 @@ class World:
         canvas: int = 96,
         split: str = "train",
         part: Part = "seen",
+        num_more_pairs: int = 0,
         sheet: SpriteSheet | None = None,
     ) -> None:
         salt = {"train": 1, "val": 2, "test": 3}[split]
@@ -63,7 +81,7 @@ class World:
         self.sheet = sheet if sheet is not None else load_sheet(cache)
         self.bank = scene_bank(96 if split == "train" else 24, seed=salt)
         self.protocol = Protocol(self.sheet.nouns)
-        self.column = self.protocol.column(part)
+        self.column = self.protocol.column(part, num_more_pairs)
         self.labels = self.column.labels
         unseen = [style in UNSEEN_STYLES for style in self.sheet.styles]
         wanted = self.column.unseen_styles and any(unseen)
@@ -93,14 +111,25 @@ class World:
         at_rest: float = 0.12,
     ) -> Sample:
         """Videos of ``num_frames`` uniform frames. ``one_sprite``: part of videos with a single sprite."""
+        noun, action = self._things(num, generator, max_sprites, at_rest)
+        times = (torch.arange(num_frames) + 0.5) / num_frames
+        return self._sample(noun, action, times, sizes=VIDEO_SIZES, generator=generator, one_sprite=one_sprite)
+
+    def targets_of_videos(self, num: int, generator: torch.Generator) -> Tensor:
+        """[num, V] bool: the targets of ``videos`` by the same generator, without drawing them."""
+        noun, action = self._things(num, generator)
+        return self._cast(noun, action, generator, one_sprite=0.5).targets
+
+    def _things(
+        self, num: int, generator: torch.Generator, max_sprites: int = 2, at_rest: float = 0.12
+    ) -> tuple[Tensor, Tensor]:
+        """Noun and action of each sprite, [num, max_sprites] each."""
         shape = (num, max_sprites)
         noun = self._draw(self.column.nouns, shape, generator)
         action = self._draw(self.column.actions, shape, generator)
         noun, action = self._favour_pairs(noun, action, generator)
         rests = torch.rand(shape, generator=generator) < at_rest
-        action = torch.where(rests | self._forbidden(noun, action), STILL, action)
-        times = (torch.arange(num_frames) + 0.5) / num_frames
-        return self._sample(noun, action, times, sizes=VIDEO_SIZES, generator=generator, one_sprite=one_sprite)
+        return noun, torch.where(rests | self._forbidden(noun, action), STILL, action)
 
     def _draw(self, pool: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         return pool[torch.randint(0, len(pool), shape, generator=generator)]
@@ -134,22 +163,26 @@ class World:
         one_sprite: float = 0.5,
     ) -> Sample:
         num, max_sprites = action.shape
-        sheet = self.sheet
+        cast = self._cast(noun, action, generator, one_sprite)
+        present = cast.present
+        pose = sample_pose(action.reshape(-1), times, sizes, generator)  # [num * S, T]
+        pose = _spread(pose, num, max_sprites, present, generator)
+        background = crop_backgrounds(self.bank, cast.scene, self.canvas, generator)
+        frames = render(background, self.sheet.sprites[cast.style, cast.sprite], pose)
+        shown = torch.where(present, noun, -1)
+        moving = present & (action != STILL)
+        return Sample(frames, cast.targets, times, shown, torch.where(moving, action, -1))
+
+    def _cast(self, noun: Tensor, action: Tensor, generator: torch.Generator, one_sprite: float) -> _Cast:
+        num, max_sprites = action.shape
         single = torch.rand(num, generator=generator) < one_sprite
         present = torch.ones(num, max_sprites, dtype=torch.bool)
         present[single, 1:] = False
         sprite = self._one_sprite_of(noun, generator)
         style = self._draw(self.styles, (num, 1), generator).expand(num, max_sprites)
         scene = torch.randint(0, len(SCENES), (num,), generator=generator)
-
-        pose = sample_pose(action.reshape(-1), times, sizes, generator)  # [num * S, T]
-        pose = _spread(pose, num, max_sprites, present, generator)
-        background = crop_backgrounds(self.bank, scene, self.canvas, generator)
-        frames = render(background, sheet.sprites[style, sprite], pose)
-        moving = present & (action != STILL)
-        targets = self._targets(noun, action, scene, present, moving)
-        shown = torch.where(present, noun, -1)
-        return Sample(frames, targets, times, shown, torch.where(moving, action, -1))
+        targets = self._targets(noun, action, scene, present, present & (action != STILL))
+        return _Cast(present, sprite, style, scene, targets)
 
     def _targets(self, noun: Tensor, action: Tensor, scene: Tensor, present: Tensor, moving: Tensor) -> Tensor:
         """[num, V] bool: what the sprites, their motions and the scene make true."""

@@ -1,0 +1,50 @@
+"""What frozen CLIP knows of the labels, so that training does not lose it (not in the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.text.clip_text import ClipText
+
+WELL_KNOWN = 2.0
+"""Standard deviations of a label's score by which CLIP lifts its videos where it is said to know the label."""
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """CLIP's own reading of some labels."""
+
+    texts: Tensor
+    """[V, D]: unit features of the bare names."""
+    known: Tensor
+    """[V] in 0..1: how well CLIP tells a label's videos from others; nothing of its reading of an unknown word is worth
+    keeping."""
+
+
+@torch.no_grad()
+def hold(
+    clip_text: ClipText, labels: Sequence[str], kinds: Mapping[str, str], features: Tensor, targets: Tensor
+) -> Held:
+    """``features`` [n, D]: CLIP's unit frame means of training videos; ``targets`` [n, V] bool.
+
+    ``known`` is how far the mean score of a label's videos stands above all videos', in standard deviations of its
+    scores, as a part of ``WELL_KNOWN``; for a label that no video has, the mean over its kind.
+    """
+    texts = [F.normalize(clip_text.encode(labels[i : i + 256]), dim=-1) for i in range(0, len(labels), 256)]
+    held = torch.cat(texts)
+    scores = features.to(held.device).float() @ held.T  # [n, V]
+    truth = targets.to(held.device).float()
+    lift = (scores * truth).sum(dim=0) / truth.sum(dim=0) - scores.mean(dim=0)  # no number without a video
+    known = (lift / scores.std(dim=0).clamp_min(1e-6) / WELL_KNOWN).clamp(0, 1)
+    names = sorted(set(kinds.values()))
+    kind = torch.tensor([names.index(kinds[label]) for label in labels], device=held.device)
+    for i in range(len(names)):
+        own = known[kind == i]
+        rest = own[~own.isnan()]
+        known[(kind == i) & known.isnan()] = rest.mean() if len(rest) else 0.0
+    return Held(held, known)
