@@ -1,9 +1,9 @@
 """CLIP's text tower fed with embeddings: label tokens with soft tokens in front of them, or behind.
 
 open_clip's ``encode_text`` takes ids only. Here the sequence is ``[SOS, soft tokens, label tokens, EOT, padding]``;
-a tower without a start token (SigLIP) has the soft tokens first. Behind the label, a causal tower reads its tokens
-where and as it would without soft ones. Soft tokens get position embeddings like words, and
-the pooled position is found from the ids, never from the embeddings.
+a tower without a start token (SigLIP) has the soft tokens first. A causal tower reads the label as it would without
+soft tokens where these stand behind it. Soft tokens get position embeddings like words, and the pooled position is
+found from the ids, never from the embeddings.
 """
 
 from __future__ import annotations

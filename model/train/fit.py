@@ -187,9 +187,8 @@ class JointTask:
             [
                 Group(new, config.new_learning_rate),
                 Group(copied, config.copied_learning_rate),
-                Group(
-                    [*network.video.visual.parameters()], config.copied_learning_rate / 4
-                ),  # frozen: not in the paper
+                # CLIP's own tower: frozen, so not here, but in an ablation
+                Group([*network.video.visual.parameters()], config.copied_learning_rate / 4),
                 Group([*network.label.prompting.parameters()], config.label_learning_rate),
                 Group([network.log_scale, network.bias], 5 * config.label_learning_rate),
             ],

@@ -59,7 +59,7 @@ def fit_baseline(
         config.device
     )
     canvas = clip.source.geometry.image_size
-    train = World(art_cache, canvas=canvas, sheet=sheet)
+    train = World(art_cache, canvas=canvas, num_more_pairs=config.num_more_pairs, sheet=sheet)
     worlds = {"train": train, "val": World(art_cache, canvas=canvas, split="val", sheet=train.sheet)}
     out.mkdir(parents=True, exist_ok=True)
     frames = torch.zeros(2, video.num_frames, 3, canvas, canvas, dtype=torch.uint8)
