@@ -93,7 +93,8 @@ def test_a_run_held_to_clip_names_more_and_is_judged_on_the_same_labels(backbone
     trained = [json.loads((folder / "config.json").read_text())["trained_labels"] for folder in (plain, held)]
     assert trained[1][: len(trained[0])] == trained[0] and len(trained[1]) == len(trained[0]) + 5
     lines = [line for line in read_log(tmp_path / "held") if "loss" in line]
-    assert lines[0]["video_hold"] == 0 < lines[0]["label_hold"]  # the branch begins as CLIP's frame mean
+    # the branch begins as the frame mean of CLIP, but for rounding
+    assert lines[0]["video_hold"] < 1e-9 < lines[0]["label_hold"]
     assert all(line["label_hold"] > 0 for line in lines)
     assert next(line for line in lines if line["step"] == STEPS["joint"])["video_hold"] > 0
     figures = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("plain", "held")]
