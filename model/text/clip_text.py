@@ -155,11 +155,6 @@ class ClipText:
         """Raise LabelTextError when ``name`` cannot be encoded whole beside ``num_soft`` soft tokens."""
         self.ids([name], num_soft)
 
-    def embed_tokens(self, names: Sequence[str], num_soft: int = 0) -> Tensor:
-        """[V, context, W] token embeddings, without positions, of the sequences of ``ids``."""
-        embeddings: Tensor = self._tower.token_embedding(self.ids(names, num_soft))
-        return embeddings
-
     def embed_words(self, text: str) -> Tensor:
         """[n, W] token embeddings of a text alone, without what the tokenizer puts around it."""
         content = self._content(self._tokenize_long([text])[0])
