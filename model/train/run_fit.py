@@ -122,7 +122,7 @@ def main(
         logits, targets = network.logits(validation[0], labels).cpu(), validation[1]
     calibration = fit_platt(logits.numpy(), targets.numpy())
     _, best_logit = peak_f1(logits.numpy(), targets.numpy())
-    source = replace(clip.source, digest=clip.digest)
+    source = replace(clip.source, digest=description["clip_digest"])
     tensors = _learned(network)
     if store_clip:
         source = ClipSource("stored", source.mean, source.std, source.geometry, clip.model_cfg)

@@ -131,7 +131,7 @@ class Bench:
         def world(split: str, part: Any) -> World:
             return World(art_cache, canvas=canvas, split=split, part=part, sheet=sheet)
 
-        self._sheet, self._art_cache, self._canvas = sheet, art_cache, canvas
+        self._art_cache = art_cache
         self.worlds = {"train": world("train", "seen"), "val": world("val", "seen")}
         columns = {column: world("test", column) for column in COLUMNS}
         self.protocol = self.worlds["train"].protocol
@@ -208,9 +208,10 @@ class Bench:
 
     def with_more_pairs(self, num: int) -> tuple[World, Pool]:
         """World and pool of training with ``num`` further labels of pairs: the same videos."""
+        base = self.worlds["train"]
         if not num:
-            return self.worlds["train"], self.train
-        world = World(self._art_cache, canvas=self._canvas, num_more_pairs=num, sheet=self._sheet)
+            return base, self.train
+        world = World(self._art_cache, canvas=base.canvas, num_more_pairs=num, sheet=base.sheet)
         return world, replace(self.train, targets=pool_targets(world, len(self.train), TRAIN_SEED))
 
     def column_labels(self) -> list[str]:
