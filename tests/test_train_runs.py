@@ -215,3 +215,9 @@ def test_bf16_stays_what_the_run_began_with(tmp_path: Path) -> None:
 def test_what_may_change_when_a_run_goes_on_is_no_setting() -> None:
     assert FitConfig(num_accumulation_steps=4, save_every_seconds=1).settings() == FitConfig().settings()
     assert FitConfig(ema_decay=0.9).settings() != FitConfig().settings()
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_a_negative_hold_or_number_of_pairs_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must not be negative"):
+        FitConfig(**{name: -1})  # type: ignore[arg-type]

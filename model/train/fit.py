@@ -89,6 +89,11 @@ class FitConfig:
     device: str = "cpu"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("video_hold", "label_hold", "num_more_pairs"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative")
+
     def loop(self, num_steps: int, *, num_warmup_steps: int, evaluate_every: int) -> LoopConfig:
         """The loop of a stage."""
         return LoopConfig(
