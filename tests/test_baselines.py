@@ -26,7 +26,7 @@ from model.factory import ModelNotFound, load_classifier
 from model.text.clip_text import ClipText
 from model.train.baseline import BaselineNetwork, BaselineTask
 from model.train.export import write_open_clip_folder
-from model.train.fit import FitConfig
+from model.train.fit_config import FitConfig
 from model.train.losses import asymmetric, weighted_bce
 from model.train.run_fit import main
 from model.video.encoder import VideoEncoder

@@ -18,7 +18,7 @@ from model.config import LabelEncoderConfig, VideoEncoderConfig
 from model.data.emoji.world import World
 from model.factory import ModelNotFound, load_classifier
 from model.train.export import write_open_clip_folder
-from model.train.fit import FitConfig
+from model.train.fit_config import FitConfig
 from model.train.run_fit import main
 from tests.art import tiny_sheet
 from tests.tiny import write_llm

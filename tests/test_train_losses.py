@@ -76,6 +76,8 @@ def test_label_hold_by_hand() -> None:
 
 def test_what_clip_knows_is_how_far_it_lifts_a_labels_videos() -> None:
     class Names:
+        device = torch.device("cpu")
+
         def encode(self, names: Sequence[str]) -> Tensor:
             of = {"known": [0.0, 2.0], "unknown": [1.0, 0.0], "partly": [1.0, 1.0], "never shown": [0.0, -1.0]}
             return torch.tensor([of[name] for name in names])

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model.config import Method
-from model.train.fit import FitConfig
+from model.train.fit_config import FitConfig
 from model.train.loop import DividedTask, LoopConfig, Task
 from model.train.optim import learned
 from model.train.precision import choose_bf16

@@ -20,7 +20,8 @@ import torch
 import model.train.state
 from model.config import BaselineConfig, LabelEncoderConfig, Method, VideoEncoderConfig
 from model.train.export import write_open_clip_folder
-from model.train.fit import FitConfig, JointTask, LabelTask
+from model.train.fit import JointTask, LabelTask
+from model.train.fit_config import FitConfig
 from model.train.record import Log
 from model.train.run_fit import main
 from tests.art import tiny_sheet

@@ -22,7 +22,8 @@ MAX_ATTRIBUTES = 8
 MAX_WORDS = 8
 MAX_CHARACTERS = 64
 NUM_NEW_TOKENS = 48
-MAX_ROWS = 32
+MAX_ROWS_CPU = 32
+MAX_ROWS_GPU = 256
 """Labels that are written at once."""
 _SEPARATOR = re.compile(r"[,;\n•·]+")
 _BULLET = re.compile(r"^(?:[-*–—]+|\(?\d{1,2}[.):])\s*")
@@ -79,10 +80,10 @@ class FixedLlmLabelEncoder(ClipLabelEncoder):
         """What the LLM writes behind the prompt of each name, greedily."""
         llm, out = self.llm, []
         shared = llm.shared_ids(self.prompt)
-        for start in range(0, len(names), MAX_ROWS):
-            rows = [
-                [*shared, *llm.label_ids(self.prompt, name, NUM_NEW_TOKENS)] for name in names[start : start + MAX_ROWS]
-            ]
+        most = MAX_ROWS_GPU if llm.device.type == "cuda" else MAX_ROWS_CPU
+        for start in range(0, len(names), most):
+            some = names[start : start + most]
+            rows = [[*shared, *llm.label_ids(self.prompt, name, NUM_NEW_TOKENS)] for name in some]
             ids, mask = llm.pad(rows)
             done = llm.model.generate(
                 input_ids=ids, attention_mask=mask, max_new_tokens=NUM_NEW_TOKENS, do_sample=False,

@@ -9,6 +9,7 @@ found from the ids, never from the embeddings.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import open_clip
@@ -20,6 +21,9 @@ from model.classifier import LabelTextError
 
 _COUNTING_LENGTH = 1024
 """Ids per text when tokens are counted. Tokenizers cut silently at their context; at this length the excess shows."""
+
+_KNOWN_TEXTS = 1 << 15
+"""Texts whose ids are kept: training reads the same names step after step, and the tokenizer is plain Python."""
 
 
 class ClipText:
@@ -49,6 +53,7 @@ class ClipText:
         self.width = int(tower.token_embedding.weight.shape[1])
         """W, the width of a token embedding."""
         self._learn_layout()
+        self._content_of = lru_cache(_KNOWN_TEXTS)(self._tokenize_content)
 
     def _learn_layout(self) -> None:
         """What the tokenizer puts around a text. It is asked, because open_clip's tokenizers differ in all of it."""
@@ -79,6 +84,9 @@ class ClipText:
         length = max(_COUNTING_LENGTH, 2 * self.context_length)
         ids: list[list[int]] = self._tokenizer(list(texts), context_length=length).tolist()
         return ids
+
+    def _tokenize_content(self, text: str) -> list[int]:
+        return self._content(self._tokenize_long([text])[0])
 
     def _content(self, row: list[int]) -> list[int]:
         """A long row of ids without padding and tail."""
@@ -132,8 +140,8 @@ class ClipText:
             nothing = torch.zeros(0, self.context_length, dtype=torch.long, device=self.device)
             return nothing, nothing[:, 0]
         rows, starts = [], []
-        for long in self._tokenize_long(names):
-            content = self._content(long)
+        for name in names:
+            content = self._content_of(name)
             end = len(content) - self._num_trail
             label = content[self._num_lead : end]
             if not label:
@@ -157,7 +165,7 @@ class ClipText:
 
     def embed_words(self, text: str) -> Tensor:
         """[n, W] token embeddings of a text alone, without what the tokenizer puts around it."""
-        content = self._content(self._tokenize_long([text])[0])
+        content = self._content_of(text)
         words = content[self._num_lead : len(content) - self._num_trail]
         embeddings: Tensor = self._tower.token_embedding(torch.tensor(words, device=self.device))
         return embeddings

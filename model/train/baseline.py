@@ -14,11 +14,13 @@ from model.baselines.dualcoop import LOGIT_SCALE, DualCoOpLabelEncoder, aggregat
 from model.config import BaselineConfig, Method
 from model.data.emoji.world import World
 from model.scoring import similarity_to_logit
-from model.train.fit import ALWAYS, VALIDATION_SEED, FitConfig, StepVideos, VideoSource, figures_by_kind
+from model.train.fit import VALIDATION_SEED, figures_by_kind
+from model.train.fit_config import FitConfig
 from model.train.losses import asymmetric, weighted_bce
 from model.train.optim import Group, make_optimizer
 from model.train.processes import WHOLE, Part
-from model.train.task import kind_weights, sample_labels
+from model.train.step_videos import StepVideos, VideoSource
+from model.train.task import LabelChoice
 from model.video.encoder import Trunk, VideoEncoder
 
 EVALUATION_BATCH = 32
@@ -88,9 +90,7 @@ class BaselineTask:
         self.name: str = method
         self.network, self.worlds, self.config = network, worlds, config
         self.labels = worlds["train"].labels
-        kinds = worlds["train"].kinds()
-        self.weights = kind_weights(self.labels, kinds, {"action": config.action_weight})
-        self.always = torch.tensor([kinds[name] in ALWAYS for name in self.labels])
+        self.choice = LabelChoice.of(worlds["train"], config)
         self.module = network
         self.videos: VideoSource = StepVideos(worlds["train"], config, network.video.config.num_frames)
         scoring = [network.log_scale, network.bias]
@@ -110,13 +110,11 @@ class BaselineTask:
         """A part is some of the step's videos, against all labels of the step."""
         config = self.config
         batch = self.videos.draw(step, part)
-        index, weights = sample_labels(
-            batch.all_targets, config.num_step_labels, self.always, batch.generator, all_positives=config.all_positives
-        )
+        index, weights = self.choice.draw(batch.all_targets, config, batch.generator)
         names = [self.labels[i] for i in index.tolist()]
         logits = self.network.logits(self.network.frame_features(batch.frames.to(config.device)), names)
         targets = batch.targets[:, index].to(config.device)
-        weights = (weights * self.weights[index]).to(config.device)
+        weights = weights.to(config.device)
         num_positives = batch.all_targets[:, index].sum()
         if self.network.is_dual:
             return asymmetric(logits, targets, weights, num_positives) * part.count, {}

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
+
+from model.checkpoint import CheckpointConfig, ClipSource, digest_llm, save_checkpoint
+from model.eval.calibration import fit_platt
+from model.eval.metrics import peak_f1
+from model.factory import Clip
+from model.scoring import Scorer
+from model.train.task import OpenVocabularyNetwork
 
 
 def write_open_clip_folder(
@@ -23,3 +31,48 @@ def write_open_clip_folder(
     tensors = {name: value.detach().cpu().contiguous() for name, value in clip.state_dict().items()}
     save_file(tensors, folder / "open_clip_model.safetensors")
     return folder
+
+
+def write_checkpoint(
+    folder: Path,
+    network: OpenVocabularyNetwork,
+    clip: Clip,
+    llm_folder: Path,
+    *,
+    checkpoint_id: str,
+    trained_labels: Sequence[str],
+    validation: tuple[Tensor, Tensor],
+    store_clip: bool = True,
+    half: bool = True,
+) -> None:
+    """A trained network as a checkpoint that can be served.
+
+    ``validation``: logits and bool targets [n, V] of videos that training did not see; calibration and threshold come
+    from them. ``store_clip`` puts CLIP's weights into it; otherwise it names them and keeps their digest. ``half``
+    stores float16.
+    """
+    logits, targets = (values.numpy() for values in validation)
+    calibration = fit_platt(logits, targets)
+    _, best_logit = peak_f1(logits, targets)
+    source = replace(clip.source, digest=clip.digest)
+    tensors = _learned(network)
+    if store_clip:
+        source = ClipSource("stored", source.mean, source.std, source.geometry, clip.model_cfg)
+        tensors |= {f"clip.{name}": value for name, value in clip.model.state_dict().items()}
+    config = CheckpointConfig(
+        id=checkpoint_id,
+        clip=source,
+        video=network.video.config,
+        label=network.label.config,
+        scorer=Scorer(network.log_scale.exp().item(), network.bias.item(), calibration),
+        default_threshold=round(float(calibration.probability(best_logit)), 4),
+        llm_digest=digest_llm(llm_folder),
+        trained_labels=tuple(trained_labels),
+    )
+    save_checkpoint(folder, config, tensors, half=half)
+
+
+def _learned(network: OpenVocabularyNetwork) -> dict[str, Tensor]:
+    """What a checkpoint keeps of our two encoders."""
+    tensors: dict[str, Tensor] = {f"branch.{name}": value for name, value in network.video.trainable().items()}
+    return tensors | {f"label.{name}": value for name, value in network.label.trainable_state_dict().items()}

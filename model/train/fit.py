@@ -13,154 +13,25 @@ calibration is fitted.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.data.emoji.world import Sample, World
+from model.data.emoji.world import World
 from model.eval.metrics import summarise
+from model.train.fit_config import FitConfig
 from model.train.hold import Held
-from model.train.loop import LoopConfig, console
+from model.train.loop import console
 from model.train.losses import label_hold, video_hold, weighted_bce
 from model.train.optim import Group, make_optimizer
 from model.train.processes import WHOLE, Part, processes_of
-from model.train.task import OpenVocabularyNetwork, kind_weights, sample_labels
+from model.train.step_videos import StepVideos, VideoSource
+from model.train.task import LabelChoice, OpenVocabularyNetwork, kind_weights
 from model.video.encoder import Trunk
-
-ALWAYS = ("action", "scene")
-"""Kinds of labels that every step reads: few, and hard or frequent."""
-
-WHEN_TRUE = ("pair",)
-"""Kinds of labels that a step reads whenever they are true in it: many, and each of them rare."""
 
 VALIDATION_SEED = 300_000
 """Of the validation videos, the same for every method."""
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """Settings of the fine-tuning stages."""
-
-    num_joint_steps: int = 2000
-    batch_size: int = 32
-    num_step_labels: int = 96
-    """Labels per step of the joint stage: the batch's positives and sampled negatives."""
-    all_positives: bool = True
-    """Whether a step reads every label that is true in its batch; otherwise positives too are an unbiased draw where
-    they are more than the step's labels."""
-    num_stage_labels: int = 0
-    """Labels per step of the label stage, drawn at random; 0: all."""
-    new_learning_rate: float = 1.5e-3
-    copied_learning_rate: float = 4e-4
-    label_learning_rate: float = 1e-3
-    interpolation_lambda: float = 1.0
-    """alpha ~ U(0, lambda) per step on the branch's spatial weights; 0 switches the regularisation off."""
-    negative_weight: float = 1.0
-    action_weight: float = 3.0
-    video_hold: float = 0.0
-    """Weight of the loss that keeps the videos' scores by CLIP's own reading of the labels (``losses.video_hold``)."""
-    label_hold: float = 0.0
-    """Weight of the loss that keeps the scores of the labels that CLIP knows on CLIP's own videos (``label_hold``)."""
-    num_more_pairs: int = 0
-    """Further labels of training that name a thing and what it does together (``Protocol.more_pairs``)."""
-    one_sprite_until: float = 0.35
-    """Part of the joint stage in which videos go from one sprite only to half with two."""
-    num_cached_videos: int = 4000
-    num_validation_videos: int = 1024
-    num_prefix_steps: int = 40
-    num_prefix_labels: int = 16
-    prefix_learning_rate: float = 3e-3
-    num_label_steps: int = 200
-    weight_decay: float = 0.02
-    bf16: bool | None = None
-    """bfloat16 autocast. By default measured when the run begins: whichever is faster here."""
-    num_accumulation_steps: int = 1
-    """Parts in which each process computes its share of a step's batch: less memory, the same step."""
-    ema_decay: float = 0.0
-    """Of a moving average of the weights, which is what is evaluated and saved; 0 keeps none."""
-    patience: int = 0
-    """Evaluations without a better micro AUPR after which a stage ends with its best weights; 0 switches it off."""
-    evaluate_every: int = 200
-    """Steps of the joint stage."""
-    save_every_seconds: float = 60.0
-    device: str = "cpu"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("video_hold", "label_hold", "num_more_pairs"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative")
-
-    def loop(self, num_steps: int, *, num_warmup_steps: int, evaluate_every: int) -> LoopConfig:
-        """The loop of a stage."""
-        return LoopConfig(
-            num_steps, num_warmup_steps=num_warmup_steps, evaluate_every=evaluate_every, bf16=bool(self.bf16),
-            save_every_seconds=self.save_every_seconds, num_accumulation_steps=self.num_accumulation_steps,
-            ema_decay=self.ema_decay, patience=self.patience,
-        )  # fmt: skip
-
-    def settings(self) -> dict[str, Any]:
-        """What shapes the result: a run goes on under the same ones only."""
-        free = ("num_accumulation_steps", "save_every_seconds")
-        return {name: value for name, value in asdict(self).items() if name not in free}
-
-
-@dataclass(frozen=True, eq=False)
-class StepBatch:
-    """What one part of a step learns from. Targets are over ``World.labels``."""
-
-    frames: Tensor | Trunk
-    """[b, T, 3, H, W] uint8: the part's videos; or what the frozen tower made of them."""
-    targets: Tensor
-    """[b, V] bool."""
-    all_targets: Tensor
-    """[B, V] bool: of all videos of the step, so that every part chooses the same labels."""
-    generator: torch.Generator
-    """Draws the rest of the step, the same for every part."""
-
-
-class VideoSource(Protocol):
-    """Where the videos of the steps come from."""
-
-    def draw(self, step: int, part: Part = WHOLE) -> StepBatch:
-        """The part's videos; the same for the same step."""
-        ...
-
-
-class StepVideos:
-    """The videos of the training steps, the same for every method and however a step is divided.
-
-    Each video has a generator of its own, seeded by step and place in the batch. A process draws only its own; what
-    the others' show is exchanged.
-    """
-
-    def __init__(self, world: World, config: FitConfig, num_frames: int) -> None:
-        self.world, self.config, self.num_frames = world, config, num_frames
-        self._drawn: tuple[int, list[Sample], Tensor] | None = None
-
-    def draw(self, step: int, part: Part = WHOLE) -> StepBatch:
-        size = self.config.batch_size
-        own = part.rows_of_process(size)
-        if self._drawn is None or self._drawn[0] != step:
-            videos = [self._video(step, place) for place in range(own.start, own.stop)]
-            targets = torch.zeros(size, len(self.world.labels), dtype=torch.uint8)
-            targets[own] = torch.cat([video.targets for video in videos]).to(torch.uint8)
-            targets = processes_of(torch.device(self.config.device).type).sum(targets).bool()
-            self._drawn = (step, videos, targets)
-        _, videos, targets = self._drawn
-        rows = part.rows(size)
-        frames = torch.cat([video.frames for video in videos[rows.start - own.start : rows.stop - own.start]])
-        generator = torch.Generator().manual_seed(self.config.seed * 10_000_019 + 40_000_000 + step)
-        return StepBatch(frames, targets[rows], targets, generator)
-
-    def _video(self, step: int, place: int) -> Sample:
-        config = self.config
-        generator = self.world.generator(config.seed * 10_000_019 + 50_000_000 + step * config.batch_size + place)
-        eased = min(1.0, step / max(1.0, config.one_sprite_until * config.num_joint_steps))
-        return self.world.videos(1, self.num_frames, generator, one_sprite=1.0 - 0.5 * eased)
 
 
 class JointTask:
@@ -180,10 +51,7 @@ class JointTask:
         self.states = states  # [V, N, K, L, d]
         world = worlds["train"]
         self.labels = world.labels
-        kinds = world.kinds()
-        self.weights = kind_weights(self.labels, kinds, {"action": config.action_weight})
-        self.always = torch.tensor([kinds[name] in ALWAYS for name in self.labels])
-        self.when_true = torch.tensor([bool(config.num_more_pairs) and kinds[n] in WHEN_TRUE for n in self.labels])
+        self.choice = LabelChoice.of(world, config)
         self.module = network
         self.videos: VideoSource = StepVideos(world, config, network.video.config.num_frames)
         network.label.prefixes.requires_grad_(False)
@@ -211,14 +79,7 @@ class JointTask:
         alpha = float(torch.rand((), generator=batch.generator)) * config.interpolation_lambda
         if config.interpolation_lambda == 0:
             alpha = 1.0
-        index, weights = sample_labels(
-            batch.all_targets,
-            config.num_step_labels,
-            self.always,
-            batch.generator,
-            all_positives=config.all_positives,
-            when_true=self.when_true,
-        )
+        index, weights = self.choice.draw(batch.all_targets, config, batch.generator)
         names = [self.labels[i] for i in index.tolist()]
         frames = batch.frames.to(config.device)
         trunk = frames if isinstance(frames, Trunk) else self.network.video.trunk(frames)
@@ -228,7 +89,7 @@ class JointTask:
         loss = weighted_bce(
             logits,
             batch.targets[:, index].to(config.device),
-            (weights * self.weights[index]).to(config.device),
+            weights.to(config.device),
             config.negative_weight,
             batch.all_targets[:, index].sum(),
         )
@@ -283,7 +144,9 @@ class LabelTask:
         self.name, self.network, self.config, self.states = name, network, config, states
         self.features, self.targets = cached
         self.labels = world.labels if labels is None else tuple(labels)
-        self.weights = kind_weights(self.labels, world.kinds(), {"action": config.action_weight})
+        kinds = world.kinds()
+        self.weights = kind_weights(self.labels, kinds, {"action": config.action_weight, "pair": config.pair_weight})
+        self.is_pair = torch.tensor([kinds[name] == "pair" for name in self.labels])
         self.module = network
         end_to_end = states is None
         network.video.requires_grad_(False)
@@ -303,7 +166,11 @@ class LabelTask:
         generator = torch.Generator().manual_seed(config.seed * 10_000_019 + 90_000_000 + step)
         # through the LLM: few labels
         most = config.num_prefix_labels if self.states is None else config.num_stage_labels or len(self.labels)
-        index = torch.randperm(len(self.labels), generator=generator)[:most].sort().values
+        index = torch.randperm(len(self.labels), generator=generator)
+        if config.num_more_pairs:  # as many pairs as other labels, though there are far more of them
+            is_pair = self.is_pair[index]
+            index = torch.cat((index[is_pair][: most // 2], index[~is_pair][: most - most // 2]))
+        index = index[:most].sort().values
         pick = torch.randint(0, len(self.features), (1024,), generator=generator)
         num_positives, num_read = self.targets[pick][:, index].sum(), len(index)
         index = index[part.rows(len(index))]

@@ -14,6 +14,9 @@ from model.text.clip_text import ClipText
 WELL_KNOWN = 2.0
 """Standard deviations of a label's score by which CLIP lifts its videos where it is said to know the label."""
 
+FEW = 2
+"""Videos below which nothing is said of a label of its own."""
+
 
 @dataclass(frozen=True, eq=False)
 class Held:
@@ -33,18 +36,27 @@ def hold(
     """``features`` [n, D]: CLIP's unit frame means of training videos; ``targets`` [n, V] bool.
 
     ``known`` is how far the mean score of a label's videos stands above all videos', in standard deviations of its
-    scores, as a part of ``WELL_KNOWN``; for a label that no video has, the mean over its kind.
+    scores, as a part of ``WELL_KNOWN``; for a label of fewer than two videos, the mean over its kind.
     """
-    texts = [F.normalize(clip_text.encode(labels[i : i + 256]), dim=-1) for i in range(0, len(labels), 256)]
-    held = torch.cat(texts)
-    scores = features.to(held.device).float() @ held.T  # [n, V]
-    truth = targets.to(held.device).float()
-    lift = (scores * truth).sum(dim=0) / truth.sum(dim=0) - scores.mean(dim=0)  # no number without a video
-    known = (lift / scores.std(dim=0).clamp_min(1e-6) / WELL_KNOWN).clamp(0, 1)
-    names = sorted(set(kinds.values()))
-    kind = torch.tensor([names.index(kinds[label]) for label in labels], device=held.device)
+    known, texts = [], []
+    videos = features.to(clip_text.device).float()
+    for i in range(0, len(labels), 256):
+        text = F.normalize(clip_text.encode(labels[i : i + 256]), dim=-1)
+        scores = videos @ text.T  # [n, 256]
+        truth = targets[:, i : i + 256].to(scores.device).float()
+        count = truth.sum(dim=0)
+        lift = (scores * truth).sum(dim=0) / torch.where(count < FEW, torch.nan, count) - scores.mean(dim=0)
+        known.append((lift / scores.std(dim=0).clamp_min(1e-6) / WELL_KNOWN).clamp(0, 1))
+        texts.append(text)
+    return Held(torch.cat(texts), _of_kind(torch.cat(known), [kinds[label] for label in labels]))
+
+
+def _of_kind(known: Tensor, kinds: Sequence[str]) -> Tensor:
+    """``known`` [V] with the mean over its kind where it is no number."""
+    names = sorted(set(kinds))
+    kind = torch.tensor([names.index(kind) for kind in kinds], device=known.device)
     for i in range(len(names)):
         own = known[kind == i]
         rest = own[~own.isnan()]
         known[(kind == i) & known.isnan()] = rest.mean() if len(rest) else 0.0
-    return Held(held, known)
+    return known

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -82,6 +83,14 @@ def run(task: Task, config: LoopConfig, out: Path, description: Mapping[str, Any
     processes, all call it, with the same weights; the main one alone writes and evaluates.
     """
     stage = _Stage(task, config, out, description)
+    if stage.device == "cuda":  # TF32 in matrix products; the encoders that only read are left at full precision
+        with _matmul_precision("high"):
+            _run(stage, config)
+    else:
+        _run(stage, config)
+
+
+def _run(stage: _Stage, config: LoopConfig) -> None:
     progress = stage.state.progress
     first = progress.step
     while progress.step < config.num_steps and not progress.stopped:
@@ -92,6 +101,16 @@ def run(task: Task, config: LoopConfig, out: Path, description: Mapping[str, Any
         if last or save_is_due or progress.stopped:
             stage.save()
     stage.end(ran=progress.step > first)
+
+
+@contextmanager
+def _matmul_precision(name: str) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class _Stage:

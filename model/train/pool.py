@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.data.emoji.world import World
-from model.train.fit import StepBatch
 from model.train.loop import console
 from model.train.processes import WHOLE, Part
+from model.train.step_videos import StepBatch
 from model.video.encoder import Trunk, VideoEncoder
 
 CHUNK = 64
@@ -30,7 +31,7 @@ class Pool:
     """Videos with their labels."""
 
     trunk: Trunk
-    """Float16."""
+    """Float16, on the device of training."""
     targets: Tensor
     """[n, V] bool over the world's labels."""
     frames: Tensor | None
@@ -56,31 +57,44 @@ class Pool:
 def build_pool(
     path: Path, world: World, encoder: VideoEncoder, num_videos: int, *, seed: int, keep_frames: bool, identity: str
 ) -> Pool:
-    """The pool at ``path``; made when it is not there or was made for another ``identity`` (clip, sizes)."""
+    """The pool at ``path``, its trunk on the encoder's device; made when it is not there or was made for another
+    ``identity`` (clip, sizes). Several processes may ask at once: one makes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     wanted = json.dumps([identity, num_videos, seed, keep_frames, encoder.config.num_frames, len(encoder.branch)])
-    if path.exists():
-        with safe_open(path, framework="pt") as archive:
-            if archive.metadata()["identity"] == wanted:
-                return _read(path)
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists() or _identity(path) != wanted:
+            tensors = _render(world, encoder, num_videos, seed=seed, keep_frames=keep_frames, title=path.stem)
+            partial = path.with_suffix(".partial")
+            save_file(tensors, partial, metadata={"identity": wanted})
+            partial.replace(path)
+    tensors = load_file(path)
+    trunk = Trunk(tensors["features"], tensors["tokens"]).to(encoder.mean.device)
+    return Pool(trunk, tensors["targets"], tensors.get("frames"))
+
+
+def _identity(path: Path) -> str:
+    with safe_open(path, framework="pt") as archive:
+        return str(archive.metadata()["identity"])
+
+
+def _render(
+    world: World, encoder: VideoEncoder, num_videos: int, *, seed: int, keep_frames: bool, title: str
+) -> dict[str, Tensor]:
     features, tokens, targets, frames = [], [], [], []
     for done in range(0, num_videos, CHUNK):
         sample = world.videos(min(CHUNK, num_videos - done), encoder.config.num_frames, world.generator(seed + done))
         trunk = encoder.trunk(sample.frames)
-        features.append(trunk.frame_features.half())
-        tokens.append(trunk.tokens.half())
+        features.append(trunk.frame_features.half().cpu())
+        tokens.append(trunk.tokens.half().cpu())
         targets.append(sample.targets)
         if keep_frames:
-            frames.append(sample.frames)
+            frames.append(sample.frames.cpu())
         if done % (16 * CHUNK) == 0:
-            console.print(f"{path.stem}: {done} of {num_videos} videos", highlight=False)
+            console.print(f"{title}: {done} of {num_videos} videos", highlight=False)
     tensors = {"features": torch.cat(features), "tokens": torch.cat(tokens), "targets": torch.cat(targets)}
     if keep_frames:
         tensors["frames"] = torch.cat(frames)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"identity": wanted})
-    partial.replace(path)
-    return _read(path)
+    return tensors
 
 
 def pool_targets(world: World, num_videos: int, seed: int) -> Tensor:
@@ -91,11 +105,6 @@ def pool_targets(world: World, num_videos: int, seed: int) -> Tensor:
             for done in range(0, num_videos, CHUNK)
         ]
     )
-
-
-def _read(path: Path) -> Pool:
-    tensors = load_file(path)
-    return Pool(Trunk(tensors["features"], tensors["tokens"]), tensors["targets"], tensors.get("frames"))
 
 
 class PoolVideos:

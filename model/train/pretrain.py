@@ -55,6 +55,8 @@ class PretrainConfig:
     text_batch_size: int = 256
     text_learning_rate: float = 1e-3
     num_cached_pictures: int = 24000
+    num_steps_drawn: int = 1
+    """Steps of the image stage whose pictures are drawn at once: for few pictures a GPU waits for their overhead."""
     weight_decay: float = 0.05
     bf16: bool | None = None
     """bfloat16 autocast. By default measured when the run begins: whichever is faster here."""
@@ -98,22 +100,33 @@ class ImageTask:
         self.module.visual = clip.visual
         self.module.table, self.module.scale = table, scale
         self.table, self.scale, self.visual = table, scale, clip.visual
+        self._drawn: tuple[int, Sample] | None = None
         self.optimizer = make_optimizer(
             [Group(list(self.module.parameters()), config.image_learning_rate)],
             weight_decay=config.weight_decay,
             betas=(0.9, 0.98),
         )
 
-    def _logits(self, sample: Sample) -> Tensor:
-        image = F.normalize(self.visual(to_pixels(sample.frames[:, 0], self.config.device)).float(), dim=-1)  # [B, D]
+    def _logits(self, pictures: Tensor) -> Tensor:
+        """[B, 3, H, W] uint8 -> [B, names]."""
+        image = F.normalize(self.visual(to_pixels(pictures, self.config.device)).float(), dim=-1)  # [B, D]
         return image @ F.normalize(self.table, dim=-1).T * self.scale.exp()  # [B, names]
 
     def training_step(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
-        world = self.worlds["train"]
-        sample = world.pictures(self.config.batch_size, world.generator(self.config.seed * 10_000_019 + step))
-        logits = self._logits(sample)
-        loss = shared_cross_entropy(logits, sample.targets.to(logits.device))
+        sample, rows = self._pictures(step)
+        logits = self._logits(sample.frames[rows, 0])
+        loss = shared_cross_entropy(logits, sample.targets[rows].to(logits.device))
         return loss, {}
+
+    def _pictures(self, step: int) -> tuple[Sample, slice]:
+        """The pictures of some steps, and which of them are this step's."""
+        size, num_steps = self.config.batch_size, self.config.num_steps_drawn
+        first = step - step % num_steps
+        if self._drawn is None or self._drawn[0] != first:
+            world = self.worlds["train"]
+            generator = world.generator(self.config.seed * 10_000_019 + first)
+            self._drawn = (first, world.pictures(size * num_steps, generator))
+        return self._drawn[1], slice((step - first) * size, (step - first + 1) * size)
 
     @torch.no_grad()
     def evaluate(self) -> Mapping[str, float]:
@@ -125,7 +138,7 @@ class ImageTask:
         hits = total = 0
         for seed in range(4):
             sample = world.pictures(128, world.generator(seed))
-            logits = self._logits(sample).cpu()[:, is_noun]
+            logits = self._logits(sample.frames[:, 0]).cpu()[:, is_noun]
             nouns = sample.targets[:, is_noun]
             for row, truth in zip(logits, nouns, strict=True):
                 k = int(truth.sum())
@@ -179,7 +192,7 @@ class TextTask:
         scale = self.clip.logit_scale.exp()
         by_name = shared_cross_entropy(image @ self._encode(texts).T * scale, targets)
         captioned = min(96, len(image))
-        shown = [[self.names[i] for i in row.nonzero()[:, 0].tolist()] for row in targets[:captioned]]
+        shown = [[self.names[i] for i in row.nonzero()[:, 0].tolist()] for row in targets[:captioned].cpu()]
         captions = [caption(names, generator) for names in shown]
         logits = image[:captioned] @ self._encode(captions).T * scale  # [captioned, captioned]
         diagonal = torch.arange(captioned, device=logits.device)
@@ -223,7 +236,9 @@ def main(config: PretrainConfig, out: Path, art_cache: Path, *, sheet: SpriteShe
     clip = open_clip.CLIP(**config.architecture()).to(config.device)
     sheet = sheet if sheet is not None else load_sheet(art_cache)
     worlds = {
-        split: World(art_cache, canvas=config.image_size, split=split, part="pretrain", sheet=sheet)
+        split: World(
+            art_cache, canvas=config.image_size, split=split, part="pretrain", sheet=sheet, device=config.device
+        )
         for split in ("train", "val")
     }
     if config.start:

@@ -18,7 +18,8 @@ from model.eval.metrics import peak_f1
 from model.factory import create_baseline_labels, create_clip
 from model.scoring import Scorer
 from model.train.baseline import BaselineNetwork, BaselineTask, evaluate_baseline
-from model.train.fit import FitConfig, figures_by_kind
+from model.train.fit import figures_by_kind
+from model.train.fit_config import FitConfig
 from model.train.loop import console, run
 from model.train.precision import choose_bf16
 from model.train.processes import processes_of
@@ -59,8 +60,9 @@ def fit_baseline(
         config.device
     )
     canvas = clip.source.geometry.image_size
-    train = World(art_cache, canvas=canvas, num_more_pairs=config.num_more_pairs, sheet=sheet)
-    worlds = {"train": train, "val": World(art_cache, canvas=canvas, split="val", sheet=train.sheet)}
+    train = World(art_cache, canvas=canvas, num_more_pairs=config.num_more_pairs, sheet=sheet, device=config.device)
+    val = World(art_cache, canvas=canvas, split="val", sheet=train.sheet, device=config.device)
+    worlds = {"train": train, "val": val}
     out.mkdir(parents=True, exist_ok=True)
     frames = torch.zeros(2, video.num_frames, 3, canvas, canvas, dtype=torch.uint8)
     bf16 = choose_bf16(config.bf16, network, lambda: network.frame_features(frames), config.device, out)

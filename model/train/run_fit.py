@@ -8,25 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from model.checkpoint import CheckpointConfig, ClipSource, digest_llm, save_checkpoint
 from model.config import BaselineConfig, LabelEncoderConfig, Method, VideoEncoderConfig
 from model.data.emoji.assets import SpriteSheet
 from model.data.emoji.world import World
-from model.eval.calibration import fit_platt
-from model.eval.metrics import peak_f1
 from model.factory import create_clip, create_label_encoder
-from model.scoring import Scorer
+from model.train.export import write_checkpoint
 from model.train.fit import (
     VALIDATION_SEED,
-    FitConfig,
     JointTask,
     LabelTask,
     choose_alpha,
     figures_by_kind,
     video_features,
 )
+from model.train.fit_config import FitConfig
 from model.train.hold import Held, hold
 from model.train.loop import console, run
 from model.train.precision import choose_bf16
@@ -75,10 +71,10 @@ def main(
     label_encoder, llm_folder = create_label_encoder(label, clip)
     network = OpenVocabularyNetwork(video_encoder, label_encoder).to(config.device)
     canvas = clip.source.geometry.image_size
-    train = World(art_cache, canvas=canvas, num_more_pairs=config.num_more_pairs, sheet=sheet)
+    train = World(art_cache, canvas=canvas, num_more_pairs=config.num_more_pairs, sheet=sheet, device=config.device)
     worlds: Mapping[str, World] = {
         "train": train,
-        "val": World(art_cache, canvas=canvas, split="val", sheet=train.sheet),
+        "val": World(art_cache, canvas=canvas, split="val", sheet=train.sheet, device=config.device),
     }
     names, num_judged = list(train.labels), len(worlds["val"].labels)
     frames = torch.zeros(2, video.num_frames, 3, canvas, canvas, dtype=torch.uint8)
@@ -120,25 +116,11 @@ def main(
     with torch.no_grad():
         labels = label_encoder.forward_from_states(names[:num_judged], states[:num_judged].to(config.device))
         logits, targets = network.logits(validation[0], labels).cpu(), validation[1]
-    calibration = fit_platt(logits.numpy(), targets.numpy())
-    _, best_logit = peak_f1(logits.numpy(), targets.numpy())
-    source = replace(clip.source, digest=description["clip_digest"])
-    tensors = _learned(network)
-    if store_clip:
-        source = ClipSource("stored", source.mean, source.std, source.geometry, clip.model_cfg)
-        tensors |= {f"clip.{name}": value for name, value in clip.model.state_dict().items()}
-    checkpoint = CheckpointConfig(
-        id=checkpoint_id,
-        clip=source,
-        video=video,
-        label=label,
-        scorer=Scorer(network.log_scale.exp().item(), network.bias.item(), calibration),
-        default_threshold=round(float(calibration.probability(best_logit)), 4),
-        llm_digest=digest_llm(llm_folder),
-        trained_labels=tuple(names),
-    )
     folder = out / "checkpoint"
-    save_checkpoint(folder, checkpoint, tensors, half=half)
+    write_checkpoint(
+        folder, network, clip, llm_folder, checkpoint_id=checkpoint_id, trained_labels=names,
+        validation=(logits, targets), store_clip=store_clip, half=half,
+    )  # fmt: skip
     write_metrics(out, method, figures_by_kind(logits, targets, worlds["val"]))
     console.print(f"wrote {folder}")
     return folder
@@ -151,9 +133,3 @@ def _held(network: OpenVocabularyNetwork, world: World, config: FitConfig) -> He
     console.print(f"what CLIP knows of the labels, on {config.num_cached_videos} training videos")
     features, targets = video_features(network, world, config.num_cached_videos, config, seed=CACHED_SEED, alpha=None)
     return hold(network.label.clip_text, world.labels, world.kinds(), features, targets)
-
-
-def _learned(network: OpenVocabularyNetwork) -> dict[str, Tensor]:
-    """What a checkpoint keeps of our two encoders."""
-    tensors: dict[str, Tensor] = {f"branch.{name}": value for name, value in network.video.trainable().items()}
-    return tensors | {f"label.{name}": value for name, value in network.label.trainable_state_dict().items()}

@@ -1,9 +1,10 @@
 """``vidlex eval suite``: our method, what the paper compares with and its ablations, on the five columns of the world.
 
 Every row is trained by the same loop on the same pool of videos, judged on the same held-out videos and labels, and
-kept as one JSON file under ``out/rows``: a run that was stopped goes on with the rows that are missing. The prefixes
-are learned once, before the rows, on CLIP's frame means (stage *prefix*); all rows of ours read them. Then the report
-is written: Markdown, curves and diagrams.
+kept as one JSON file under ``out/rows``: a run that was stopped goes on with the rows that are missing, and the same
+command started several times shares them (one process hardly fills a GPU). The prefixes are learned once, before the
+rows, on CLIP's frame means (stage *prefix*); all rows of ours read them. Then the report is written: Markdown, curves
+and diagrams. What ``main`` rows of ours learned can be served: ``out/checkpoints``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from model.data.emoji.assets import SpriteSheet
 from model.eval.suite_report import write_report
@@ -42,8 +44,10 @@ def main(
     """
     started = time.monotonic()
     bench = Bench(config, clip_name=clip_name, out=out, art_cache=art_cache, sheet=sheet)
-    for row, train in () if report_only else _plan(bench):
-        _finish(bench, row, train)
+    if not report_only:
+        for waits in (False, True):  # first what nobody works at, then what others have not finished
+            for row, train in _plan(bench):
+                _finish(bench, row, train, waits=waits)
     facts = {
         "command": command,
         "clip": Path(clip_name).name,
@@ -73,14 +77,23 @@ def _plan(bench: Bench) -> list[tuple[Row, Callable[[Row], dict[str, Any]]]]:
         (row, (lambda row: train_ours(bench, row)) if row.method == "ours" else lambda row: train_baseline(bench, row))
         for row in (*first, *more)
     ]
-    others = [*longer(config), *(ablations(bench.tower_depth) if config.with_ablations else ())]
+    others = [*longer(config), *(ablations(bench.tower_depth, config.held) if config.with_ablations else ())]
     return rows + [(row, lambda row: train_ours(bench, row)) for row in others]
 
 
-def _finish(bench: Bench, row: Row, train: Callable[[Row], dict[str, Any]]) -> None:
+def _finish(bench: Bench, row: Row, train: Callable[[Row], dict[str, Any]], *, waits: bool) -> None:
     path = bench.out / "rows" / f"{row.key}.json"
-    if path.exists():
+    locks = bench.out / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(locks / row.key, blocking=waits):  # the system lets go of it when a process dies
+            if not path.exists():
+                _train_and_judge(path, row, train)
+    except Timeout:
         return
+
+
+def _train_and_judge(path: Path, row: Row, train: Callable[[Row], dict[str, Any]]) -> None:
     began = time.monotonic()
     console.print(f"row {row.key}")
     result = {**asdict(row), **train(row), "minutes": round((time.monotonic() - began) / 60, 2)}

@@ -7,11 +7,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
@@ -25,10 +26,11 @@ from model.data.emoji.world import World
 from model.eval.calibration import expected_calibration_error, fit_platt, reliability
 from model.eval.metrics import curve, summarise
 from model.eval.thresholds import threshold_loss
-from model.factory import create_clip, create_label_encoder
+from model.factory import Clip, create_clip, create_label_encoder
 from model.scoring import Scorer
 from model.text.label_encoder import LabelEncoder
-from model.train.fit import FitConfig, LabelTask
+from model.train.fit import LabelTask
+from model.train.fit_config import FitConfig
 from model.train.loop import console, run
 from model.train.pool import Pool, build_pool, pool_targets
 from model.train.task import OpenVocabularyNetwork
@@ -40,7 +42,7 @@ TRAIN_SEED = 800_000
 
 @dataclass(frozen=True)
 class SuiteConfig:
-    """How large the suite is. The default suits two CPU cores and about an hour; ``--scale full`` wants a GPU."""
+    """How large the suite is. The default suits two CPU cores and about an hour; the README has a command for a GPU."""
 
     num_seeds: int = 3
     num_pool_videos: int = 10_000
@@ -71,8 +73,14 @@ class SuiteConfig:
     num_label_ablation_steps: int = 200
     num_long_steps: int = 0
     """Joint steps of further runs of ours, to see what more training gives; 0: none."""
+    held: bool = False
+    """Whether all rows of ours are held to CLIP and read further pairs, with soft tokens behind the name, and not only
+    some of the longer ones; what they are compared with then reads the further pairs too."""
     num_more_pairs: int = 2000
-    """Further labels of a thing and what it does, read by those of them that are held to CLIP."""
+    """Further labels of a thing and what it does, read by what is held to CLIP."""
+    video_hold: float = 0.5
+    label_hold: float = 1.0
+    pair_weight: float = 1.0
     with_ablations: bool = True
     skipped: str = ""
     """Methods to leave out, separated by commas: fixed_llm writes a text for each of 2,700 labels."""
@@ -88,16 +96,25 @@ class SuiteConfig:
             num_prefixes=self.num_prefixes,
             num_attributes=self.num_attributes,
             tokens_per_attribute=self.tokens_per_attribute,
+            soft_behind=self.held,
         )
 
+    def holds(self) -> dict[str, Any]:
+        """Settings of a training that is held to CLIP."""
+        return {
+            "num_more_pairs": self.num_more_pairs, "video_hold": self.video_hold, "label_hold": self.label_hold,
+            "pair_weight": self.pair_weight,
+        }  # fmt: skip
+
     def fit(self, seed: int) -> FitConfig:
-        return FitConfig(
+        fit = FitConfig(
             batch_size=self.batch_size, num_step_labels=self.num_step_labels, all_positives=self.all_positives,
             num_joint_steps=self.num_joint_steps, num_validation_videos=min(64, self.num_validation_videos),
             num_prefix_labels=self.num_prefix_labels,
             num_prefix_steps=self.num_prefix_steps, num_stage_labels=self.num_step_labels,
             device=self.device, bf16=self.bf16, seed=seed,
         )  # fmt: skip
+        return replace(fit, **self.holds()) if self.held else fit
 
 
 @dataclass(frozen=True)
@@ -117,6 +134,14 @@ class Row:
         return "_".join(part for part in (self.group, self.method, change, f"seed{self.seed}") if part)
 
 
+class Made(NamedTuple):
+    """An untrained network and what it was made of."""
+
+    network: OpenVocabularyNetwork
+    clip: Clip
+    llm_folder: Path
+
+
 class Bench:
     """Made once per run; everything here is kept in ``out`` and found again."""
 
@@ -129,9 +154,10 @@ class Bench:
         sheet = sheet if sheet is not None else load_sheet(art_cache)
 
         def world(split: str, part: Any) -> World:
-            return World(art_cache, canvas=canvas, split=split, part=part, sheet=sheet)
+            return World(art_cache, canvas=canvas, split=split, part=part, sheet=sheet, device=config.device)
 
         self._art_cache = art_cache
+        self._with_more_pairs: dict[int, tuple[World, Pool]] = {}
         self.worlds = {"train": world("train", "seen"), "val": world("val", "seen")}
         columns = {column: world("test", column) for column in COLUMNS}
         self.protocol = self.worlds["train"].protocol
@@ -155,13 +181,13 @@ class Bench:
 
     # --- the LLM's part ---
 
-    def network(self, video: VideoEncoderConfig, label: LabelEncoderConfig, seed: int) -> OpenVocabularyNetwork:
+    def network(self, video: VideoEncoderConfig, label: LabelEncoderConfig, seed: int) -> Made:
         """Untrained, with seeds of its own for everything random."""
         torch.manual_seed(seed)
         clip = create_clip(self.clip_name)
         encoder = VideoEncoder(clip.model.visual, video, mean=clip.source.mean, std=clip.source.std)
-        labels, _ = create_label_encoder(replace(label, seed=seed), clip)
-        return OpenVocabularyNetwork(encoder, labels).to(self.config.device)
+        labels, llm_folder = create_label_encoder(replace(label, seed=seed), clip)
+        return Made(OpenVocabularyNetwork(encoder, labels).to(self.config.device), clip, llm_folder)
 
     def states(self, encoder: LabelEncoder, name: str, labels: Sequence[str]) -> Tensor:
         """States [V, N, K, L, d] float16 of these labels under the encoder's prefixes, from the disk where possible."""
@@ -170,25 +196,32 @@ class Bench:
         parts = [config.llm, config.prompt_version, config.feedback, config.num_attributes, config.tokens_per_attribute]
         digest = hashlib.sha256(json.dumps([parts, list(labels)]).encode() + prefixes).hexdigest()[:16]
         path = self.out / "states" / f"{name}-{digest}.safetensors"
-        if not path.exists():
-            console.print(f"LLM states of {len(labels)} labels: {name}")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"states": encoder.cache_states(labels, dtype=torch.float16)}, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                console.print(f"LLM states of {len(labels)} labels: {name}")
+                partial = path.with_suffix(".partial")
+                save_file({"states": encoder.cache_states(labels, dtype=torch.float16)}, partial)
+                partial.replace(path)
         return load_file(path)["states"]
 
     def prefixes(self) -> Tensor:
         """The prefixes of all rows: learned once on frame means, few labels a step, through the frozen LLM."""
         path = self.out / "prefixes.safetensors"
-        if path.exists():
-            return load_file(path)["prefixes"]
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                self._learn_prefixes(path)
+        return load_file(path)["prefixes"]
+
+    def _learn_prefixes(self, path: Path) -> None:
         config = self.config
-        network = self.network(VideoEncoderConfig(num_branch_blocks=0), config.label(), 0)
+        network = self.network(VideoEncoderConfig(num_branch_blocks=0), config.label(), 0).network
         world = self.worlds["train"]
         picks = torch.randperm(len(world.labels), generator=torch.Generator().manual_seed(0))[:600].sort().values
         some = [world.labels[i] for i in picks.tolist()]
         states = self.states(network.label, "starting", some).float()
         network.label.fit_statistics(states)
-        fit = config.fit(0)
+        fit = replace(config.fit(0), num_more_pairs=0)
         cached = self.frame_means(self.train), self.train.targets[:, picks]
         for name, steps, seen in (
             ("warmup", config.num_warmup_steps, states),
@@ -197,8 +230,7 @@ class Bench:
             task = LabelTask(name, network, cached=cached, world=world, labels=some, states=seen, config=fit)
             loop = replace(fit, bf16=False).loop(steps, num_warmup_steps=5, evaluate_every=10**9)
             run(task, loop, self.out / "prefix", {"part": "prefix", "identity": self.identity})
-        save_file({"prefixes": network.label.prefixes.detach().clone()}, path)
-        return load_file(path)["prefixes"]
+        save_file({"prefixes": network.label.prefixes.detach().cpu().clone()}, path)
 
     # --- videos ---
 
@@ -211,8 +243,11 @@ class Bench:
         base = self.worlds["train"]
         if not num:
             return base, self.train
-        world = World(self._art_cache, canvas=base.canvas, num_more_pairs=num, sheet=base.sheet)
-        return world, replace(self.train, targets=pool_targets(world, len(self.train), TRAIN_SEED))
+        if num not in self._with_more_pairs:
+            world = World(self._art_cache, canvas=base.canvas, num_more_pairs=num, sheet=base.sheet)
+            pool = replace(self.train, targets=pool_targets(world, len(self.train), TRAIN_SEED))
+            self._with_more_pairs[num] = world, pool
+        return self._with_more_pairs[num]
 
     def column_labels(self) -> list[str]:
         """Every label that any column reads, once."""
@@ -257,7 +292,15 @@ class Bench:
     def one_frame_probe(self) -> dict[str, float]:
         """How far the actions can be read from one frame: a logistic regression on CLIP's features of the middle frame,
         trained on pool videos, against chance; the same for scenes, to show that the probe works."""
-        train, test = self.train.trunk.frame_features.float(), self.test["seen"].trunk.frame_features.float()
+        path = self.out / f"one_frame-{self.identity}-{len(self.train)}.json"
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                path.write_text(json.dumps(self._probe_one_frame()), encoding="utf-8")
+        found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+
+    def _probe_one_frame(self) -> dict[str, float]:
+        train, test = (pool.trunk.frame_features.float().cpu() for pool in (self.train, self.test["seen"]))
         middle = train.shape[1] // 2
         kinds = np.array(list(self.kinds["seen"].values()))
         found: dict[str, float] = {}

@@ -13,11 +13,13 @@ from model.config import BaselineConfig, LabelEncoderConfig, Method, TemplateSet
 from model.eval.metrics import summarise
 from model.factory import create_baseline_labels, create_clip
 from model.train.baseline import BaselineNetwork, BaselineTask
-from model.train.fit import FitConfig, JointTask, LabelTask
+from model.train.export import write_checkpoint
+from model.train.fit import JointTask, LabelTask
+from model.train.fit_config import FitConfig
 from model.train.hold import Held, hold
 from model.train.loop import console, run
 from model.train.pool import Pool, PoolVideos
-from model.train.suite_bench import Bench, Row, SuiteConfig
+from model.train.suite_bench import Bench, Made, Row, SuiteConfig
 from model.train.task import OpenVocabularyNetwork
 from model.video.encoder import Trunk, VideoEncoder
 
@@ -45,8 +47,8 @@ METHODS = {
 }
 
 
-def ablations(tower_depth: int) -> list[Row]:
-    """The paper's ablations, for a tower of so many blocks.
+def ablations(tower_depth: int, held: bool = False) -> list[Row]:
+    """The paper's ablations, for a tower of so many blocks, and with ``held`` those of what the paper does not have.
 
     Those of the label side train it alone, on frame means, beside their own reference.
     """
@@ -69,6 +71,14 @@ def ablations(tower_depth: int) -> list[Row]:
     rows.append(Row("ours", 0, "lambda 0.5", "video side", {"fit": {"interpolation_lambda": 0.5}}))
     tuned = {"fit": {"interpolation_lambda": 0.0}, "tuned_trunk": True}
     rows.append(Row("ours", 0, "no weight interpolation, CLIP trunk tuned", "video side", tuned))
+    if held:
+        free = {"fit": {"video_hold": 0.0, "label_hold": 0.0}}
+        rows.append(Row("ours", 0, "not held to CLIP", "video side", free))
+        rows.append(Row("ours", 0, "no further pairs", "video side", {"fit": {"num_more_pairs": 0}}))
+        before = {"label": {"soft_behind": False}}
+        rows.append(Row("ours", 0, "soft tokens before the name", "video side", before))
+        paper = {"fit": {**free["fit"], "num_more_pairs": 0}, **before}
+        rows.append(Row("ours", 0, "as in the paper: none of the three", "video side", paper))
     return rows
 
 
@@ -81,15 +91,12 @@ def longer(config: SuiteConfig) -> list[Row]:
     change, more = f"{steps} joint steps", {"fit": {"num_joint_steps": steps}}
     rows = [Row("ours", seed, change, "length", more) for seed in range(config.num_seeds)]
     with_name = {**more, "label": {"with_name": True}}
-    held: dict[str, Any] = {
-        "fit": {
-            "num_joint_steps": steps, "num_more_pairs": config.num_more_pairs, "video_hold": 0.5, "label_hold": 1.0,
-        },
-        "label": {"soft_behind": True},
-    }  # fmt: skip
+    rows.append(Row("ours", 0, f"{change}, the bare name in the mean", "length", with_name))
+    if config.held:
+        return rows
+    held: dict[str, Any] = {"fit": {"num_joint_steps": steps, **config.holds()}, "label": {"soft_behind": True}}
     return [
         *rows,
-        Row("ours", 0, f"{change}, the bare name in the mean", "length", with_name),
         *(Row("ours", seed, f"{change}, held to CLIP", "length", held) for seed in range(config.num_seeds)),
     ]
 
@@ -105,7 +112,8 @@ def train_ours(bench: Bench, row: Row) -> dict[str, Any]:
     if row.group != "main":
         fit = replace(fit, num_joint_steps=config.num_ablation_steps)
     fit = replace(fit, **options.get("fit", {}))
-    network = bench.network(video, label, row.seed)
+    made = bench.network(video, label, row.seed)
+    network = made.network
     if not options.get("fixed_prefixes"):
         network.label.prefixes.data.copy_(bench.prefixes()[: label.num_prefixes])
     if options.get("without_transformer"):
@@ -116,7 +124,12 @@ def train_ours(bench: Bench, row: Row) -> dict[str, Any]:
     network.label.fit_statistics(trained.float())
     world, pool = bench.with_more_pairs(fit.num_more_pairs)
     if more := world.labels[len(base.labels) :]:
-        trained = torch.cat((trained, bench.states(network.label, "pairs", more)))
+        if options.get("without_llm"):
+            pairs = trained.new_zeros(len(more), *trained.shape[1:])
+        else:
+            pairs = bench.states(network.label, "pairs", more)
+        trained = torch.cat((trained, pairs))
+    trained = trained.to(config.device)
     out, description = bench.out / "runs" / row.key, {"row": row.key, "identity": bench.identity}
     cached = bench.frame_means(pool), pool.targets
     held: Held | None = None
@@ -136,8 +149,24 @@ def train_ours(bench: Bench, row: Row) -> dict[str, Any]:
         task.videos = _OursVideos(pool, fit, at_depth)
         run(task, fit.loop(fit.num_joint_steps, num_warmup_steps=50, evaluate_every=NEVER), out, description)
         alpha = _choose_alpha(bench, network, states, at_depth)
-    result = bench.judge(_judge_of(network, states, at_depth))
-    return {**result, "alpha": alpha, "num_parameters": _num_learned(network)}
+    judged = _judge_of(network, states, at_depth)
+    if row.group == "main":
+        _keep(bench, row, made, judged)
+    return {**bench.judge(judged), "alpha": alpha, "num_parameters": _num_learned(network)}
+
+
+def _keep(bench: Bench, row: Row, made: Made, judged: Callable[[Pool, Sequence[str]], Tensor]) -> None:
+    """A checkpoint of the row that can be served, under ``out/checkpoints``."""
+    labels = bench.worlds["train"].labels
+    write_checkpoint(
+        bench.out / "checkpoints" / row.key,
+        made.network,
+        made.clip,
+        made.llm_folder,
+        checkpoint_id=row.key,
+        trained_labels=labels,
+        validation=(judged(bench.validation, labels).cpu(), bench.validation.targets),
+    )
 
 
 class _States:
@@ -244,6 +273,7 @@ def train_baseline(bench: Bench, row: Row) -> dict[str, Any]:
     )
     baseline = BaselineConfig(templates=compared.templates)
     label = replace(config.label(), seed=row.seed)
+    label = replace(label, soft_behind=False)
     labels, _ = create_baseline_labels(compared.method, baseline, label, clip)
     tunes = compared.method == "vificlip"
     network = BaselineNetwork(clip.model, encoder, labels, places=baseline.places, train_towers=tunes).to(config.device)
@@ -252,9 +282,10 @@ def train_baseline(bench: Bench, row: Row) -> dict[str, Any]:
         fit = replace(fit, batch_size=config.num_tuned_videos)
         baseline = replace(baseline, learning_rate=1e-4)  # a tower this small wants more than the 1e-5 of ViT-B
     if compared.is_trained:
-        task = BaselineTask(compared.method, network, bench.worlds, fit, baseline)
+        world, pool = bench.with_more_pairs(fit.num_more_pairs)
+        task = BaselineTask(compared.method, network, {**bench.worlds, "train": world}, fit, baseline)
         task.videos = PoolVideos(
-            bench.train, batch_size=fit.batch_size, seed=fit.seed, frames=tunes,
+            pool, batch_size=fit.batch_size, seed=fit.seed, frames=tunes,
             num_frames=config.num_tuned_frames if tunes else 0,
         )  # fmt: skip
         loop = fit.loop(fit.num_joint_steps, num_warmup_steps=fit.num_joint_steps // 10 + 1, evaluate_every=NEVER)

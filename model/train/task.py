@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.data.emoji.world import World
 from model.scoring import similarity_to_logit
 from model.text.label_encoder import LabelEncoder
+from model.train.fit_config import FitConfig
 from model.video.encoder import Trunk, VideoEncoder
+
+ALWAYS = ("action", "scene")
+"""Kinds of labels that every step reads: few, and hard or frequent."""
+
+WHEN_TRUE = ("pair",)
+"""Kinds of labels that a step reads whenever they are true in it: many, and each of them rare."""
 
 
 class OpenVocabularyNetwork(nn.Module):
@@ -43,6 +52,7 @@ def sample_labels(
     *,
     all_positives: bool = True,
     when_true: Tensor | None = None,
+    thing: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Labels of one step: every positive of the batch, those of ``always``, and random others up to ``num_labels``.
 
@@ -51,6 +61,10 @@ def sample_labels(
     ``all_positives`` the positives outside ``always`` are sampled too, up to two thirds of what is left of the step
     and beside it (such a step reads up to two thirds more than ``num_labels``), except those of ``when_true`` [V] bool:
     they are read whenever they are positive.
+
+    ``thing`` [V] is for vocabularies of which most labels are pairs: the thing that a pair's label names, -1 for other
+    labels. Half of the random others are then no pairs, and of the pairs half name a thing that the batch shows in
+    another pair: the same thing doing something else, which is what a label of both has to tell apart.
     """
     positive = targets.any(dim=0)
     if all_positives:
@@ -60,13 +74,56 @@ def sample_labels(
     kept = always.nonzero()[:, 0]
     left = max(0, num_labels - len(kept))
     groups = [(kept, torch.ones(len(kept)))]
-    for pool, most in ((positive & ~always, left * 2 // 3), (~(positive | always), left)):
+    negative = ~(positive | always)
+    pools = [(positive & ~always, left * 2 // 3)]
+    if thing is None:
+        pools.append((negative, left))
+    else:
+        is_pair = thing >= 0
+        near = is_pair & torch.isin(thing, thing[positive & is_pair])
+        pools.append((negative & near, left // 4))
+        pools.append((negative & is_pair & ~near, left // 4))
+        pools.append((negative & ~is_pair, left // 2))
+    for pool, most in pools:
         members = pool.nonzero()[:, 0]
         num_drawn = min(len(members), most)
         drawn = members[torch.randperm(len(members), generator=generator)[:num_drawn]]
         groups.append((drawn, torch.full((num_drawn,), len(members) / max(1, num_drawn))))
     index, order = torch.cat([drawn for drawn, _ in groups]).sort()
     return index, torch.cat([weights for _, weights in groups])[order]
+
+
+@dataclass(frozen=True, eq=False)
+class LabelChoice:
+    """How the labels of a step are chosen out of a training vocabulary, and what they weigh."""
+
+    weights: Tensor
+    """[V]: by kind."""
+    always: Tensor
+    """[V] bool: read in every step."""
+    when_true: Tensor
+    """[V] bool: read whenever true."""
+    thing: Tensor | None
+    """[V], see ``sample_labels``; None where pairs are few."""
+
+    @classmethod
+    def of(cls, world: World, config: FitConfig) -> LabelChoice:
+        kinds = world.kinds()
+        has_more = config.num_more_pairs > 0
+        return cls(
+            kind_weights(world.labels, kinds, {"action": config.action_weight, "pair": config.pair_weight}),
+            torch.tensor([kinds[name] in ALWAYS for name in world.labels]),
+            torch.tensor([has_more and kinds[name] in WHEN_TRUE for name in world.labels]),
+            world.thing_of_pairs() if has_more else None,
+        )
+
+    def draw(self, targets: Tensor, config: FitConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Indices and weights [n] of a step whose videos show ``targets`` [B, V]."""
+        index, weights = sample_labels(
+            targets, config.num_step_labels, self.always, generator, all_positives=config.all_positives,
+            when_true=self.when_true, thing=self.thing,
+        )  # fmt: skip
+        return index, weights * self.weights[index]
 
 
 def kind_weights(labels: Sequence[str], kinds: dict[str, str], weight_of: dict[str, float]) -> Tensor:

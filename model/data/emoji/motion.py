@@ -8,7 +8,7 @@ every action, so that one frame tells little of the action.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -33,6 +33,9 @@ class Pose:
     """1 visible, 0 not."""
     stretch: Tensor
     """Factor on the width: 1 as drawn, negative mirrored."""
+
+    def to(self, device: str) -> Pose:
+        return Pose(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def sample_pose(action: Tensor, times: Tensor, size_range: tuple[float, float], generator: torch.Generator) -> Pose:

@@ -45,7 +45,8 @@ def _inverse_affine(pose: Pose, layer: int) -> Tensor:
 
 
 def crop_backgrounds(bank: Tensor, scene: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """[B, 3, size, size] uint8: for each entry of ``scene`` [B] a random picture, crop and mirroring of the bank.
+    """[B, 3, size, size] uint8 on the bank's device: for each entry of ``scene`` [B] a random picture, crop and
+    mirroring of the bank.
 
     A crop covers at most two thirds of the picture's side; for a larger canvas it is scaled up.
     """
@@ -54,12 +55,12 @@ def crop_backgrounds(bank: Tensor, scene: Tensor, size: int, generator: torch.Ge
     which = torch.randint(0, pictures, (n,), generator=generator)
     offset = torch.randint(0, side - size + 1, (n, 2), generator=generator)
     mirrored = torch.rand(n, generator=generator) < 0.5
-    crops = []
-    for i in range(n):
-        top, left = int(offset[i, 0]), int(offset[i, 1])
-        crop = bank[scene[i], which[i], :, top : top + size, left : left + size]
-        crops.append(crop.flip(-1) if mirrored[i] else crop)
-    stacked = torch.stack(crops)
+    along = torch.arange(size)
+    rows = offset[:, :1] + along  # [B, size]
+    columns = offset[:, 1:] + torch.where(mirrored[:, None], along.flip(0), along)  # [B, size]
+    place = (scene[:, None, None], which[:, None, None], rows[:, :, None], columns[:, None, :])
+    scenes, chosen, y, x = (index.to(bank.device) for index in place)
+    stacked = bank[scenes, chosen, :, y, x].permute(0, 3, 1, 2)  # [B, size, size, 3] -> [B, 3, size, size]
     if canvas == size:
         return stacked
     return F.interpolate(stacked.float(), size=(canvas, canvas), mode="bilinear").round_().to(torch.uint8)

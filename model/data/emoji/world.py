@@ -32,9 +32,9 @@ class Sample:
     """A batch of labelled videos (or pictures: T = 1)."""
 
     frames: Tensor
-    """[B, T, 3, H, W] uint8 RGB."""
+    """[B, T, 3, H, W] uint8 RGB, on the world's device."""
     targets: Tensor
-    """[B, V] bool over ``World.labels``."""
+    """[B, V] bool over ``World.labels``; this and all that follows on the CPU."""
     times: Tensor
     """[T] in 0..1 of the video."""
     nouns: Tensor
@@ -63,6 +63,8 @@ class World:
 
     ``part`` is what training sees ("pretrain", "seen") or a column of the evaluation (``model.data.emoji.protocol``).
     ``num_more_pairs`` adds labels of that many pairs behind the part's own; the same seeds show the same videos.
+    ``device`` draws the frames: who plays and how is decided on the CPU, so that the same seed shows the same
+    everywhere; pixels may differ by rounding between devices.
     """
 
     def __init__(
@@ -74,12 +76,15 @@ class World:
         part: Part = "seen",
         num_more_pairs: int = 0,
         sheet: SpriteSheet | None = None,
+        device: str = "cpu",
     ) -> None:
         salt = {"train": 1, "val": 2, "test": 3}[split]
         self.canvas = canvas
         self.salt = salt
         self.sheet = sheet if sheet is not None else load_sheet(cache)
-        self.bank = scene_bank(96 if split == "train" else 24, seed=salt)
+        self._bank = scene_bank(96 if split == "train" else 24, seed=salt).to(device)
+        self._sprites = self.sheet.sprites.to(device)
+        self.device = device
         self.protocol = Protocol(self.sheet.nouns)
         self.column = self.protocol.column(part, num_more_pairs)
         self.labels = self.column.labels
@@ -90,6 +95,13 @@ class World:
     def kinds(self) -> dict[str, str]:
         """Label -> "noun", "hypernym", "keyword", "scene", "action" or "pair"."""
         return dict(self.column.kinds)
+
+    def thing_of_pairs(self) -> Tensor:
+        """[V] int64: the noun of each label that is a pair, -1 for other labels."""
+        things = torch.full((len(self.labels),), -1)
+        for (noun, _), label in self.column.pair_truth.items():
+            things[label] = noun
+        return things
 
     def generator(self, seed: int) -> torch.Generator:
         return torch.Generator().manual_seed(seed * 8 + self.salt)
@@ -167,8 +179,9 @@ class World:
         present = cast.present
         pose = sample_pose(action.reshape(-1), times, sizes, generator)  # [num * S, T]
         pose = _spread(pose, num, max_sprites, present, generator)
-        background = crop_backgrounds(self.bank, cast.scene, self.canvas, generator)
-        frames = render(background, self.sheet.sprites[cast.style, cast.sprite], pose)
+        background = crop_backgrounds(self._bank, cast.scene, self.canvas, generator)
+        sprites = self._sprites[cast.style.to(self.device), cast.sprite.to(self.device)]  # [num, S, 4, h, w]
+        frames = render(background, sprites, pose.to(self.device))
         shown = torch.where(present, noun, -1)
         moving = present & (action != STILL)
         return Sample(frames, cast.targets, times, shown, torch.where(moving, action, -1))
