@@ -53,7 +53,7 @@ class ClipText:
         self.width = int(tower.token_embedding.weight.shape[1])
         """W, the width of a token embedding."""
         self._learn_layout()
-        self._content_of = lru_cache(_KNOWN_TEXTS)(self._tokenize_content)
+        self._row_of = lru_cache(_KNOWN_TEXTS)(self._row)
 
     def _learn_layout(self) -> None:
         """What the tokenizer puts around a text. It is asked, because open_clip's tokenizers differ in all of it."""
@@ -84,9 +84,6 @@ class ClipText:
         length = max(_COUNTING_LENGTH, 2 * self.context_length)
         ids: list[list[int]] = self._tokenizer(list(texts), context_length=length).tolist()
         return ids
-
-    def _tokenize_content(self, text: str) -> list[int]:
-        return self._content(self._tokenize_long([text])[0])
 
     def _content(self, row: list[int]) -> list[int]:
         """A long row of ids without padding and tail."""
@@ -139,25 +136,27 @@ class ClipText:
         if not names:
             nothing = torch.zeros(0, self.context_length, dtype=torch.long, device=self.device)
             return nothing, nothing[:, 0]
-        rows, starts = [], []
-        for name in names:
-            content = self._content_of(name)
-            end = len(content) - self._num_trail
-            label = content[self._num_lead : end]
-            if not label:
-                raise LabelTextError("nothing of the label is left after CLIP's text cleaning")
-            if self._reserved.intersection(label):
-                raise LabelTextError("the label holds a token that is reserved by CLIP's tokenizer")
-            room = self.context_length - len(self._tail) - self._num_hidden_end
-            used = len(content) + num_soft
-            if used > room:
-                most = room - (used - len(label))
-                raise LabelTextError(f"the label is too long: {len(label)} tokens for CLIP, at most {most} fit")
-            start = end if behind else self._num_lead
-            row = [*content[:start], *[self._placeholder] * num_soft, *content[start:]]
-            rows.append([*row, *[self._pad_id] * (self.context_length - len(self._tail) - len(row)), *self._tail])
-            starts.append(start)
-        return torch.tensor(rows, device=self.device), torch.tensor(starts, device=self.device)
+        rows, starts = zip(*(self._row_of(name, num_soft, behind) for name in names), strict=True)
+        return torch.stack(rows).to(self.device), torch.tensor(starts, device=self.device)
+
+    def _row(self, name: str, num_soft: int, behind: bool) -> tuple[Tensor, int]:
+        """[context] ids of one label on the CPU, and the position of the first placeholder."""
+        content = self._content(self._tokenize_long([name])[0])
+        end = len(content) - self._num_trail
+        label = content[self._num_lead : end]
+        if not label:
+            raise LabelTextError("nothing of the label is left after CLIP's text cleaning")
+        if self._reserved.intersection(label):
+            raise LabelTextError("the label holds a token that is reserved by CLIP's tokenizer")
+        room = self.context_length - len(self._tail) - self._num_hidden_end
+        used = len(content) + num_soft
+        if used > room:
+            most = room - (used - len(label))
+            raise LabelTextError(f"the label is too long: {len(label)} tokens for CLIP, at most {most} fit")
+        start = end if behind else self._num_lead
+        row = [*content[:start], *[self._placeholder] * num_soft, *content[start:]]
+        row += [self._pad_id] * (self.context_length - len(self._tail) - len(row))
+        return torch.tensor([*row, *self._tail]), start
 
     def check(self, name: str, num_soft: int = 0) -> None:
         """Raise LabelTextError when ``name`` cannot be encoded whole beside ``num_soft`` soft tokens."""
@@ -165,7 +164,7 @@ class ClipText:
 
     def embed_words(self, text: str) -> Tensor:
         """[n, W] token embeddings of a text alone, without what the tokenizer puts around it."""
-        content = self._content_of(text)
+        content = self._content(self._tokenize_long([text])[0])
         words = content[self._num_lead : len(content) - self._num_trail]
         embeddings: Tensor = self._tower.token_embedding(torch.tensor(words, device=self.device))
         return embeddings
