@@ -17,7 +17,7 @@ from model.data.emoji.keywords import emoji_of, not_too_common, visible_keywords
 from model.data.emoji.motion import STILL, Pose, sample_pose
 from model.data.emoji.nouns import Noun, build_nouns, noun_name
 from model.data.emoji.protocol import COLUMNS, Protocol, pair_name
-from model.data.emoji.render import render
+from model.data.emoji.render import crop_backgrounds, render
 from model.data.emoji.scenes import scene_bank
 from model.data.emoji.vocabulary import ACTION_WORDS, ACTIONS, HELD_OUT_ACTIONS, SCENE_WORDS, SCENES
 from model.data.emoji.world import World
@@ -145,6 +145,28 @@ def test_scenes_differ_and_are_seeded() -> None:
     assert bank.shape[:3] == (len(SCENES), 2, 3)
     assert torch.equal(bank, scene_bank(2, seed=5))
     assert not torch.equal(bank[0, 0], bank[0, 1])
+
+
+def test_crops_are_pieces_of_the_pictures_some_of_them_mirrored() -> None:
+    bank = torch.randint(0, 256, (2, 3, 3, 9, 9), dtype=torch.uint8)
+    scene = torch.tensor([0, 1, 1, 0] * 8)
+    crops = crop_backgrounds(bank, scene, 6, torch.Generator().manual_seed(3))
+    mirrored = 0
+    for crop, of in zip(crops, scene.tolist(), strict=True):
+        pieces = bank[of].unfold(2, 6, 1).unfold(3, 6, 1)  # [3, 3, 4, 4, 6, 6]
+        pieces = pieces.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, 6, 6)
+        as_it_is, turned = ((pieces == piece).flatten(1).all(dim=1).any() for piece in (crop, crop.flip(-1)))
+        assert as_it_is or turned
+        mirrored += int(turned)
+    assert 4 < mirrored < 28
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device: this was NOT tested")
+def test_a_gpu_draws_what_the_cpu_draws(world: World, tmp_path: Path) -> None:
+    there = World(tmp_path, canvas=48, sheet=tiny_sheet(), split="val", device="cuda")
+    here, drawn = (w.videos(8, 4, w.generator(3)) for w in (world, there))
+    assert drawn.frames.device.type == "cuda" and torch.equal(here.targets, drawn.targets)
+    assert (here.frames.float() - drawn.frames.cpu().float()).abs().max() <= 2
 
 
 def test_a_canvas_larger_than_the_backgrounds(tmp_path: Path) -> None:
@@ -288,6 +310,15 @@ def test_columns_show_and_name_what_they_promise(tmp_path: Path) -> None:
     assert len(shown["rare_pairs"][2] & rare) > len(rare) / 2
     assert not set(SCENE_WORDS["beach"][1]) & set(protocol.column("seen").labels)
     assert noun_name("MAN FARMER") == "farmer" and noun_name("COW FACE") == "cow"
+
+
+def test_the_thing_of_a_pair_is_its_first_words(tmp_path: Path) -> None:
+    world = World(tmp_path, canvas=32, sheet=tiny_sheet(), num_more_pairs=5)
+    things, kinds = world.thing_of_pairs().tolist(), world.kinds()
+    for label, thing in zip(world.labels, things, strict=True):
+        assert (thing >= 0) == (kinds[label] == "pair")
+        assert thing < 0 or label.startswith(world.protocol.nouns[thing].name + " ")
+    assert sum(thing >= 0 for thing in things) > 5
 
 
 def test_more_pairs_are_named_beside_the_same_videos(tmp_path: Path) -> None:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 
+from model.checkpoint import CheckpointConfig, load_checkpoint
 from model.config import VideoEncoderConfig
 from model.data.emoji.protocol import COLUMNS
 from model.data.emoji.world import World
 from model.eval.suite_report import _claims
+from model.factory import load_classifier
 from model.train.pool import PoolVideos, build_pool, pool_targets
-from model.train.suite import main
-from model.train.suite_bench import SuiteConfig
-from model.train.suite_rows import METHODS
+from model.train.suite import _finish, main
+from model.train.suite_bench import Bench, Row, SuiteConfig
+from model.train.suite_rows import METHODS, ablations
 from model.video.encoder import Trunk, VideoEncoder
 from tests.art import tiny_sheet
 from tests.tiny import tiny_clip
@@ -75,9 +79,63 @@ def test_every_method_and_ablation_has_its_row_and_a_second_run_does_nothing(tmp
     assert "up to 6 more pairs" in held and f"of label loses {sum(lost) / 2:.3f}" in held
     assert {path.name for path in report.iterdir()} >= {"suite.json", "curves_seen.png", "reliability_ours.png"}
 
+    served = load_classifier(str(out / "checkpoints" / "main_ours_seed0"), device="cpu")
+    features = served.encode_labels(["beach", "never heard of"])
+    assert features.shape == (2, 24) and np.isfinite(features).all()
+
     before = {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()}
     main(config, **arguments)  # type: ignore[arg-type]
     assert {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()} == before
+
+
+def test_all_rows_can_be_held_to_clip(tmp_path: Path) -> None:
+    folder = write_backbones(tmp_path)
+    skipped = ",".join(name for name in METHODS if name != "coop")
+    config = replace(
+        TINY, llm=str(folder / "llm"), held=True, pair_weight=2.0, num_seeds=1, num_long_steps=0, with_ablations=False,
+        skipped=skipped, all_positives=True,
+    )  # fmt: skip
+    clip, out = f"local-dir:{folder / 'clip'}", tmp_path / "suite"
+    report = main(config, clip_name=clip, out=out, art_cache=tmp_path, sheet=tiny_sheet())
+    log = [json.loads(line) for line in (out / "runs" / "main_ours_seed0" / "log.jsonl").read_text().splitlines()]
+    assert any(line.get("video_hold", 0) > 0 for line in log)
+    assert served_config(out / "checkpoints" / "main_ours_seed0").label.soft_behind
+    text = (report / "SUITE.md").read_text(encoding="utf-8")
+    assert "Ours is held to CLIP." in text and "reads the further pairs too" in text
+    free = {row.change: row.options for row in ablations(3, held=True)}
+    assert free["not held to CLIP"]["fit"] == {"video_hold": 0.0, "label_hold": 0.0}
+    assert "not held to CLIP" not in {row.change for row in ablations(3)}
+
+
+def served_config(folder: Path) -> CheckpointConfig:
+    return load_checkpoint(folder)[0]
+
+
+def test_a_row_that_another_process_trains_is_left_to_it_and_then_waited_for(tmp_path: Path) -> None:
+    class Out:
+        out = tmp_path
+
+    begun, go_on, trained = threading.Event(), threading.Event(), []
+
+    def slow(row: Row) -> dict[str, Any]:
+        begun.set()
+        assert go_on.wait(60)
+        trained.append(row.method)
+        return {}
+
+    def refuse(row: Row) -> dict[str, Any]:
+        raise AssertionError("the row is another's")
+
+    bench, row = cast(Bench, Out()), Row("ours")
+    other = threading.Thread(target=_finish, args=(bench, row, slow), kwargs={"waits": False})
+    other.start()
+    assert begun.wait(60)
+    _finish(bench, row, refuse, waits=False)
+    assert not trained
+    go_on.set()
+    _finish(bench, row, refuse, waits=True)
+    assert trained == ["ours"] and [path.stem for path in (tmp_path / "rows").iterdir()] == [row.key]
+    other.join()
 
 
 def judged(method: str, seed: int, value: float) -> dict[str, Any]:

@@ -54,6 +54,24 @@ def test_labels_that_are_read_when_true_and_the_rest_is_an_unbiased_draw() -> No
     assert mean.sub(1).abs().max() < 0.4 and mean.mean() == pytest.approx(1, abs=1e-3)
 
 
+def test_of_the_pairs_a_step_reads_those_of_its_own_things() -> None:
+    """Labels 0..19 are no pairs; 20..39 pair thing 5 and 40..59 thing 6 with 20 motions. The batch shows pair 20."""
+    targets = torch.zeros(4, 60, dtype=torch.bool)
+    targets[0, 3] = targets[0, 20] = True
+    thing = torch.full((60,), -1)
+    thing[20:40], thing[40:60] = 5, 6
+    total = torch.zeros(60)
+    for seed in range(400):
+        index, weights = sample_labels(
+            targets, 14, torch.zeros(60, dtype=torch.bool), torch.Generator().manual_seed(seed), thing=thing
+        )
+        assert {3, 20} <= set(index.tolist()) and len(index) == 2 + 6 + 6  # half of what is left are pairs
+        total[index] += weights
+    mean = total / 400
+    assert mean[3] == mean[20] == 1 and mean[40:].eq(0).all()
+    assert mean[:40].sub(1).abs().max() < 0.4 and mean[:40].mean() == pytest.approx(1, abs=1e-3)
+
+
 def test_video_hold_by_hand() -> None:
     """Only what the names see of a change counts: (2 * 0.5)^2 for one of two names, over two videos."""
     change = torch.tensor([[0.5, 0.0, 9.0], [0.0, 0.0, 7.0]])

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from model.data.emoji.vocabulary import SCENES
 from model.data.emoji.world import World
-from model.train.pretrain import PretrainConfig, caption, main, shared_cross_entropy, to_pixels
+from model.train.pretrain import ImageTask, PretrainConfig, caption, main, shared_cross_entropy, to_pixels
 from tests.art import tiny_sheet
 
 TINY = PretrainConfig(
@@ -52,6 +52,24 @@ def test_the_precision_is_measured_once_and_kept(tmp_path: Path) -> None:
     assert {run["stages"][stage]["loop"]["bf16"] for stage in ("image", "text")} == {run["bf16"]["used"]}
     main(short, tmp_path, tmp_path, sheet=tiny_sheet())
     assert json.loads((tmp_path / "run.json").read_text())["bf16"] == run["bf16"]
+
+
+def test_pictures_of_several_steps_are_drawn_at_once(tmp_path: Path) -> None:
+    config = replace(TINY, batch_size=4, num_steps_drawn=3)
+    worlds = {"train": World(tmp_path, canvas=32, part="pretrain", sheet=tiny_sheet())}
+
+    def shown(task: ImageTask, step: int) -> torch.Tensor:
+        sample, rows = task._pictures(step)
+        return sample.frames[rows]
+
+    def task() -> ImageTask:
+        return ImageTask(open_clip.CLIP(**config.architecture()), worlds, config)
+
+    one = task()
+    in_order = [shown(one, step) for step in range(6)]
+    assert all(len(frames) == 4 for frames in in_order)
+    assert len({frames.numpy().tobytes() for frames in in_order}) == 6
+    assert torch.equal(shown(task(), 4), in_order[4])  # a run that goes on there sees the same
 
 
 def test_shared_cross_entropy_by_hand() -> None:

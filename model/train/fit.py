@@ -52,6 +52,8 @@ class JointTask:
         world = worlds["train"]
         self.labels = world.labels
         self.choice = LabelChoice.of(world, config)
+        kinds = world.kinds()
+        self.is_name = torch.tensor([kinds[name] != "pair" for name in self.labels])
         self.module = network
         self.videos: VideoSource = StepVideos(world, config, network.video.config.num_frames)
         network.label.prefixes.requires_grad_(False)
@@ -99,7 +101,7 @@ class JointTask:
         if self.held is not None:
             held, num_videos, own = self.held, len(batch.all_targets), scale.detach()
             start = F.normalize(trunk.frame_features.float().mean(dim=1), dim=-1)  # [b, D]
-            on_videos = video_hold(videos - start, held.texts, own, num_videos) * part.count
+            on_videos = video_hold(videos - start, held.texts[self.is_name], own, num_videos) * part.count
             change = labels - held.texts[index]
             on_labels = label_hold(change, start, held.known[index], own, num_videos * len(index)) * part.count
             loss = loss + config.video_hold * on_videos + config.label_hold * on_labels

@@ -63,8 +63,10 @@ def sample_labels(
     they are read whenever they are positive.
 
     ``thing`` [V] is for vocabularies of which most labels are pairs: the thing that a pair's label names, -1 for other
-    labels. Half of the random others are then no pairs, and of the pairs half name a thing that the batch shows in
-    another pair: the same thing doing something else, which is what a label of both has to tell apart.
+    labels. Half of the random others are then no pairs, and the pairs among them name a thing that the batch shows in
+    another pair: the same thing doing something else, which is what a label of both has to tell apart. Pairs of things
+    that the batch does not show are left out for good: each pair is so rare that, all counted, what a pair's label
+    learned first would be to stay silent.
     """
     positive = targets.any(dim=0)
     if all_positives:
@@ -81,9 +83,7 @@ def sample_labels(
     else:
         is_pair = thing >= 0
         near = is_pair & torch.isin(thing, thing[positive & is_pair])
-        pools.append((negative & near, left // 4))
-        pools.append((negative & is_pair & ~near, left // 4))
-        pools.append((negative & ~is_pair, left // 2))
+        pools += [(negative & near, left // 2), (negative & ~is_pair, left // 2)]
     for pool, most in pools:
         members = pool.nonzero()[:, 0]
         num_drawn = min(len(members), most)
