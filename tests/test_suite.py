@@ -21,7 +21,7 @@ from model.factory import load_classifier
 from model.train.pool import PoolVideos, build_pool, pool_targets
 from model.train.suite import _finish, main
 from model.train.suite_bench import Bench, Row, SuiteConfig
-from model.train.suite_rows import METHODS, ablations
+from model.train.suite_rows import METHODS, ablations, longer
 from model.video.encoder import Trunk, VideoEncoder
 from tests.art import tiny_sheet
 from tests.tiny import tiny_clip
@@ -105,6 +105,10 @@ def test_all_rows_can_be_held_to_clip(tmp_path: Path) -> None:
     free = {row.change: row.options for row in ablations(3, held=True)}
     assert free["not held to CLIP"]["fit"] == {"video_hold": 0.0, "label_hold": 0.0}
     assert "not held to CLIP" not in {row.change for row in ablations(3)}
+    longer_ones = {row.change: row.options["fit"] for row in longer(replace(config, num_long_steps=9))}
+    assert set(longer_ones) == {"9 joint steps, not held to CLIP", "9 joint steps, as in the paper"}
+    paper = longer_ones["9 joint steps, as in the paper"]
+    assert paper["num_joint_steps"] == 9 and not paper["num_more_pairs"] and not paper["video_hold"]
 
 
 def served_config(folder: Path) -> CheckpointConfig:

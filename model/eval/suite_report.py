@@ -260,7 +260,7 @@ def _longer(rows: Rows, facts: Mapping[str, Any]) -> list[str]:
 
 def _note_of(change: str, facts: Mapping[str, Any]) -> str:
     """What a change is, where its name does not say it."""
-    if change.endswith("held to CLIP"):
+    if change.endswith(", held to CLIP"):
         return HELD.format(facts["settings"]["num_more_pairs"])
     if change.endswith("the bare name in the mean"):
         return "The bare name is one more text of a label's mean, which is not in the paper. "
