@@ -111,16 +111,7 @@ def longer(config: SuiteConfig) -> list[Row]:
 def train_ours(bench: Bench, row: Row) -> dict[str, Any]:
     """Label encoder on frame means first, then both encoders together; alpha by validation; judged on all columns."""
     config, options = bench.config, row.options
-    label: LabelEncoderConfig = replace(config.label(), **options.get("label", {}))
-    label_only = row.group == "label side"
-    blocks = 0 if label_only else config.num_branch_blocks
-    video: VideoEncoderConfig = replace(config.video(), **{"num_branch_blocks": blocks, **options.get("video", {})})
-    fit: FitConfig = config.fit(row.seed)
-    if row.group != "main":
-        fit = replace(fit, num_joint_steps=config.num_ablation_steps)
-    fit = replace(fit, **options.get("fit", {}))
-    if label_only:  # further pairs would double what the LLM has to read for each of these
-        fit = replace(fit, num_more_pairs=0)
+    video, label, fit = _settings(config, row)
     made = bench.network(video, label, row.seed)
     network = made.network
     if not options.get("fixed_prefixes"):
@@ -133,17 +124,14 @@ def train_ours(bench: Bench, row: Row) -> dict[str, Any]:
     network.label.fit_statistics(trained.float())
     world, pool = bench.with_more_pairs(fit.num_more_pairs)
     if more := world.labels[len(base.labels) :]:
-        if options.get("without_llm"):
-            pairs = trained.new_zeros(len(more), *trained.shape[1:])
-        else:
-            pairs = bench.states(network.label, "pairs", more)
-        trained = torch.cat((trained, pairs))
+        trained = torch.cat((trained, bench.states(network.label, "pairs", more)))
     trained = trained.to(config.device)
     out, description = bench.out / "runs" / row.key, {"row": row.key, "identity": bench.identity}
     cached = bench.frame_means(pool), pool.targets
     held: Held | None = None
     if fit.video_hold or fit.label_hold:
         held = hold(network.label.clip_text, world.labels, world.kinds(), *cached)
+    label_only = row.group == "label side"
     label_task = LabelTask("warmup", network, cached=cached, world=world, states=trained, config=fit, held=held)
     num_label_steps = config.num_label_ablation_steps if label_only else config.num_warmup_steps
     loop = fit.loop(num_label_steps, num_warmup_steps=10, evaluate_every=NEVER)
@@ -162,6 +150,20 @@ def train_ours(bench: Bench, row: Row) -> dict[str, Any]:
     if row.group == "main":
         _keep(bench, row, made, judged)
     return {**bench.judge(judged), "alpha": alpha, "num_parameters": _num_learned(network)}
+
+
+def _settings(config: SuiteConfig, row: Row) -> tuple[VideoEncoderConfig, LabelEncoderConfig, FitConfig]:
+    options = row.options
+    label_only = row.group == "label side"
+    blocks = 0 if label_only else config.num_branch_blocks
+    video = replace(config.video(), **{"num_branch_blocks": blocks, **options.get("video", {})})
+    fit = config.fit(row.seed)
+    if row.group != "main":
+        fit = replace(fit, num_joint_steps=config.num_ablation_steps)
+    fit = replace(fit, **options.get("fit", {}))
+    if label_only:  # further pairs would multiply what the LLM has to read for each of these
+        fit = replace(fit, num_more_pairs=0)
+    return video, replace(config.label(), **options.get("label", {})), fit
 
 
 def _keep(bench: Bench, row: Row, made: Made, judged: Callable[[Pool, Sequence[str]], Tensor]) -> None:
