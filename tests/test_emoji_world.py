@@ -161,14 +161,6 @@ def test_crops_are_pieces_of_the_pictures_some_of_them_mirrored() -> None:
     assert 4 < mirrored < 28
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device: this was NOT tested")
-def test_a_gpu_draws_what_the_cpu_draws(world: World, tmp_path: Path) -> None:
-    there = World(tmp_path, canvas=48, sheet=tiny_sheet(), split="val", device="cuda")
-    here, drawn = (w.videos(8, 4, w.generator(3)) for w in (world, there))
-    assert drawn.frames.device.type == "cuda" and torch.equal(here.targets, drawn.targets)
-    assert (here.frames.float() - drawn.frames.cpu().float()).abs().max() <= 2
-
-
 def test_a_canvas_larger_than_the_backgrounds(tmp_path: Path) -> None:
     """Backbones of 224 pixels and more see the same world, drawn larger."""
     world = World(tmp_path, canvas=224, sheet=tiny_sheet())
