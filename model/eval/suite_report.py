@@ -69,7 +69,7 @@ def write_report(rows_folder: Path, facts: Mapping[str, Any], folder: Path) -> P
         "## One threshold for all kinds of labels\n",
         _thresholds(main),
         "## Ablations\n",
-        _ablations(rows),
+        _ablations(rows, facts),
         *_longer(rows, facts),
         "## What is unseen\n",
         _unseen(facts),
@@ -221,12 +221,17 @@ def _thresholds(main: Rows) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _ablations(rows: Rows) -> str:
+def _ablations(rows: Rows, facts: Mapping[str, Any]) -> str:
+    settings = facts["settings"]
+    reference = f"{settings['num_branch_blocks']} branch blocks"
+    has_reference = any(row["change"] == reference for row in rows)
+    is_reference = f"the row with {reference} is the reference" if has_reference else f"the others have {reference}"
     notes = {
-        "label side": "The label encoder alone, trained and judged on CLIP's frame means (no branch), one seed.",
-        "video side": "Fewer joint steps than the main table, one seed; the row with the main table's number of blocks "
-        "is the reference.",
-    }  # fmt: skip
+        "label side": "The label encoder alone, trained and judged on CLIP's frame means (no branch) and without "
+        f"further pairs, {settings['num_label_ablation_steps']} steps, one seed.",
+        "video side": f"{settings['num_ablation_steps']} joint steps, fewer than the main table, one seed; "
+        f"{is_reference}.",
+    }
     lines = []
     for group, note in notes.items():
         chosen = [row for row in rows if row["group"] == group]

@@ -77,7 +77,7 @@ def _plan(bench: Bench) -> list[tuple[Row, Callable[[Row], dict[str, Any]]]]:
         (row, (lambda row: train_ours(bench, row)) if row.method == "ours" else lambda row: train_baseline(bench, row))
         for row in (*first, *more)
     ]
-    others = [*longer(config), *(ablations(bench.tower_depth, config.held) if config.with_ablations else ())]
+    others = [*longer(config), *(ablations(config, bench.tower_depth) if config.with_ablations else ())]
     return rows + [(row, lambda row: train_ours(bench, row)) for row in others]
 
 

@@ -47,8 +47,9 @@ METHODS = {
 }
 
 
-def ablations(tower_depth: int, held: bool = False) -> list[Row]:
-    """The paper's ablations, for a tower of so many blocks, and with ``held`` those of what the paper does not have.
+def ablations(config: SuiteConfig, tower_depth: int) -> list[Row]:
+    """The paper's ablations, for a tower of so many blocks, and where all rows are held those of what the paper does
+    not have.
 
     Those of the label side train it alone, on frame means, beside their own reference.
     """
@@ -65,13 +66,13 @@ def ablations(tower_depth: int, held: bool = False) -> list[Row]:
         ("L = 4", {"label": {"tokens_per_attribute": 4}}),
     ]
     rows = [Row("ours", 0, change, "label side", options) for change, options in label_side]
-    for blocks in sorted({min(blocks, tower_depth) for blocks in (0, 1, 2, 4, 6)}):
+    for blocks in sorted({min(blocks, tower_depth) for blocks in (0, 1, 2, 4, 6, config.num_branch_blocks)}):
         rows.append(Row("ours", 0, f"{blocks} branch blocks", "video side", {"video": {"num_branch_blocks": blocks}}))
     rows.append(Row("ours", 0, "no weight interpolation", "video side", {"fit": {"interpolation_lambda": 0.0}}))
     rows.append(Row("ours", 0, "lambda 0.5", "video side", {"fit": {"interpolation_lambda": 0.5}}))
     tuned = {"fit": {"interpolation_lambda": 0.0}, "tuned_trunk": True}
     rows.append(Row("ours", 0, "no weight interpolation, CLIP trunk tuned", "video side", tuned))
-    if held:
+    if config.held:
         rows.append(Row("ours", 0, "no further pairs", "video side", {"fit": {"num_more_pairs": 0}}))
         rows.append(Row("ours", 0, "soft tokens before the name", "video side", {"label": {"soft_behind": False}}))
         rows += [Row("ours", 0, change, "video side", options) for change, options in _less_held()]
