@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,15 @@ def save_checkpoint(folder: Path, config: CheckpointConfig, tensors: dict[str, T
     }
     save_file(stored, folder / "model.safetensors", metadata={"format": "vidlex", "id": config.id})
     (folder / "config.json").write_text(config.to_json(), encoding="utf-8")
+
+
+def copy_checkpoint(source: Path, target: Path, *, id: str) -> None:
+    """The same weights under another name. Raises CheckpointError for what is no checkpoint."""
+    config, _, _ = load_checkpoint(source)
+    target.mkdir(parents=True, exist_ok=True)
+    tensors = load_file(source / "model.safetensors")
+    save_file(tensors, target / "model.safetensors", metadata={"format": "vidlex", "id": id})
+    (target / "config.json").write_text(replace(config, id=id).to_json(), encoding="utf-8")
 
 
 def load_checkpoint(folder: Path) -> tuple[CheckpointConfig, dict[str, Tensor], str]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.checkpoint import CheckpointConfig, CheckpointError, load_checkpoint
+from model.checkpoint import CheckpointConfig, CheckpointError, copy_checkpoint, load_checkpoint
 from model.config import LabelEncoderConfig, VideoEncoderConfig
 from model.data.emoji.world import World
 from model.factory import ModelNotFound, load_classifier
@@ -57,6 +57,15 @@ def fit(folders: tuple[Path, Path], out: Path, *, store_clip: bool = True, half:
 @pytest.fixture(scope="module")
 def checkpoint(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fit(folders, tmp_path_factory.mktemp("run"))
+
+
+def test_a_copy_has_another_name_and_the_same_weights(checkpoint: Path, tmp_path: Path) -> None:
+    copy_checkpoint(checkpoint, tmp_path / "copy", id="renamed")
+    old, new = load_checkpoint(checkpoint), load_checkpoint(tmp_path / "copy")
+    assert new[0] == replace(old[0], id="renamed") and set(old[1]) == set(new[1])
+    assert all(torch.equal(value, new[1][name]) for name, value in old[1].items())
+    with pytest.raises(CheckpointError, match="has no config"):
+        copy_checkpoint(tmp_path, tmp_path / "nothing", id="x")
 
 
 def test_a_trained_checkpoint_is_served(checkpoint: Path) -> None:

@@ -44,7 +44,7 @@ COMPARISONS = (
 HELD = (
     "Held to CLIP, none of it in the paper: a loss keeps the videos' scores by the bare names as frozen CLIP gives "
     "them, another the labels' scores on frozen CLIP's videos, as far as CLIP knows the label (measured on training "
-    "videos), the soft tokens stand behind the name, and training names up to {} more pairs, none of them a rare one, "
+    "videos), the soft tokens stand behind the name, and training names {} more pairs, none of them a rare one, "
     "in the same videos. "
 )
 
@@ -97,19 +97,19 @@ def _how(facts: Mapping[str, Any], main: Rows) -> str:
         f"{settings['batch_size']} videos, {settings['num_branch_blocks']} branch blocks, N = "
         f"{settings['num_prefixes']}, K = {settings['num_attributes']}, L = {settings['tokens_per_attribute']}. "
         f"CoOp and DualCoOp: {settings['num_baseline_steps']} steps of the same size, ViFi-CLIP as many of "
-        f"{settings['num_tuned_videos']} videos and {settings['num_tuned_frames']} frames. {_held(settings)}"
+        f"{settings['num_tuned_videos']} videos and {settings['num_tuned_frames']} frames. {_held(facts)}"
         "Training of the main "
         f"table took {minutes:.0f} minutes. This is a small scale: read differences, not heights; a figure without "
         "a spread is one run, and some methods would still be learning.\n"
     )
 
 
-def _held(settings: Mapping[str, Any]) -> str:
+def _held(facts: Mapping[str, Any]) -> str:
     """What holds for all rows of a suite whose rows are held to CLIP."""
-    if not settings.get("held"):
+    if not facts["settings"].get("held"):
         return ""
     return (
-        f"Ours is held to CLIP. {HELD.format(settings['num_more_pairs'])}What it is compared with reads the further "
+        f"Ours is held to CLIP. {HELD.format(facts['num_more_pairs'])}What it is compared with reads the further "
         "pairs too. "
     )
 
@@ -266,7 +266,7 @@ def _longer(rows: Rows, facts: Mapping[str, Any]) -> list[str]:
 def _note_of(change: str, facts: Mapping[str, Any]) -> str:
     """What a change is, where its name does not say it."""
     if change.endswith(", held to CLIP"):
-        return HELD.format(facts["settings"]["num_more_pairs"])
+        return HELD.format(facts["num_more_pairs"])
     if change.endswith("the bare name in the mean"):
         return "The bare name is one more text of a label's mean, which is not in the paper. "
     return ""

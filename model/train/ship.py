@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from model.checkpoint import load_checkpoint
+from model.checkpoint import copy_checkpoint, load_checkpoint
 from model.data.emoji.build import build
 from model.data.manifest import read_manifest
 from model.eval.evaluate import report, score
@@ -42,8 +42,7 @@ def main(
         raise ValueError(f"the weights have {size} bytes; the zoo takes at most {MAX_ZOO_BYTES}")
     out = zoo_dir() / name
     out.mkdir(parents=True, exist_ok=True)
-    for file in ("config.json", "model.safetensors"):
-        shutil.copyfile(checkpoint / file, out / file)
+    copy_checkpoint(checkpoint, out, id=name)
     work = checkpoint.parent / "test"
     classifier = load_classifier(str(out), device="cpu")
     config, _, _ = load_checkpoint(out)

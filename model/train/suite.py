@@ -56,7 +56,8 @@ def main(
         "torch": torch.__version__,
         "minutes": round((time.monotonic() - started) / 60, 1),
         "unseen": bench.protocol.unseen_texts(),
-        "num_training_texts": len(bench.protocol.training_texts()),
+        "num_training_texts": len(bench.protocol.training_texts(config.num_more_pairs if config.held else 0)),
+        "num_more_pairs": len(bench.protocol.more_pairs(config.num_more_pairs)),
         "one_frame": bench.one_frame_probe(),
     }
     folder = report or out / "report"
