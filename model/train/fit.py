@@ -147,7 +147,7 @@ class LabelTask:
         self.features, self.targets = cached
         self.labels = world.labels if labels is None else tuple(labels)
         kinds = world.kinds()
-        self.weights = kind_weights(self.labels, kinds, {"action": config.action_weight, "pair": config.pair_weight})
+        self.weights = kind_weights(self.labels, kinds, config)
         self.is_pair = torch.tensor([kinds[name] == "pair" for name in self.labels])
         self.module = network
         end_to_end = states is None
@@ -169,7 +169,7 @@ class LabelTask:
         # through the LLM: few labels
         most = config.num_prefix_labels if self.states is None else config.num_stage_labels or len(self.labels)
         index = torch.randperm(len(self.labels), generator=generator)
-        if config.num_more_pairs:  # as many pairs as other labels, though there are far more of them
+        if config.num_more_pairs and most < len(index):  # half of them pairs, though most labels are
             is_pair = self.is_pair[index]
             index = torch.cat((index[is_pair][: most // 2], index[~is_pair][: most - most // 2]))
         index = index[:most].sort().values

@@ -230,7 +230,9 @@ class Bench:
             task = LabelTask(name, network, cached=cached, world=world, labels=some, states=seen, config=fit)
             loop = replace(fit, bf16=False).loop(steps, num_warmup_steps=5, evaluate_every=10**9)
             run(task, loop, self.out / "prefix", {"part": "prefix", "identity": self.identity})
-        save_file({"prefixes": network.label.prefixes.detach().cpu().clone()}, path)
+        partial = path.with_suffix(".partial")
+        save_file({"prefixes": network.label.prefixes.detach().cpu().clone()}, partial)
+        partial.replace(path)
 
     # --- videos ---
 
@@ -295,7 +297,9 @@ class Bench:
         path = self.out / f"one_frame-{self.identity}-{len(self.train)}.json"
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
-                path.write_text(json.dumps(self._probe_one_frame()), encoding="utf-8")
+                partial = path.with_suffix(".partial")
+                partial.write_text(json.dumps(self._probe_one_frame()), encoding="utf-8")
+                partial.replace(path)
         found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
         return found
 

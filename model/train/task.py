@@ -111,7 +111,7 @@ class LabelChoice:
         kinds = world.kinds()
         has_more = config.num_more_pairs > 0
         return cls(
-            kind_weights(world.labels, kinds, {"action": config.action_weight, "pair": config.pair_weight}),
+            kind_weights(world.labels, kinds, config),
             torch.tensor([kinds[name] in ALWAYS for name in world.labels]),
             torch.tensor([has_more and kinds[name] in WHEN_TRUE for name in world.labels]),
             world.thing_of_pairs() if has_more else None,
@@ -126,6 +126,7 @@ class LabelChoice:
         return index, weights * self.weights[index]
 
 
-def kind_weights(labels: Sequence[str], kinds: dict[str, str], weight_of: dict[str, float]) -> Tensor:
-    """[V]: a weight for each label by its kind, 1 where the kind is not named."""
+def kind_weights(labels: Sequence[str], kinds: dict[str, str], config: FitConfig) -> Tensor:
+    """[V]: a weight for each label by its kind, 1 where ``config`` has none for it."""
+    weight_of = {"action": config.action_weight, "pair": config.pair_weight}
     return torch.tensor([weight_of.get(kinds[name], 1.0) for name in labels])
