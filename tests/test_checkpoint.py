@@ -16,10 +16,12 @@ from safetensors.torch import load_file, save_file
 from model.checkpoint import CheckpointConfig, CheckpointError, copy_checkpoint, load_checkpoint
 from model.config import LabelEncoderConfig, VideoEncoderConfig
 from model.data.emoji.world import World
-from model.factory import ModelNotFound, load_classifier
-from model.train.export import write_open_clip_folder
+from model.factory import ModelNotFound, create_clip, create_label_encoder, load_classifier
+from model.train.export import read_checkpoint, write_open_clip_folder
 from model.train.fit_config import FitConfig
 from model.train.run_fit import main
+from model.train.task import OpenVocabularyNetwork
+from model.video.encoder import VideoEncoder
 from tests.art import tiny_sheet
 from tests.tiny import write_llm
 
@@ -43,15 +45,25 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return write_open_clip_folder(clip, MODEL_CFG, MEAN, STD, root / "clip"), write_llm(root / "llm")
 
 
-def fit(folders: tuple[Path, Path], out: Path, *, store_clip: bool = True, half: bool = True) -> Path:
-    clip, llm = folders
-    label = LabelEncoderConfig(
+def label_config(llm: Path) -> LabelEncoderConfig:
+    return LabelEncoderConfig(
         llm=str(llm), num_prefixes=2, num_attributes=1, tokens_per_attribute=2, prompting_width=16, prompting_heads=2
     )
+
+
+def fit(folders: tuple[Path, Path], out: Path, *, store_clip: bool = True, half: bool = True) -> Path:
+    clip, llm = folders
     return main(
-        FIT, VideoEncoderConfig(num_branch_blocks=2, num_frames=3), label, clip_name=f"local-dir:{clip}", out=out,
-        art_cache=out, checkpoint_id="tiny", store_clip=store_clip, half=half, sheet=tiny_sheet(),
+        FIT, VideoEncoderConfig(num_branch_blocks=2, num_frames=3), label_config(llm), clip_name=f"local-dir:{clip}",
+        out=out, art_cache=out, checkpoint_id="tiny", store_clip=store_clip, half=half, sheet=tiny_sheet(),
     )  # fmt: skip
+
+
+def untrained(folders: tuple[Path, Path], num_branch_blocks: int) -> OpenVocabularyNetwork:
+    clip, llm = create_clip(f"local-dir:{folders[0]}"), folders[1]
+    video = VideoEncoderConfig(num_branch_blocks=num_branch_blocks, num_frames=3)
+    encoder = VideoEncoder(clip.model.visual, video, mean=MEAN, std=STD)
+    return OpenVocabularyNetwork(encoder, create_label_encoder(label_config(llm), clip)[0]).eval()
 
 
 @pytest.fixture(scope="module")
@@ -205,3 +217,26 @@ def test_an_unknown_or_untagged_open_clip_name_says_what_to_write() -> None:
         load_classifier("open_clip:ViT-B-16")
     with pytest.raises(ModelNotFound, match="cannot load"):
         load_classifier("open_clip:No-Such-Model/openai")
+
+
+def test_training_goes_on_from_a_checkpoint(folders: tuple[Path, Path], checkpoint: Path) -> None:
+    network, served = untrained(folders, 2), load_classifier(str(checkpoint), device="cpu")
+    frames = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    videos = torch.from_numpy(frames).permute(0, 3, 1, 2)[None]
+    wanted = torch.from_numpy(np.stack((served.encode_video([frames])[0], served.encode_labels(["beach"])[0])))
+
+    @torch.no_grad()
+    def off() -> list[float]:
+        found = torch.stack((network.video_features(videos)[0], network.label.encode_labels(["beach"])[0]))
+        return (found - wanted).abs().amax(dim=1).tolist()
+
+    config, tensors, _ = load_checkpoint(checkpoint)
+    assert max(off()) > 0.01
+    read_checkpoint(checkpoint, network)
+    own = network.video.trainable()
+    assert own and all(torch.equal(value, tensors[f"branch.{name}"]) for name, value in own.items())
+    assert max(off()) < 0.001  # the checkpoint's own CLIP is stored in half precision
+    assert network.log_scale.exp().item() == pytest.approx(config.scorer.logit_scale)
+    assert network.bias.item() == pytest.approx(config.scorer.logit_bias)
+    with pytest.raises(CheckpointError, match="another network"):
+        read_checkpoint(checkpoint, untrained(folders, 1))

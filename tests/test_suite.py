@@ -22,6 +22,7 @@ from model.train.pool import PoolVideos, build_pool, pool_targets
 from model.train.suite import _finish, main
 from model.train.suite_bench import Bench, Row, SuiteConfig
 from model.train.suite_rows import METHODS, ablations, longer
+from model.train.suite_settle import SETTLED, settled
 from model.video.encoder import Trunk, VideoEncoder
 from tests.art import tiny_sheet
 from tests.tiny import tiny_clip
@@ -31,21 +32,22 @@ TINY = SuiteConfig(
     num_seeds=2, num_pool_videos=48, num_test_videos=24, num_validation_videos=24, num_frames=3, num_branch_blocks=2,
     num_prefixes=2, tokens_per_attribute=2, batch_size=8, num_step_labels=24, num_warmup_steps=2, num_joint_steps=3,
     num_prefix_steps=2, num_prefix_labels=3, num_baseline_steps=2, num_tuned_frames=2, num_tuned_videos=4,
-    num_ablation_steps=2, num_label_ablation_steps=2, num_long_steps=4, num_more_pairs=6, bf16=False,
+    num_ablation_steps=2, num_label_ablation_steps=2, num_long_steps=4, num_more_pairs=6, num_settling_labels=20,
+    num_settling_videos=40, num_settling_pairs=4, bf16=False,
 )  # fmt: skip
 
 
 @pytest.mark.timeout(1200)
 def test_every_method_and_ablation_has_its_row_and_a_second_run_does_nothing(tmp_path: Path) -> None:
     folder = write_backbones(tmp_path)
-    config = replace(TINY, llm=str(folder / "llm"))
+    config = replace(TINY, llm=str(folder / "llm"), num_settling_steps=2)
     out = tmp_path / "suite"
     arguments = {"clip_name": f"local-dir:{folder / 'clip'}", "out": out, "art_cache": tmp_path, "sheet": tiny_sheet()}
     report = main(config, **arguments, command="vidlex eval suite --tiny")  # type: ignore[arg-type]
 
     rows = {path.stem: json.loads(path.read_text()) for path in (out / "rows").glob("*.json")}
     trained = [name for name, method in METHODS.items() if method.is_trained]
-    expected = {f"main_{name}_seed{seed}" for name in ("ours", *trained) for seed in range(2)}
+    expected = {f"main_{name}_seed{seed}" for name in ("ours", "settled", *trained) for seed in range(2)}
     assert expected <= set(rows)
     assert {f"main_{name}_seed0" for name in METHODS} <= set(rows)
     assert sum(name.startswith("label-side") or name.startswith("label side") for name in rows) == 10
@@ -93,14 +95,24 @@ def test_all_rows_can_be_held_to_clip(tmp_path: Path) -> None:
     skipped = ",".join(name for name in METHODS if name != "coop")
     config = replace(
         TINY, llm=str(folder / "llm"), held=True, pair_weight=2.0, num_seeds=1, num_long_steps=0, with_ablations=False,
-        skipped=skipped, all_positives=True,
+        skipped=skipped, all_positives=True, num_settling_steps=3,
     )  # fmt: skip
     clip, out = f"local-dir:{folder / 'clip'}", tmp_path / "suite"
     report = main(config, clip_name=clip, out=out, art_cache=tmp_path, sheet=tiny_sheet())
     log = [json.loads(line) for line in (out / "runs" / "main_ours_seed0" / "log.jsonl").read_text().splitlines()]
     assert any(line.get("video_hold", 0) > 0 for line in log)
     assert served_config(out / "checkpoints" / "main_ours_seed0").label.soft_behind
+    joint, settled = (load_checkpoint(out / "checkpoints" / f"main_{name}_seed0")[1] for name in ("ours", "settled"))
+    changed = {name.split(".")[0] for name in joint if not torch.equal(joint[name], settled[name])}
+    assert joint.keys() == settled.keys() and changed == {"label"}
+    assert torch.equal(joint["label.prefixes"], settled["label.prefixes"])
+    before, after = (
+        json.loads((out / "rows" / f"main_{name}_seed0.json").read_text())["columns"] for name in ("ours", "settled")
+    )
+    assert before["unseen_style"] != after["unseen_style"]
     text = (report / "SUITE.md").read_text(encoding="utf-8")
+    assert f"| ours, labels settled | {after['seen']['all']['micro_aupr']:.3f}" in text
+    assert "3 more steps of the label encoder" in text and "seen labels, Peak F1: ours, labels settled" in text
     assert "Ours is held to CLIP." in text and "reads the further pairs too" in text
     free = {row.change: row.options for row in ablations(config, 3)}
     assert free["not held to CLIP"]["fit"] == {"video_hold": 0.0, "label_hold": 0.0}
@@ -140,6 +152,27 @@ def test_a_row_that_another_process_trains_is_left_to_it_and_then_waited_for(tmp
     _finish(bench, row, refuse, waits=True)
     assert trained == ["ours"] and [path.stem for path in (tmp_path / "rows").iterdir()] == [row.key]
     other.join()
+
+
+def test_labels_settle_when_the_row_that_they_go_on_from_is_there(tmp_path: Path) -> None:
+    class Out:
+        out = tmp_path
+
+    bench, trained = cast(Bench, Out()), []
+
+    def train(row: Row) -> dict[str, Any]:
+        trained.append(row.method)
+        return {}
+
+    _finish(bench, Row(SETTLED, 1), train, waits=False)
+    assert not trained
+    for method in ("ours", SETTLED):
+        _finish(bench, Row(method, 1), train, waits=False)
+    assert trained == ["ours", SETTLED]
+    assert [row.key for row in settled(replace(TINY, num_settling_steps=1))] == [
+        "main_settled_seed0", "main_settled_seed1",
+    ]  # fmt: skip
+    assert not settled(TINY)
 
 
 def judged(method: str, seed: int, value: float) -> dict[str, Any]:

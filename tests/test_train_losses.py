@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.text.clip_text import ClipText
-from model.train.hold import hold
+from model.train.hold import Held, hold
 from model.train.losses import label_hold, video_hold, weighted_bce
 from model.train.task import sample_labels
 
@@ -111,3 +111,10 @@ def test_what_clip_knows_is_how_far_it_lifts_a_labels_videos() -> None:
     assert float(held.known[0]) == pytest.approx(expected, abs=1e-6) and 0.4 < expected < 0.5
     assert float(held.known[1]) == 0  # true everywhere: it tells nothing apart
     assert float(held.known[3]) == pytest.approx(float(held.known[[0, 2]].mean()))
+
+
+def test_where_labels_settle_pairs_are_free_and_names_that_clip_hardly_knows() -> None:
+    held = Held(torch.randn(4, 3), torch.tensor([0.9, 0.5, 0.2, 1.0]))
+    settling = held.settling(["noun", "noun", "keyword", "pair"])
+    assert settling.known.tolist() == pytest.approx([0.8, 0, 0, 0])
+    assert settling.texts is held.texts and float(held.known[3]) == 1

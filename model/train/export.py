@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from model.checkpoint import CheckpointConfig, ClipSource, digest_llm, save_checkpoint
+from model.checkpoint import (
+    CheckpointConfig,
+    CheckpointError,
+    ClipSource,
+    digest_llm,
+    load_checkpoint,
+    save_checkpoint,
+)
 from model.eval.calibration import fit_platt
 from model.eval.metrics import peak_f1
 from model.factory import Clip
@@ -70,6 +79,21 @@ def write_checkpoint(
         trained_labels=tuple(trained_labels),
     )
     save_checkpoint(folder, config, tensors, half=half)
+
+
+def read_checkpoint(folder: Path, network: OpenVocabularyNetwork) -> None:
+    """Put what a checkpoint learned back into a network of its shape. Raises CheckpointError for another's."""
+    config, tensors, _ = load_checkpoint(folder)
+    learned = {name: value for name, value in tensors.items() if not name.startswith("clip.")}
+    own = _learned(network)
+    if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in learned.items()}:
+        raise CheckpointError(f"{folder} holds the weights of another network")
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(learned[name])
+        network.log_scale.fill_(math.log(config.scorer.logit_scale))
+        network.bias.fill_(config.scorer.logit_bias)
+    network.video.fold_alpha = 1.0
 
 
 def _learned(network: OpenVocabularyNetwork) -> dict[str, Tensor]:

@@ -28,6 +28,14 @@ class Held:
     """[V] in 0..1: how well CLIP tells a label's videos from others; nothing of its reading of an unknown word is worth
     keeping."""
 
+    def settling(self, kinds: Sequence[str]) -> Held:
+        """What is held where labels settle on the videos of a finished branch (``kinds`` [V]): names that CLIP tells by
+        more than half of ``WELL_KNOWN``. Pairs are free: what CLIP knows of them is their thing, and held to it they
+        cannot take the motion in."""
+        is_pair = torch.tensor([kind == "pair" for kind in kinds], device=self.known.device)
+        known = (2 * self.known - 1).clamp(0, 1)
+        return Held(self.texts, known.masked_fill(is_pair, 0))
+
 
 @torch.no_grad()
 def hold(

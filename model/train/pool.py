@@ -48,6 +48,11 @@ class Pool:
             return self.frames[index]
         return Trunk(self.trunk.frame_features[index], self.trunk.tokens[index])
 
+    def first(self, num: int) -> Pool:
+        """The first videos, without their frames."""
+        trunk = Trunk(self.trunk.frame_features[:num], self.trunk.tokens[:num])
+        return Pool(trunk, self.targets[:num], None)
+
     def chunks(self, *, frames: bool = False) -> Iterator[Tensor | Trunk]:
         """All videos in order, a few at a time."""
         for rows in torch.split(torch.arange(len(self)), CHUNK):

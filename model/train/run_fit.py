@@ -105,6 +105,9 @@ def main(
     validation = video_features(
         network, worlds["val"], config.num_validation_videos, config, seed=VALIDATION_SEED, alpha=None
     )
+    if held is not None:
+        kinds = train.kinds()
+        held = held.settling([kinds[name] for name in names])
     task = LabelTask(
         "label", network, cached=cached, world=train, states=states, config=config, validation=validation, held=held
     )

@@ -37,6 +37,8 @@ from model.train.task import OpenVocabularyNetwork
 from model.video.encoder import VideoEncoder
 
 CURVE_POINTS = 200
+NEVER = 10**9
+"""A loop that evaluates so often evaluates never."""
 TRAIN_SEED = 800_000
 
 
@@ -81,6 +83,16 @@ class SuiteConfig:
     video_hold: float = 0.5
     label_hold: float = 1.0
     pair_weight: float = 1.0
+    num_settling_steps: int = 0
+    """Label steps of further rows of the main table, which go on from those of ours (``suite_settle``); 0: none."""
+    num_settling_labels: int = 512
+    """Per step."""
+    num_settling_videos: int = 4000
+    """The first ones of the pool."""
+    num_settling_pairs: int = 3000
+    """Further pairs at most: the LLM has to read each."""
+    settling_rate: float = 2.5e-3
+    """``FitConfig.label_learning_rate`` of these steps."""
     with_ablations: bool = True
     skipped: str = ""
     """Methods to leave out, separated by commas: fixed_llm writes a text for each of 2,700 labels."""
@@ -179,6 +191,10 @@ class Bench:
             for i, name in enumerate(COLUMNS)
         }
 
+    def checkpoint(self, row: Row) -> Path:
+        """Where a row of the main table leaves what it learned."""
+        return self.out / "checkpoints" / row.key
+
     # --- the LLM's part ---
 
     def network(self, video: VideoEncoderConfig, label: LabelEncoderConfig, seed: int) -> Made:
@@ -228,7 +244,7 @@ class Bench:
             ("prefix", config.num_prefix_steps, None),
         ):
             task = LabelTask(name, network, cached=cached, world=world, labels=some, states=seen, config=fit)
-            loop = replace(fit, bf16=False).loop(steps, num_warmup_steps=5, evaluate_every=10**9)
+            loop = replace(fit, bf16=False).loop(steps, num_warmup_steps=5, evaluate_every=NEVER)
             run(task, loop, self.out / "prefix", {"part": "prefix", "identity": self.identity})
         partial = path.with_suffix(".partial")
         save_file({"prefixes": network.label.prefixes.detach().cpu().clone()}, partial)

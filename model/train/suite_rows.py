@@ -10,21 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from model.config import BaselineConfig, LabelEncoderConfig, Method, TemplateSet, VideoEncoderConfig
-from model.eval.metrics import summarise
 from model.factory import create_baseline_labels, create_clip
 from model.train.baseline import BaselineNetwork, BaselineTask
-from model.train.export import write_checkpoint
 from model.train.fit import JointTask, LabelTask
 from model.train.fit_config import FitConfig
 from model.train.hold import Held, hold
-from model.train.loop import console, run
+from model.train.loop import run
 from model.train.pool import Pool, PoolVideos
-from model.train.suite_bench import Bench, Made, Row, SuiteConfig
-from model.train.task import OpenVocabularyNetwork
-from model.video.encoder import Trunk, VideoEncoder
-
-ALPHAS = (0.25, 0.5, 0.75, 1.0)
-NEVER = 10**9
+from model.train.suite_bench import NEVER, Bench, Row, SuiteConfig
+from model.train.suite_judging import AtDepth, States, at_depth_of, choose_alpha, judge_of, keep
+from model.video.encoder import VideoEncoder
 
 
 @dataclass(frozen=True)
@@ -119,7 +114,7 @@ def train_ours(bench: Bench, row: Row) -> dict[str, Any]:
         network.label.prefixes.data.copy_(bench.prefixes()[: label.num_prefixes])
     if options.get("without_transformer"):
         network.label.prompting.blocks = nn.ModuleList()
-    states = _States(bench, network, without_llm=bool(options.get("without_llm")))
+    states = States(bench, network, without_llm=bool(options.get("without_llm")))
     base = bench.worlds["train"]
     trained = states.of(base.labels)
     network.label.fit_statistics(trained.float())
@@ -138,7 +133,7 @@ def train_ours(bench: Bench, row: Row) -> dict[str, Any]:
     loop = fit.loop(num_label_steps, num_warmup_steps=10, evaluate_every=NEVER)
     run(label_task, loop, out, description)
     tuned = bool(options.get("tuned_trunk"))
-    at_depth = None if tuned else _deeper(network.video, config.num_branch_blocks)
+    at_depth = None if tuned else at_depth_of(network.video, config.num_branch_blocks)
     alpha = None
     if network.video.branch:
         network.video.requires_grad_(True)
@@ -146,10 +141,10 @@ def train_ours(bench: Bench, row: Row) -> dict[str, Any]:
         task = JointTask(network, {**bench.worlds, "train": world}, trained, fit, held)
         task.videos = _OursVideos(pool, fit, at_depth)
         run(task, fit.loop(fit.num_joint_steps, num_warmup_steps=50, evaluate_every=NEVER), out, description)
-        alpha = _choose_alpha(bench, network, states, at_depth)
-    judged = _judge_of(network, states, at_depth)
+        alpha = choose_alpha(bench, network, states, at_depth)
+    judged = judge_of(network, states, at_depth)
     if row.group == "main":
-        _keep(bench, row, made, judged)
+        keep(bench, row, made, judged)
     return {**bench.judge(judged), "alpha": alpha, "num_parameters": _num_learned(network)}
 
 
@@ -167,112 +162,9 @@ def _settings(config: SuiteConfig, row: Row) -> tuple[VideoEncoderConfig, LabelE
     return video, replace(config.label(), **options.get("label", {})), fit
 
 
-def _keep(bench: Bench, row: Row, made: Made, judged: Callable[[Pool, Sequence[str]], Tensor]) -> None:
-    """A checkpoint of the row that can be served, under ``out/checkpoints``."""
-    labels = bench.worlds["train"].labels
-    write_checkpoint(
-        bench.out / "checkpoints" / row.key,
-        made.network,
-        made.clip,
-        made.llm_folder,
-        checkpoint_id=row.key,
-        trained_labels=labels,
-        validation=(judged(bench.validation, labels).cpu(), bench.validation.targets),
-    )
-
-
-class _States:
-    """LLM states of any labels that the suite reads."""
-
-    def __init__(self, bench: Bench, network: OpenVocabularyNetwork, *, without_llm: bool) -> None:
-        self.labels = bench.column_labels()
-        self.place = {label: i for i, label in enumerate(self.labels)}
-        if without_llm:  # the same for every label: a learned prompt, and CLIP's own reading of the name
-            self.all = network.label.state_mean.new_zeros(len(self.labels), *network.label.state_mean.shape).half()
-        else:
-            self.all = bench.states(network.label, "columns", self.labels)
-
-    def of(self, labels: Sequence[str]) -> Tensor:
-        return self.all[[self.place[label] for label in labels]]
-
-
-AtDepth = Callable[[Trunk], Trunk] | None
-"""Carries a pool's tokens to where a branch begins; None where the branch has to be given the frames."""
-
-
 class _OursVideos(PoolVideos):
     def __init__(self, pool: Pool, fit: FitConfig, at_depth: AtDepth) -> None:
         super().__init__(pool, batch_size=fit.batch_size, seed=fit.seed, frames=at_depth is None, change=at_depth)
-
-
-def _deeper(encoder: VideoEncoder, kept: int) -> AtDepth:
-    """Pools keep the tokens where ``kept`` branch blocks begin; an encoder with fewer begins later: run CLIP's own
-    blocks in between."""
-    blocks = len(encoder.branch)
-    if blocks > kept:
-        return None
-    between = encoder.visual.transformer.resblocks[-kept : -blocks or None] if blocks < kept else []
-
-    @torch.no_grad()
-    def change(trunk: Trunk) -> Trunk:
-        if not blocks or not len(between):
-            return trunk
-        b, t, n, d = trunk.tokens.shape
-        x = trunk.tokens.float().view(b * t, n, d)
-        for block in between:
-            x = block(x)
-        return Trunk(trunk.frame_features, x.view(b, t, n, d))
-
-    return change
-
-
-@torch.no_grad()
-def _features(network: OpenVocabularyNetwork, pool: Pool, at_depth: AtDepth, alpha: float | None) -> Tensor:
-    """[n, D] unit features of a pool."""
-    parts = []
-    for chunk in pool.chunks(frames=at_depth is None):
-        videos = chunk.to(network.bias.device)
-        if at_depth is not None:
-            assert isinstance(videos, Trunk)
-            videos = at_depth(videos)
-        parts.append(network.video_features(videos, alpha))
-    return torch.cat(parts)
-
-
-def _judge_of(
-    network: OpenVocabularyNetwork, states: _States, at_depth: AtDepth
-) -> Callable[[Pool, Sequence[str]], Tensor]:
-    @torch.no_grad()
-    def logits(pool: Pool, labels: Sequence[str]) -> Tensor:
-        features = torch.cat(
-            [
-                network.label.forward_from_states(labels[i : i + 256], states.of(labels[i : i + 256]))
-                for i in range(0, len(labels), 256)
-            ]
-        )
-        return network.logits(_features(network, pool, at_depth, None), features)
-
-    return logits
-
-
-@torch.no_grad()
-def _choose_alpha(bench: Bench, network: OpenVocabularyNetwork, states: _States, at_depth: AtDepth) -> float:
-    """The interpolation with the best micro AUPR on validation videos; the network is folded at it."""
-    labels = bench.worlds["val"].labels
-    texts = torch.cat(
-        [
-            network.label.forward_from_states(labels[i : i + 256], states.of(labels[i : i + 256]))
-            for i in range(0, len(labels), 256)
-        ]
-    )
-    found = {}
-    for alpha in ALPHAS:
-        logits = network.logits(_features(network, bench.validation, at_depth, alpha), texts)
-        found[alpha] = summarise(logits.cpu().numpy(), bench.validation.targets.numpy())["micro_aupr"]
-    best = max(found, key=lambda a: found[a])
-    console.print(f"alpha {best} of { ({a: round(v, 4) for a, v in found.items()}) }", highlight=False)
-    network.video.fold(best)
-    return best
 
 
 def train_baseline(bench: Bench, row: Row) -> dict[str, Any]:

@@ -1,0 +1,117 @@
+"""How a row of ours is judged and kept: the states of the labels that the suite reads, and a pool as the branch sees
+it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from model.eval.metrics import summarise
+from model.train.export import write_checkpoint
+from model.train.loop import console
+from model.train.pool import Pool
+from model.train.suite_bench import Bench, Made, Row
+from model.train.task import OpenVocabularyNetwork
+from model.video.encoder import Trunk, VideoEncoder
+
+ALPHAS = (0.25, 0.5, 0.75, 1.0)
+
+AtDepth = Callable[[Trunk], Trunk] | None
+"""Carries a pool's tokens to where a branch begins; None where the branch has to be given the frames."""
+
+
+class States:
+    """LLM states of any labels that the suite reads."""
+
+    def __init__(self, bench: Bench, network: OpenVocabularyNetwork, *, without_llm: bool = False) -> None:
+        self.labels = bench.column_labels()
+        self.place = {label: i for i, label in enumerate(self.labels)}
+        if without_llm:  # the same for every label: a learned prompt, and CLIP's own reading of the name
+            self.all = network.label.state_mean.new_zeros(len(self.labels), *network.label.state_mean.shape).half()
+        else:
+            self.all = bench.states(network.label, "columns", self.labels)
+
+    def of(self, labels: Sequence[str]) -> Tensor:
+        return self.all[[self.place[label] for label in labels]]
+
+    @torch.no_grad()
+    def features(self, network: OpenVocabularyNetwork, labels: Sequence[str]) -> Tensor:
+        """[V, D] unit features of labels, a few at a time."""
+        parts = [labels[i : i + 256] for i in range(0, len(labels), 256)]
+        return torch.cat([network.label.forward_from_states(part, self.of(part)) for part in parts])
+
+
+def at_depth_of(encoder: VideoEncoder, kept: int) -> AtDepth:
+    """Pools keep the tokens where ``kept`` branch blocks begin; an encoder with fewer begins later: run CLIP's own
+    blocks in between."""
+    blocks = len(encoder.branch)
+    if blocks > kept:
+        return None
+    between = encoder.visual.transformer.resblocks[-kept : -blocks or None] if blocks < kept else []
+
+    @torch.no_grad()
+    def change(trunk: Trunk) -> Trunk:
+        if not blocks or not len(between):
+            return trunk
+        b, t, n, d = trunk.tokens.shape
+        x = trunk.tokens.float().view(b * t, n, d)
+        for block in between:
+            x = block(x)
+        return Trunk(trunk.frame_features, x.view(b, t, n, d))
+
+    return change
+
+
+@torch.no_grad()
+def pool_features(network: OpenVocabularyNetwork, pool: Pool, at_depth: AtDepth, alpha: float | None = None) -> Tensor:
+    """[n, D] unit features of a pool; without ``alpha`` at the network's own."""
+    parts = []
+    for chunk in pool.chunks(frames=at_depth is None):
+        videos = chunk.to(network.bias.device)
+        if at_depth is not None:
+            assert isinstance(videos, Trunk)
+            videos = at_depth(videos)
+        parts.append(network.video_features(videos, alpha))
+    return torch.cat(parts)
+
+
+def judge_of(
+    network: OpenVocabularyNetwork, states: States, at_depth: AtDepth
+) -> Callable[[Pool, Sequence[str]], Tensor]:
+    """Logits [n, V] of a pool against labels."""
+
+    @torch.no_grad()
+    def logits(pool: Pool, labels: Sequence[str]) -> Tensor:
+        return network.logits(pool_features(network, pool, at_depth), states.features(network, labels))
+
+    return logits
+
+
+@torch.no_grad()
+def choose_alpha(bench: Bench, network: OpenVocabularyNetwork, states: States, at_depth: AtDepth) -> float:
+    """The interpolation with the best micro AUPR on validation videos; the network is folded at it."""
+    texts = states.features(network, bench.worlds["val"].labels)
+    found = {}
+    for alpha in ALPHAS:
+        logits = network.logits(pool_features(network, bench.validation, at_depth, alpha), texts)
+        found[alpha] = summarise(logits.cpu().numpy(), bench.validation.targets.numpy())["micro_aupr"]
+    best = max(found, key=lambda a: found[a])
+    console.print(f"alpha {best} of { ({a: round(v, 4) for a, v in found.items()}) }", highlight=False)
+    network.video.fold(best)
+    return best
+
+
+def keep(bench: Bench, row: Row, made: Made, judged: Callable[[Pool, Sequence[str]], Tensor]) -> None:
+    """A checkpoint of the row that can be served: ``bench.checkpoint(row)``."""
+    labels = bench.worlds["train"].labels
+    write_checkpoint(
+        bench.checkpoint(row),
+        made.network,
+        made.clip,
+        made.llm_folder,
+        checkpoint_id=row.key,
+        trained_labels=labels,
+        validation=(judged(bench.validation, labels).cpu(), bench.validation.targets),
+    )

@@ -1,0 +1,85 @@
+"""The labels of a trained row of ours settle: its label encoder alone learns on, from what the finished branch makes of
+the pool (not in the paper).
+
+The joint steps change the videos under the labels' feet, and where they are held to CLIP they hold the names of pairs
+too. Here the videos stand still, so a step costs what its labels cost; names that CLIP knows well stay held, pairs are
+free to take the motion in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.train.export import read_checkpoint
+from model.train.fit import LabelTask
+from model.train.hold import Held, hold
+from model.train.loop import run
+from model.train.pool import Pool
+from model.train.suite_bench import NEVER, Bench, Row, SuiteConfig
+from model.train.suite_judging import States, at_depth_of, judge_of, keep, pool_features
+
+SETTLED = "settled"
+"""The method of these rows in the main table."""
+
+
+def settled(config: SuiteConfig) -> list[Row]:
+    """One for each row of ours in the main table; none where no steps are asked for."""
+    return [Row(SETTLED, seed) for seed in range(config.num_seeds if config.num_settling_steps else 0)]
+
+
+def starts_from(row: Row) -> Row:
+    """The row whose checkpoint a settled one goes on from."""
+    return replace(row, method="ours")
+
+
+def settle(bench: Bench, row: Row) -> dict[str, Any]:
+    """Judged on all columns, and kept as a checkpoint of its own. Raises CheckpointError where the row that it starts
+    from has left none."""
+    config = bench.config
+    fit = replace(
+        config.fit(row.seed), num_stage_labels=config.num_settling_labels, label_learning_rate=config.settling_rate
+    )
+    made = bench.network(config.video(), config.label(), row.seed)
+    network = made.network
+    read_checkpoint(bench.checkpoint(starts_from(row)), network)
+    network.label.prefixes.data.copy_(bench.prefixes())  # the checkpoint has them in half precision
+    states = States(bench, network)
+    world, pool = bench.with_more_pairs(fit.num_more_pairs)
+    pool = pool.first(config.num_settling_videos)
+    num_base = len(bench.worlds["train"].labels)
+    chosen = _chosen(pool, num_base, config.num_settling_pairs)
+    labels = [world.labels[i] for i in chosen]
+    targets = pool.targets[:, chosen]
+    trained = states.of(labels[:num_base])
+    if more := labels[num_base:]:
+        trained = torch.cat((trained, bench.states(network.label, "settling", more)))
+    held: Held | None = None
+    if fit.label_hold:
+        kinds = world.kinds()
+        held = hold(network.label.clip_text, labels, kinds, bench.frame_means(pool), targets)
+        held = held.settling([kinds[label] for label in labels])
+    at_depth = at_depth_of(network.video, config.num_branch_blocks)
+    task = LabelTask(
+        "settle", network, cached=(pool_features(network, pool, at_depth), targets), world=world, labels=labels,
+        states=trained.to(config.device), config=fit, held=held,
+    )  # fmt: skip
+    loop = fit.loop(config.num_settling_steps, num_warmup_steps=10, evaluate_every=NEVER)
+    run(task, loop, bench.out / "runs" / row.key, {"row": row.key, "identity": bench.identity})
+    judged = judge_of(network, states, at_depth)
+    keep(bench, row, made, judged)
+    learned = [*network.label.prompting.parameters(), network.log_scale, network.bias]
+    return {**bench.judge(judged), "num_parameters": sum(p.numel() for p in learned)}
+
+
+def _chosen(pool: Pool, num_base: int, num_pairs: int) -> list[int]:
+    """Places of the labels that are read: all but the further pairs, and of those ``num_pairs`` that are ever true."""
+    count: Tensor = pool.targets.sum(dim=0)
+    occurring = num_base + count[num_base:].nonzero()[:, 0]
+    drawn = torch.randperm(len(occurring), generator=torch.Generator().manual_seed(0))[:num_pairs]
+    further: Sequence[int] = sorted(occurring[drawn].tolist())
+    return [*range(num_base), *further]
