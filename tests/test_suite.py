@@ -95,7 +95,7 @@ def test_all_rows_can_be_held_to_clip(tmp_path: Path) -> None:
     skipped = ",".join(name for name in METHODS if name != "coop")
     config = replace(
         TINY, llm=str(folder / "llm"), held=True, pair_weight=2.0, num_seeds=1, num_long_steps=0, with_ablations=False,
-        skipped=skipped, all_positives=True, num_settling_steps=3,
+        skipped=skipped, all_positives=True, num_settling_steps=3, num_test_videos=120,
     )  # fmt: skip
     clip, out = f"local-dir:{folder / 'clip'}", tmp_path / "suite"
     report = main(config, clip_name=clip, out=out, art_cache=tmp_path, sheet=tiny_sheet())
@@ -109,6 +109,8 @@ def test_all_rows_can_be_held_to_clip(tmp_path: Path) -> None:
     before, after = (
         json.loads((out / "rows" / f"main_{name}_seed0.json").read_text())["columns"] for name in ("ours", "settled")
     )
+    probe = json.loads((out / "rows" / "main_settled_seed0.json").read_text())["held_out_probe"]
+    assert probe.keys() == {"branch", "frame_mean"} and all(0 < value <= 1 for value in probe.values())
     assert before["unseen_style"] != after["unseen_style"]
     text = (report / "SUITE.md").read_text(encoding="utf-8")
     assert f"| ours, labels settled | {after['seen']['all']['micro_aupr']:.3f}" in text
@@ -187,6 +189,12 @@ def test_a_claim_says_how_sure_it_is() -> None:
         "- rare pairs, Peak F1: ours 0.500, best of the others CLIP, bare class name 0.250: ahead (+0.250, one run"
         in one
     )
+    probed = [
+        {**judged("settled", seed, 0.5), "held_out_probe": {"branch": branch, "frame_mean": 0.1}}
+        for seed, branch in ((0, 0.2), (1, 0.3))
+    ]
+    text = _claims([*probed, judged("clip_name", 0, 0.25)], facts)
+    assert "AUPR 0.250 ± 0.071 on the branch's features, 0.100 on CLIP's frame means: 2.50 times" in text
     seeds = [judged("ours", 0, 0.2), judged("ours", 1, 0.4)]
     assert "within the spread (+0.050, spread 0.141)" in _claims([*seeds, judged("clip_name", 0, 0.25)], facts)
     assert "behind (-0.200, spread 0.141)" in _claims([*seeds, judged("clip_name", 0, 0.5)], facts)

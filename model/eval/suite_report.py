@@ -198,6 +198,14 @@ def _claims(main: Rows, facts: Mapping[str, Any]) -> str:
         if mine and theirs:
             ratio = float(np.mean(mine) / np.mean(theirs))
             lines.append(f"- AUPR on {title}: {_cell(mine)} against {_cell(theirs)}: {ratio:.2f} times.")
+    learned = [row["held_out_probe"] for row in ours if row.get("held_out_probe")]
+    if learned:
+        branch, still = ([probe[name] for probe in learned] for name in ("branch", "frame_mean"))
+        lines.append(
+            "- Held-out actions, learned from videos that show them (logistic regressions, five-fold): AUPR "
+            f"{_cell(branch)} on the branch's features, {_cell(still[:1])} on CLIP's frame means: "
+            f"{np.mean(branch) / np.mean(still):.2f} times. What the videos tell of a motion, whatever its name does."
+        )
     probe = facts["one_frame"]
     lines.append(
         f"- A logistic regression on one frame's CLIP features reads the actions at AUPR {probe['action_aupr']:.3f} "

@@ -21,7 +21,7 @@ from model.train.hold import Held, hold
 from model.train.loop import run
 from model.train.pool import Pool
 from model.train.suite_bench import NEVER, Bench, Row, SuiteConfig
-from model.train.suite_judging import States, at_depth_of, judge_of, keep, pool_features
+from model.train.suite_judging import States, at_depth_of, held_out_probe, judge_of, keep, pool_features
 
 SETTLED = "settled"
 """The method of these rows in the main table."""
@@ -73,7 +73,11 @@ def settle(bench: Bench, row: Row) -> dict[str, Any]:
     judged = judge_of(network, states, at_depth)
     keep(bench, row, made, judged)
     learned = [*network.label.prompting.parameters(), network.log_scale, network.bias]
-    return {**bench.judge(judged), "num_parameters": sum(p.numel() for p in learned)}
+    return {
+        **bench.judge(judged),
+        "held_out_probe": held_out_probe(bench, network, at_depth),
+        "num_parameters": sum(p.numel() for p in learned),
+    }
 
 
 def _chosen(pool: Pool, num_base: int, num_pairs: int) -> list[int]:
