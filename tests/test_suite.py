@@ -95,7 +95,7 @@ def test_all_rows_can_be_held_to_clip(tmp_path: Path) -> None:
     skipped = ",".join(name for name in METHODS if name != "coop")
     config = replace(
         TINY, llm=str(folder / "llm"), held=True, pair_weight=2.0, num_seeds=1, num_long_steps=0, with_ablations=False,
-        skipped=skipped, all_positives=True, num_settling_steps=3, num_test_videos=120,
+        skipped=skipped, all_positives=True, num_settling_steps=3, num_test_videos=120, state_noise=0.5,
     )  # fmt: skip
     clip, out = f"local-dir:{folder / 'clip'}", tmp_path / "suite"
     report = main(config, clip_name=clip, out=out, art_cache=tmp_path, sheet=tiny_sheet())
@@ -115,14 +115,18 @@ def test_all_rows_can_be_held_to_clip(tmp_path: Path) -> None:
     text = (report / "SUITE.md").read_text(encoding="utf-8")
     assert f"| ours, labels settled | {after['seen']['all']['micro_aupr']:.3f}" in text
     assert "3 more steps of the label encoder" in text and "seen labels, Peak F1: ours, labels settled" in text
-    assert "Ours is held to CLIP." in text and "reads the further pairs too" in text
     free = {row.change: row.options for row in ablations(config, 3)}
+    assert "Noise of 0.5 standard deviations" in text and "no noise on the states" in free
+    assert "Ours is held to CLIP." in text and "reads the further pairs too" in text
     assert free["not held to CLIP"]["fit"] == {"video_hold": 0.0, "label_hold": 0.0}
     assert "not held to CLIP" not in {row.change for row in ablations(TINY, 3)}
     longer_ones = {row.change: row.options["fit"] for row in longer(replace(config, num_long_steps=9))}
-    assert set(longer_ones) == {"9 joint steps, not held to CLIP", "9 joint steps, as in the paper"}
-    paper = longer_ones["9 joint steps, as in the paper"]
+    paper = longer_ones.pop("9 joint steps, as in the paper")
     assert paper["num_joint_steps"] == 9 and not paper["num_more_pairs"] and not paper["video_hold"]
+    assert longer_ones.pop("9 joint steps, as in the paper but for weight interpolation") == {
+        **paper, "interpolation_lambda": 0.0
+    }  # fmt: skip
+    assert set(longer_ones) == {"9 joint steps, not held to CLIP"}
 
 
 def served_config(folder: Path) -> CheckpointConfig:

@@ -130,7 +130,7 @@ def gradients(task: Task, parts: list[Part]) -> list[Tensor]:
     return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in learned(task.optimizer)]
 
 
-HELD = {"video_hold": 0.5, "label_hold": 2.0, "num_more_pairs": 5}
+HELD = {"video_hold": 0.5, "label_hold": 2.0, "num_more_pairs": 5, "state_noise": 0.5}
 
 
 @pytest.mark.parametrize(

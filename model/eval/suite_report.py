@@ -117,9 +117,11 @@ def _held(facts: Mapping[str, Any]) -> str:
     """What holds for all rows of a suite whose rows are held to CLIP."""
     if not facts["settings"].get("held"):
         return ""
+    noise = facts["settings"].get("state_noise")
+    noisy = f"Noise of {noise} standard deviations is on the LLM's states in training (not in the paper). "
     return (
         f"Ours is held to CLIP. {HELD.format(facts['num_more_pairs'])}What it is compared with reads the further "
-        "pairs too. "
+        f"pairs too. {noisy if noise else ''}"
     )
 
 

@@ -27,7 +27,7 @@ from model.train.losses import label_hold, video_hold, weighted_bce
 from model.train.optim import Group, make_optimizer
 from model.train.processes import WHOLE, Part, processes_of
 from model.train.step_videos import StepVideos, VideoSource
-from model.train.task import LabelChoice, OpenVocabularyNetwork, kind_weights
+from model.train.task import LabelChoice, OpenVocabularyNetwork, kind_weights, noisy
 from model.video.encoder import Trunk
 
 VALIDATION_SEED = 300_000
@@ -86,7 +86,7 @@ class JointTask:
         frames = batch.frames.to(config.device)
         trunk = frames if isinstance(frames, Trunk) else self.network.video.trunk(frames)
         videos = self.network.video_features(trunk, alpha)
-        labels = self.network.label.forward_from_states(names, self.states[index].to(config.device))
+        labels = self.network.label.forward_from_states(names, noisy(self.states[index], self.network, config, step))
         logits = self.network.logits(videos, labels)
         loss = weighted_bce(
             logits,
@@ -175,12 +175,11 @@ class LabelTask:
         index = index[:most].sort().values
         pick = torch.randint(0, len(self.features), (1024,), generator=generator)
         num_positives, num_read = self.targets[pick][:, index].sum(), len(index)
-        index = index[part.rows(len(index))]
+        own = part.rows(len(index))
+        states = None if self.states is None else noisy(self.states[index], self.network, config, step)[own]
+        index = index[own]
         names = [self.labels[i] for i in index.tolist()]
-        if self.states is None:
-            labels = self.network.label(names)
-        else:
-            labels = self.network.label.forward_from_states(names, self.states[index].to(config.device))
+        labels = self.network.label(names) if states is None else self.network.label.forward_from_states(names, states)
         logits = self.network.logits(self.features[pick], labels)
         targets = self.targets[pick][:, index].to(config.device)
         weights = self.weights[index].to(config.device)

@@ -33,6 +33,9 @@ class FitConfig:
     """Weight of the loss that keeps the videos' scores by CLIP's own reading of the labels (``losses.video_hold``)."""
     label_hold: float = 0.0
     """Weight of the loss that keeps the scores of the labels that CLIP knows on CLIP's own videos (``label_hold``)."""
+    state_noise: float = 0.0
+    """Noise on the LLM's states that a step reads, in standard deviations of the states: labels are then learned with
+    their neighbourhood, or those that are few, such as motions, are learned by heart."""
     num_more_pairs: int = 0
     """Further labels of training that name a thing and what it does together (``Protocol.more_pairs``)."""
     one_sprite_until: float = 0.35
@@ -59,7 +62,7 @@ class FitConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("video_hold", "label_hold", "num_more_pairs"):
+        for name in ("video_hold", "label_hold", "state_noise", "num_more_pairs"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative")
 

@@ -83,6 +83,8 @@ class SuiteConfig:
     video_hold: float = 0.5
     label_hold: float = 1.0
     pair_weight: float = 1.0
+    state_noise: float = 0.0
+    """``FitConfig.state_noise`` of what is held."""
     num_settling_steps: int = 0
     """Label steps of further rows of the main table, which go on from those of ours (``suite_settle``); 0: none."""
     num_settling_labels: int = 512
@@ -90,7 +92,7 @@ class SuiteConfig:
     num_settling_videos: int = 4000
     """The first ones of the pool."""
     num_settling_pairs: int = 3000
-    """Further pairs at most: the LLM has to read each."""
+    """Further pairs at most."""
     settling_rate: float = 2.5e-3
     """``FitConfig.label_learning_rate`` of these steps."""
     with_ablations: bool = True
@@ -115,7 +117,7 @@ class SuiteConfig:
         """Settings of a training that is held to CLIP."""
         return {
             "num_more_pairs": self.num_more_pairs, "video_hold": self.video_hold, "label_hold": self.label_hold,
-            "pair_weight": self.pair_weight,
+            "pair_weight": self.pair_weight, "state_noise": self.state_noise,
         }  # fmt: skip
 
     def fit(self, seed: int) -> FitConfig:

@@ -69,6 +69,8 @@ def ablations(config: SuiteConfig, tower_depth: int) -> list[Row]:
     rows.append(Row("ours", 0, "no weight interpolation, CLIP trunk tuned", "video side", tuned))
     if config.held:
         rows.append(Row("ours", 0, "no further pairs", "video side", {"fit": {"num_more_pairs": 0}}))
+        if config.state_noise:
+            rows.append(Row("ours", 0, "no noise on the states", "video side", {"fit": {"state_noise": 0.0}}))
         rows.append(Row("ours", 0, "soft tokens before the name", "video side", {"label": {"soft_behind": False}}))
         rows += [Row("ours", 0, change, "video side", options) for change, options in _less_held()]
     return rows
@@ -77,7 +79,9 @@ def ablations(config: SuiteConfig, tower_depth: int) -> list[Row]:
 def _less_held() -> list[tuple[str, dict[str, Any]]]:
     """Changes to a training that is held to CLIP, which take from it what the paper does not have."""
     free = {"video_hold": 0.0, "label_hold": 0.0}
-    paper = {"fit": {**free, "num_more_pairs": 0, "pair_weight": 1.0}, "label": {"soft_behind": False}}
+    paper = {
+        "fit": {**free, "num_more_pairs": 0, "pair_weight": 1.0, "state_noise": 0.0}, "label": {"soft_behind": False}
+    }  # fmt: skip
     return [("not held to CLIP", {"fit": free}), ("as in the paper", paper)]
 
 
@@ -90,9 +94,11 @@ def longer(config: SuiteConfig) -> list[Row]:
         return []
     change, more = f"{steps} joint steps", {"fit": {"num_joint_steps": steps}}
     if config.held:
+        free, (as_paper, paper) = _less_held()
+        fixed = {**paper, "fit": {**paper["fit"], "interpolation_lambda": 0.0}}  # what forgets shows over many steps
         return [
             Row("ours", 0, f"{change}, {less}", "length", {**options, "fit": {**more["fit"], **options["fit"]}})
-            for less, options in _less_held()
+            for less, options in (free, (as_paper, paper), (f"{as_paper} but for weight interpolation", fixed))
         ]
     rows = [Row("ours", seed, change, "length", more) for seed in range(config.num_seeds)]
     with_name = {**more, "label": {"with_name": True}}

@@ -56,8 +56,9 @@ def settle(bench: Bench, row: Row) -> dict[str, Any]:
     labels = [world.labels[i] for i in chosen]
     targets = pool.targets[:, chosen]
     trained = states.of(labels[:num_base])
-    if more := labels[num_base:]:
-        trained = torch.cat((trained, bench.states(network.label, "settling", more)))
+    if more := world.labels[num_base:]:  # the row that this one starts from has read them all
+        read = bench.states(network.label, "pairs", more)
+        trained = torch.cat((trained, read[[i - num_base for i in chosen[num_base:]]]))
     held: Held | None = None
     if fit.label_hold:
         kinds = world.kinds()

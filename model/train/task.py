@@ -44,6 +44,20 @@ class OpenVocabularyNetwork(nn.Module):
         return F.normalize(self.video(frames, alpha), dim=-1)
 
 
+def noisy(states: Tensor, network: OpenVocabularyNetwork, config: FitConfig, step: int) -> Tensor:
+    """States [V, N, K, L, d] of a step's labels, on the network's device, with ``state_noise`` (not in the paper).
+
+    Training with noise is a penalty on how steeply the output follows the input (Bishop, Neural Computation 1995).
+    The same for every part of a step.
+    """
+    states = states.to(network.bias.device, torch.float32)
+    if not config.state_noise:
+        return states
+    generator = torch.Generator(states.device).manual_seed(config.seed * 10_000_019 + 20_000_000 + step)
+    noise = torch.randn(states.shape, generator=generator, device=states.device)
+    return states + config.state_noise * network.label.state_std * noise
+
+
 def sample_labels(
     targets: Tensor,
     num_labels: int,
