@@ -131,7 +131,9 @@ class Protocol:
         index = {noun.name: i for i, noun in enumerate(self.nouns)}
         unseen = part == "unseen_words"
         shown = [noun.name for noun in self.nouns] if part == "pretrain" or unseen else list(self.seen_nouns)
-        actions = ACTIONS if part == "unseen_actions" else self.trained_actions
+        actions = self.trained_actions
+        if part == "unseen_actions":  # a held-out one as often as two others, or there would be few of them
+            actions = (*ACTIONS, *HELD_OUT_ACTIONS)
         pairs = {"seen": self.train_pairs, "rare_pairs": self.rare_pairs}.get(part, ())
         rare = frozenset((index[noun], ACTIONS.index(action)) for noun, action in self.rare_pairs)
         truth_of_noun = [(n.name, *n.hypernyms, *self.keywords_of[n.name]) for n in self.nouns]
