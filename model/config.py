@@ -79,6 +79,10 @@ class LabelEncoderConfig:
     """Whether the mean of the normalised text features is brought back to length 1 (the paper does not)."""
     with_name: bool = False
     """Whether the name alone, without soft tokens, is one more text of the mean (the paper does not)."""
+    name_trust: float = 0.0
+    """0 to 1: how far a label that CLIP knows is scored by frozen CLIP beside the trained branch
+    (``label_encoder.fuse_with_names``; the paper does not). Features of labels and videos are then twice as long. It is
+    chosen or set when training is over."""
     soft_behind: bool = False
     """Whether the soft tokens stand behind the name (the paper puts them in front of it): CLIP then reads the name
     where it has learned to."""
@@ -93,6 +97,8 @@ class LabelEncoderConfig:
         for name in ("num_prefixes", "num_attributes", "tokens_per_attribute", "prompting_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
+        if not 0 <= self.name_trust <= 1:
+            raise ValueError(f"name_trust must lie between 0 and 1, got {self.name_trust}")
         if self.prompting_heads < 1 or self.prompting_width % self.prompting_heads:
             raise ValueError("prompting_width must be a multiple of prompting_heads")
         if self.feedback not in ("greedy", "soft"):
@@ -105,8 +111,8 @@ class LabelEncoderConfig:
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
-        for option in ("with_name", "soft_behind"):  # younger than the first checkpoints, whose fingerprints
-            if not values[option]:  # they shall not change
+        for option in ("with_name", "name_trust", "soft_behind"):
+            if not values[option]:  # younger than the first checkpoints, whose fingerprints shall not change
                 del values[option]
         return values
 

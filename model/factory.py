@@ -256,6 +256,7 @@ def _from_checkpoint(folder: Path, device: str, precision: Precision) -> Classif
         raise CheckpointError(f"model.safetensors does not fit config.json: {sorted(missing)[:5]}")
     video.load_state_dict(parts["branch"], strict=False)
     label.load_state_dict(parts["label"], strict=False)
+    video.with_frame_mean = config.method == "ours" and config.label.name_trust > 0
     facts = {
         "backbone": config.clip.source,
         "method": config.method,

@@ -138,9 +138,9 @@ def test_a_checkpoint_may_name_its_backbone(folders: tuple[Path, Path], tmp_path
 
 def test_an_option_that_is_not_used_is_not_written_and_one_that_is_comes_back(checkpoint: Path) -> None:
     config, _, _ = load_checkpoint(checkpoint)
-    for option in ("with_name", "soft_behind"):
+    for option, value in (("with_name", True), ("name_trust", 0.5), ("soft_behind", True)):
         assert option not in config.to_json()  # earlier versions read it
-        used = replace(config, label=replace(config.label, **{option: True}))
+        used = replace(config, label=replace(config.label, **{option: value}))
         assert CheckpointConfig.from_json(used.to_json()) == used
 
 
@@ -157,6 +157,7 @@ def test_the_fingerprint_follows_everything_that_shapes_a_vector(checkpoint: Pat
     assert with_config(replace(config, id="renamed", default_threshold=0.7)) == identity  # changes no vector
     assert with_config(replace(config, label=replace(config.label, renormalize=True))) != identity
     assert with_config(replace(config, label=replace(config.label, with_name=True))) != identity
+    assert with_config(replace(config, label=replace(config.label, name_trust=0.5))) != identity
     assert with_config(replace(config, label=replace(config.label, soft_behind=True))) != identity
     assert with_config(replace(config, clip=replace(config.clip, mean=(0.5, 0.5, 0.5)))) != identity
     assert with_config(replace(config, llm_digest="other")) != identity
@@ -240,3 +241,32 @@ def test_training_goes_on_from_a_checkpoint(folders: tuple[Path, Path], checkpoi
     assert network.bias.item() == pytest.approx(config.scorer.logit_bias)
     with pytest.raises(CheckpointError, match="another network"):
         read_checkpoint(checkpoint, untrained(folders, 1))
+
+
+def test_trust_in_names_comes_after_training_and_is_served(
+    folders: tuple[Path, Path], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same training, then labels and videos of twice the width that hold what the plain checkpoint gives."""
+    monkeypatch.setattr("model.text.label_encoder.AGREEMENT", -1.0)  # where little is trained little agrees
+    clip, llm = folders
+    trusting = main(
+        FIT, VideoEncoderConfig(num_branch_blocks=2, num_frames=3), replace(label_config(llm), name_trust=0.5),
+        clip_name=f"local-dir:{clip}", out=tmp_path, art_cache=tmp_path, checkpoint_id="tiny", sheet=tiny_sheet(),
+    )  # fmt: skip
+    plain, fused = (load_checkpoint(folder) for folder in (checkpoint, trusting))
+    assert all(torch.equal(value, fused[1][name]) for name, value in plain[1].items())
+    assert fused[0].scorer.calibration != plain[0].scorer.calibration and fused[2] != plain[2]
+
+    old, new = (load_classifier(str(folder), device="cpu") for folder in (checkpoint, trusting))
+    assert (old.dim, new.dim) == (24, 48)
+    frames = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    video, label = new.encode_video([frames])[0], new.encode_labels(["beach"])[0]
+    assert np.allclose(video[:24] * 2**0.5, old.encode_video([frames])[0], atol=1e-5)
+    assert label.shape == (48,) and np.abs(label[24:]).max() > 0.01
+
+    network = untrained(folders, 2)
+    read_checkpoint(trusting, network)
+    videos = torch.from_numpy(frames).permute(0, 3, 1, 2)[None]
+    with torch.no_grad():
+        assert np.allclose(network.video_features(videos)[0].numpy(), video, atol=1e-3)
+        assert np.allclose(network.label.encode_labels(["beach"])[0].numpy(), label, atol=1e-3)

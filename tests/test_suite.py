@@ -111,6 +111,10 @@ def test_all_rows_can_be_held_to_clip(tmp_path: Path) -> None:
     )
     probe = json.loads((out / "rows" / "main_settled_seed0.json").read_text())["held_out_probe"]
     assert probe.keys() == {"branch", "frame_mean"} and all(0 < value <= 1 for value in probe.values())
+    settled_row = json.loads((out / "rows" / "main_settled_seed0.json").read_text())
+    by_trust = settled_row["by_trust"]
+    assert max(by_trust, key=lambda trust: by_trust[trust]["validation"]) == str(settled_row["trust"])
+    assert served_config(out / "checkpoints" / "main_settled_seed0").label.name_trust == settled_row["trust"]
     assert before["unseen_style"] != after["unseen_style"]
     text = (report / "SUITE.md").read_text(encoding="utf-8")
     assert f"| ours, labels settled | {after['seen']['all']['micro_aupr']:.3f}" in text
@@ -194,11 +198,17 @@ def test_a_claim_says_how_sure_it_is() -> None:
         in one
     )
     probed = [
-        {**judged("settled", seed, 0.5), "held_out_probe": {"branch": branch, "frame_mean": 0.1}}
+        {
+            **judged("settled", seed, 0.5),
+            "held_out_probe": {"branch": branch, "frame_mean": 0.1},
+            "trust": 0.5,
+            "by_trust": {str(t): {"validation": 0.4 + t / 10, "unseen nouns": branch + t} for t in (0.0, 0.5)},
+        }
         for seed, branch in ((0, 0.2), (1, 0.3))
     ]
     text = _claims([*probed, judged("clip_name", 0, 0.25)], facts)
     assert "AUPR 0.250 ± 0.071 on the branch's features, 0.100 on CLIP's frame means: 2.50 times" in text
+    assert "0.0 0.400 ± 0.000 and 0.250 ± 0.071; 0.5 0.450 ± 0.000 and 0.750 ± 0.071. Chosen: 0.5, 0.5." in text
     seeds = [judged("ours", 0, 0.2), judged("ours", 1, 0.4)]
     assert "within the spread (+0.050, spread 0.141)" in _claims([*seeds, judged("clip_name", 0, 0.25)], facts)
     assert "behind (-0.200, spread 0.141)" in _claims([*seeds, judged("clip_name", 0, 0.5)], facts)

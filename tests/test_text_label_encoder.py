@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from model.classifier import LabelTextError
 from model.config import LabelEncoderConfig
 from model.text import label_encoder as module
 from model.text.clip_text import ClipText
-from model.text.label_encoder import LabelEncoder
+from model.text.label_encoder import LabelEncoder, fuse_with_names
 from model.text.llm import FrozenLLM
 from model.text.prompts import PROMPTS, get_prompt
 
@@ -197,6 +198,32 @@ def test_with_name_is_one_more_text_of_the_mean(llm):
     count = plain.config.num_prefixes * plain.config.num_attributes
     expected = (count * plain.encode_labels(NAMES) + name) / (count + 1)
     torch.testing.assert_close(more.encode_labels(NAMES), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_fusing_with_names_by_hand():
+    """Cosines 1, 0.85, 0.7 and -1 with trust 0.5: CLIP scores a half, a quarter, nothing and nothing of a label."""
+    angle = torch.tensor([0.0, math.acos(0.85), math.acos(0.7), math.pi])
+    features = 0.8 * torch.stack((angle.cos(), angle.sin()), dim=1)
+    names = torch.tensor([[3.0, 0.0]]).expand(4, 2)  # of any length
+    branch, frame_mean = torch.tensor([0.0, 1.0]), torch.tensor([0.6, 0.8])
+    video = torch.cat((branch, frame_mean)) / 2**0.5
+    part = torch.tensor([0.5, 0.25, 0.0, 0.0])
+    expected = (1 - part) * features @ branch + part * 0.8 * 0.6
+    torch.testing.assert_close(fuse_with_names(features, names, 0.5) @ video, expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_trust_in_names_is_part_of_every_way_to_encode(llm, monkeypatch):
+    monkeypatch.setattr(module, "AGREEMENT", -1.0)  # where nothing is trained nothing agrees
+    plain, trusting = build(llm), build(llm, name_trust=1.0)
+    expected = fuse_with_names(plain.encode_labels(NAMES), plain.clip_text.encode(NAMES), 1.0)
+    assert expected.shape == (len(NAMES), 2 * EMBED_DIM) and (expected[:, EMBED_DIM:].norm(dim=1) > 0.01).all()
+    torch.testing.assert_close(trusting.encode_labels(NAMES), expected, atol=1e-5, rtol=1e-4)
+    states = trusting.cache_states(NAMES)
+    torch.testing.assert_close(trusting.forward_from_states(NAMES, states), expected, atol=1e-5, rtol=1e-4)
+    assert trusting.encode_labels([]).shape == trusting([]).shape == (0, 2 * EMBED_DIM)
+    with pytest.raises(ValueError, match="name_trust"):
+        LabelEncoderConfig(name_trust=1.5)
 
 
 def test_renormalize_only_changes_the_length(llm):

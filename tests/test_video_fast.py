@@ -59,6 +59,22 @@ def test_float32_is_the_plain_encoder(blocks: int, tower: dict[str, Any]) -> Non
     assert torch.equal(videos, before)
 
 
+@pytest.mark.parametrize("blocks", [0, 2])
+def test_the_frame_mean_beside_the_branch(blocks: int) -> None:
+    """Both encoders give what the plain one gives without it, and CLIP's own mean over frames, in equal halves."""
+    encoder, videos = make_encoder(blocks), random_videos()
+    alone = PlainVideoEncoder(encoder).encode_video(videos)
+    pictures = encoder.to_pixels(videos.permute(0, 1, 4, 2, 3)).flatten(0, 1)
+    with torch.no_grad():
+        mean = encoder.visual(pictures).view(*videos.shape[:2], -1).mean(dim=1)
+    encoder.with_frame_mean = True
+    for found in (PlainVideoEncoder(encoder).encode_video(videos), FastVideoEncoder(encoder).encode_video(videos)):
+        assert torch.allclose(found[:, :24] * 2**0.5, alone, atol=3e-6)
+        assert torch.allclose(found[:, 24:] * 2**0.5, nn.functional.normalize(mean, dim=-1), atol=3e-6)
+        assert torch.allclose(found.norm(dim=1), torch.ones(len(videos)), atol=1e-5)
+    assert (alone - found[:, 24:] * 2**0.5).abs().max() > 0.01 or not blocks
+
+
 def test_frames_in_pieces_are_the_same() -> None:
     fast = FastVideoEncoder(make_encoder())
     videos = random_videos(num_videos=4, num_frames=7)

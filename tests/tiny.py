@@ -15,7 +15,7 @@ from model.text.clip_text import ClipText
 from model.text.llm import FrozenLLM
 
 LLM_WIDTH = 32
-MAX_POSITIONS = 256
+MAX_POSITIONS = 288
 
 
 def write_byte_tokenizer(folder: Path, *, end_with_eos: bool = False) -> int:

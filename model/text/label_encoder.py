@@ -19,6 +19,9 @@ MAX_ROWS_CPU = 192
 MAX_ROWS_GPU = 2048
 """Sequences (labels times prefixes) that go through the LLM at once: bounds memory; larger gains no speed."""
 
+AGREEMENT = 0.7
+"""Cosine of a label's feature and CLIP's reading of its name above which CLIP is said to know the label."""
+
 _START_WORDS = ("objects", "actions", "scene", "motion", "colors", "shape", "people", "place")
 
 
@@ -189,7 +192,8 @@ class LabelEncoder(nn.Module):
         """[V, D] label features from the states of these names [V, N, K, L, d], with gradient.
 
         Each of the N * K text features (and one more, ``config.with_name``) is normalised before the mean, so a
-        feature's length is at most 1; the paper leaves it there, ``config.renormalize`` brings it back to 1.
+        feature's length is at most 1; the paper leaves it there, ``config.renormalize`` brings it back to 1. With
+        ``config.name_trust`` features are [V, 2D] (``fuse_with_names``).
         """
         if not len(names):
             return torch.zeros(0, self._dim(), device=self.device)
@@ -197,12 +201,15 @@ class LabelEncoder(nn.Module):
         soft = self.prompting(centred.flatten(0, 2))  # [V * N * K, L, W]
         soft = soft.view(len(names), -1, *soft.shape[1:])  # [V, N * K, L, W]
         texts = self.clip_text.encode_with_soft(names, soft, behind=self.config.soft_behind)  # [V, N * K, D]
-        if self.config.with_name:
+        if self.config.with_name or self.config.name_trust:
             with torch.no_grad():
-                name_alone = self.clip_text.encode(names)
+                name_alone = self.clip_text.encode(names)  # [V, D]
+        if self.config.with_name:
             texts = torch.cat((texts, name_alone[:, None]), dim=1)  # [V, N * K + 1, D]
         feature = F.normalize(texts, dim=-1).mean(dim=1)
-        return F.normalize(feature, dim=-1) if self.config.renormalize else feature
+        if self.config.renormalize:
+            feature = F.normalize(feature, dim=-1)
+        return fuse_with_names(feature, name_alone, self.config.name_trust) if self.config.name_trust else feature
 
     def forward(self, names: Sequence[str]) -> Tensor:
         """[V, D] label features, with gradient to the prefixes and the prompting transformer."""
@@ -230,7 +237,27 @@ class LabelEncoder(nn.Module):
         return out
 
     def _dim(self) -> int:
-        return self.clip_text.dim
+        return 2 * self.clip_text.dim if self.config.name_trust else self.clip_text.dim
+
+
+def fuse_with_names(features: Tensor, names: Tensor, trust: float) -> Tensor:
+    """Label features [V, D] and CLIP's readings of the bare names [V, D] -> [V, 2D], for videos whose features are the
+    branch's and CLIP's frame mean side by side (``video.encoder.beside``), each of length 1 / sqrt(2).
+
+    With ``part = trust * max(0, (cos - AGREEMENT) / (1 - AGREEMENT))`` a label's similarity to a video is
+
+        (1 - part) * label . branch + part * |label| * name . frame_mean
+
+    A label that training has left near its name is one that CLIP knows, and of that the frozen tower has forgotten
+    nothing; one that CLIP does not know has been led elsewhere, and the branch alone reads it. Mixing the outputs of a
+    fine-tuned and a frozen model is what weight interpolation comes from (Wortsman et al., CVPR 2022); this is that,
+    label by label.
+    """
+    length = features.norm(dim=1, keepdim=True)
+    names = F.normalize(names, dim=1)
+    agreement = (features * names).sum(dim=1, keepdim=True) / length.clamp_min(1e-6)  # [V, 1]
+    part = trust * ((agreement - AGREEMENT) / (1 - AGREEMENT)).clamp(0, 1)
+    return 2**0.5 * torch.cat(((1 - part) * features, part * length * names), dim=1)
 
 
 def _start_prefixes(llm: FrozenLLM, num_prefixes: int) -> Tensor:

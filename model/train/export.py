@@ -94,6 +94,7 @@ def read_checkpoint(folder: Path, network: OpenVocabularyNetwork) -> None:
         network.log_scale.fill_(math.log(config.scorer.logit_scale))
         network.bias.fill_(config.scorer.logit_bias)
     network.video.fold_alpha = 1.0
+    network.trust_names(config.label.name_trust)
 
 
 def _learned(network: OpenVocabularyNetwork) -> dict[str, Tensor]:

@@ -68,7 +68,7 @@ def main(
     torch.manual_seed(config.seed)
     clip = create_clip(clip_name)
     video_encoder = VideoEncoder(clip.model.visual, video, mean=clip.source.mean, std=clip.source.std)
-    label_encoder, llm_folder = create_label_encoder(label, clip)
+    label_encoder, llm_folder = create_label_encoder(replace(label, name_trust=0.0), clip)
     network = OpenVocabularyNetwork(video_encoder, label_encoder).to(config.device)
     canvas = clip.source.geometry.image_size
     train = World(art_cache, canvas=canvas, num_more_pairs=config.num_more_pairs, sheet=sheet, device=config.device)
@@ -116,6 +116,11 @@ def main(
     if not processes.is_main:
         return out / "checkpoint"
 
+    if label.name_trust:
+        network.trust_names(label.name_trust)
+        validation = video_features(
+            network, worlds["val"], config.num_validation_videos, config, seed=VALIDATION_SEED, alpha=None
+        )
     with torch.no_grad():
         labels = label_encoder.forward_from_states(names[:num_judged], states[:num_judged].to(config.device))
         logits, targets = network.logits(validation[0], labels).cpu(), validation[1]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
 from torch import Tensor
@@ -21,6 +22,7 @@ from model.train.task import OpenVocabularyNetwork
 from model.video.encoder import Trunk, VideoEncoder
 
 ALPHAS = (0.25, 0.5, 0.75, 1.0)
+TRUSTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 NUM_FOLDS = 5
 
 AtDepth = Callable[[Trunk], Trunk] | None
@@ -108,6 +110,41 @@ def choose_alpha(bench: Bench, network: OpenVocabularyNetwork, states: States, a
     return best
 
 
+@torch.no_grad()
+def choose_trust(
+    bench: Bench, network: OpenVocabularyNetwork, states: States, at_depth: AtDepth
+) -> dict[str, dict[str, float]]:
+    """The trust in names with the best micro AUPR on validation videos; the network has it from now on.
+
+    Returns what each trust gives there and on the unseen nouns, which did not choose.
+    """
+    kinds = bench.kinds["unseen_words"]
+    nouns = [label for label in bench.labels["unseen_words"] if kinds[label] == "noun"]
+    own = torch.tensor([kinds[label] == "noun" for label in bench.labels["unseen_words"]])
+    sets = {
+        "validation": (bench.validation, list(bench.worlds["val"].labels), bench.validation.targets),
+        "unseen nouns": (bench.test["unseen_words"], nouns, bench.test["unseen_words"].targets[:, own]),
+    }
+    network.trust_names(1.0)  # features as long as any trust but none wants them
+    videos = {name: pool_features(network, pool, at_depth) for name, (pool, _, _) in sets.items()}
+    found: dict[str, dict[str, float]] = {}
+    for trust in TRUSTS:
+        network.trust_names(trust)
+        found[str(trust)] = {}
+        for name, (_, labels, targets) in sets.items():
+            if not targets.any():
+                continue
+            texts = states.features(network, labels)
+            own_videos = videos[name] if trust else F.normalize(videos[name][:, : texts.shape[1]], dim=-1)
+            logits = network.logits(own_videos, texts)
+            found[str(trust)][name] = summarise(logits.cpu().numpy(), targets.numpy())["micro_aupr"]
+    best = max(TRUSTS, key=lambda trust: found[str(trust)]["validation"])
+    console.print(f"trust {best} of {found}", highlight=False)
+    network.trust_names(best)
+    return found
+
+
+@torch.no_grad()
 def held_out_probe(bench: Bench, network: OpenVocabularyNetwork, at_depth: AtDepth) -> dict[str, float]:
     """What videos tell of the held-out actions, whether or not their names do: micro AUPR of logistic regressions that
     are trained on four fifths of the videos that show them and judged on the fifth, in turn; on the branch's features

@@ -21,7 +21,7 @@ from model.train.hold import Held, hold
 from model.train.loop import run
 from model.train.pool import Pool
 from model.train.suite_bench import NEVER, Bench, Row, SuiteConfig
-from model.train.suite_judging import States, at_depth_of, held_out_probe, judge_of, keep, pool_features
+from model.train.suite_judging import States, at_depth_of, choose_trust, held_out_probe, judge_of, keep, pool_features
 
 SETTLED = "settled"
 """The method of these rows in the main table."""
@@ -71,12 +71,16 @@ def settle(bench: Bench, row: Row) -> dict[str, Any]:
     )  # fmt: skip
     loop = fit.loop(config.num_settling_steps, num_warmup_steps=10, evaluate_every=NEVER)
     run(task, loop, bench.out / "runs" / row.key, {"row": row.key, "identity": bench.identity})
+    probe = held_out_probe(bench, network, at_depth)
+    by_trust = choose_trust(bench, network, states, at_depth)
     judged = judge_of(network, states, at_depth)
     keep(bench, row, made, judged)
     learned = [*network.label.prompting.parameters(), network.log_scale, network.bias]
     return {
         **bench.judge(judged),
-        "held_out_probe": held_out_probe(bench, network, at_depth),
+        "held_out_probe": probe,
+        "trust": network.label.config.name_trust,
+        "by_trust": by_trust,
         "num_parameters": sum(p.numel() for p in learned),
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,12 @@ class OpenVocabularyNetwork(nn.Module):
         self.video, self.label = video, label
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
         self.bias = nn.Parameter(torch.tensor(bias))
+
+    def trust_names(self, trust: float) -> None:
+        """From now on score labels that CLIP knows by frozen CLIP too: ``LabelEncoderConfig.name_trust``. Features of
+        both sides are then twice as long, so do it when training is over."""
+        self.label.config = replace(self.label.config, name_trust=trust)
+        self.video.with_frame_mean = trust > 0
 
     def logits(self, video_features: Tensor, label_features: Tensor) -> Tensor:
         """[B, D] unit video features and [V, D] label features -> [B, V] logits, in float32."""

@@ -48,6 +48,9 @@ class VideoEncoder(nn.Module):
         self.branch: Any = nn.ModuleList()  # of BranchBlock
         self.fold_alpha = 1.0
         """Weight of the trained spatial weights outside training; folded in before a checkpoint is saved."""
+        self.with_frame_mean = False
+        """Whether a feature is two, the branch's and CLIP's frame mean (``beside``), as labels with trust in CLIP
+        (``LabelEncoderConfig.name_trust``) want it."""
         if config.num_branch_blocks:
             self._add_branch(visual, config)
 
@@ -79,7 +82,8 @@ class VideoEncoder(nn.Module):
         return (frames.to(self.mean.device).float() - self.mean) / self.std
 
     def forward(self, frames: Tensor | Trunk, alpha: float | Tensor | None = None) -> Tensor:
-        """Video features before normalisation: [B, T, 3, H, W] uint8, or their ``trunk``, -> [B, D] float32.
+        """Video features before normalisation: [B, T, 3, H, W] uint8, or their ``trunk``, -> [B, D] float32, or
+        [B, 2D] ``with_frame_mean``.
 
         ``alpha`` is the interpolation of the branch's spatial weights (training draws it); by default the
         encoder's own ``fold_alpha``. Without a branch this is the mean of CLIP's frame features.
@@ -87,7 +91,7 @@ class VideoEncoder(nn.Module):
         frame_features, tokens = frames if isinstance(frames, Trunk) else self.trunk(frames)
         frame_mean = frame_features.float().mean(dim=1)  # [B, D]
         if not self.branch:
-            return frame_mean
+            return beside(frame_mean, frame_mean) if self.with_frame_mean else frame_mean
         x = tokens if isinstance(frames, Tensor) else tokens.float()
         x = torch.cat((x[:, :, :1] + self.tmp_embedding.to(x.dtype), x[:, :, 1:]), dim=2)
         used = self.fold_alpha if alpha is None else alpha
@@ -96,7 +100,8 @@ class VideoEncoder(nn.Module):
             x = block(x, theirs, used, first_only=index == len(self.branch) - 1)
         tmp = self._project(x[:, :, 0])  # [B, T, D]
         weight = torch.sigmoid(self.tmp_logit)
-        return weight * tmp.float().mean(dim=1) + (1 - weight) * frame_mean
+        feature = weight * tmp.float().mean(dim=1) + (1 - weight) * frame_mean
+        return beside(feature, frame_mean) if self.with_frame_mean else feature
 
     def trunk(self, frames: Tensor) -> Trunk:
         """[B, T, 3, H, W] uint8 -> what the tower makes of it; with gradient only where its weights ask for one."""
@@ -151,3 +156,8 @@ class VideoEncoder(nn.Module):
         for block, theirs in zip(self.branch, self.visual.transformer.resblocks[-len(self.branch) :], strict=True):
             block.fold(theirs, alpha)
         self.fold_alpha = 1.0
+
+
+def beside(feature: Tensor, frame_mean: Tensor) -> Tensor:
+    """[B, D] video features and CLIP's frame means -> [B, 2D] of length 1, both halves equally long."""
+    return torch.cat((F.normalize(feature, dim=-1), F.normalize(frame_mean, dim=-1)), dim=-1) / 2**0.5

@@ -21,7 +21,7 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTrans
 from torch import Tensor, nn
 
 from model.linear import PackedLinear
-from model.video.encoder import VideoEncoder
+from model.video.encoder import VideoEncoder, beside
 from model.video.temporal import TemporalAttention, time_rows
 
 _QUICK = 1.702
@@ -147,6 +147,7 @@ class FastVideoEncoder:
             raise ValueError("fold the branch's weights first")
         visual = encoder.visual
         self.dtype = dtype
+        self.with_frame_mean = encoder.with_frame_mean
         self.device = encoder.mean.device
         self.patch: int = visual.conv1.kernel_size[0]
         self.embed = _patch_embedding(encoder)
@@ -170,7 +171,7 @@ class FastVideoEncoder:
 
     @torch.inference_mode()
     def encode_video(self, frames: Tensor) -> Tensor:
-        """[B, T, H, W, 3] uint8 -> [B, D] float32 unit vectors."""
+        """[B, T, H, W, 3] uint8 -> [B, D] float32 unit vectors ([B, 2D] where the encoder is ``with_frame_mean``)."""
         b, t = frames.shape[:2]
         pictures = frames.to(self.device).flatten(0, 1)
         features, tokens = [], []
@@ -185,7 +186,7 @@ class FastVideoEncoder:
             features.append(self._project(self.trunk[-1].first(x)[:, 0]))
         frame_mean = torch.cat(features).view(b, t, -1).mean(dim=1)
         if not self.branch:
-            return F.normalize(frame_mean, dim=-1)
+            return self._finished(frame_mean, frame_mean)
         x = torch.cat(tokens)
         x[:, 0] += self.tmp_embedding
         for temporal, block in self.branch[:-1]:
@@ -196,7 +197,10 @@ class FastVideoEncoder:
         x = temporal(x.view(b, t, *x.shape[1:])).flatten(0, 1)
         last = torch.cat([block.first(some)[:, 0] for some in torch.split(x, self.max_frames)])
         tmp = self._project(last).view(b, t, -1).mean(dim=1)
-        return F.normalize(self.tmp_weight * tmp + (1 - self.tmp_weight) * frame_mean, dim=-1)
+        return self._finished(self.tmp_weight * tmp + (1 - self.tmp_weight) * frame_mean, frame_mean)
+
+    def _finished(self, feature: Tensor, frame_mean: Tensor) -> Tensor:
+        return beside(feature, frame_mean) if self.with_frame_mean else F.normalize(feature, dim=-1)
 
     def _embed(self, pictures: Tensor) -> Tensor:
         """[n, H, W, 3] uint8 -> [n, 1 + P, width] float32."""
