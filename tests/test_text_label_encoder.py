@@ -208,7 +208,7 @@ def test_fusing_with_names_by_hand():
     branch, frame_mean = torch.tensor([0.0, 1.0]), torch.tensor([0.6, 0.8])
     video = torch.cat((branch, frame_mean)) / 2**0.5
     part = torch.tensor([0.5, 0.25, 0.0, 0.0])
-    expected = (1 - part) * features @ branch + part * 0.8 * 0.6
+    expected = (1 - part) * (features @ branch) + part * 0.8 * 0.6
     torch.testing.assert_close(fuse_with_names(features, names, 0.5) @ video, expected, atol=1e-5, rtol=0)
 
 

@@ -222,8 +222,8 @@ def _claims(main: Rows, facts: Mapping[str, Any]) -> str:
         )
         chosen = ", ".join(str(row["trust"]) for row in ours)
         lines.append(
-            "- How much of that is interpolation with frozen CLIP: AUPR on validation videos, which choose, and on "
-            f"unseen nouns, which do not, by trust in names: {by_trust}. Chosen: {chosen}."
+            "- Not forgetting, and the part of interpolation with frozen CLIP in it: AUPR on validation videos, which "
+            f"choose, and on unseen nouns, which do not, by trust in names: {by_trust}. Chosen: {chosen}."
         )
     probe = facts["one_frame"]
     lines.append(
