@@ -229,7 +229,7 @@ def test_the_loss_falls(worlds: dict[str, World], method: str) -> None:
     baseline = BaselineConfig(learning_rate=1e-3 if method == "vificlip" else 1e-2)
     task = BaselineTask("coop", network, worlds, FIT, baseline)
     losses = []
-    for _ in range(15):  # the same batch: it must be learned
+    for _ in range(30):  # the same batch: it must be learned
         task.optimizer.zero_grad()
         loss, _ = task.training_step(0)
         loss.backward()  # type: ignore[no-untyped-call]

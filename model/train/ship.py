@@ -130,7 +130,7 @@ error: {test["expected_calibration_error"]:.4f}.
 
 {words}
 
-It names scenes nearly always, kinds of things, motions and single things mostly, keywords and pairs less surely (see
+It names scenes nearly always, kinds of things and single things mostly, motions, keywords and pairs less surely (see
 the table; what training never saw is measured in `suite/SUITE.md`).
 Any other label can be registered and gets a score, but expect little beyond rewordings of the above. Hardly
 anything smaller than a fifth of the picture is seen, and more than two things at a time were never trained.
