@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +22,7 @@ from model.factory import load_classifier
 from model.train.pool import PoolVideos, build_pool, pool_targets
 from model.train.suite import _finish, main
 from model.train.suite_bench import Bench, Row, SuiteConfig
-from model.train.suite_rows import METHODS, ablations, longer
+from model.train.suite_rows import METHODS, ablations, longer, without_llm
 from model.train.suite_settle import SETTLED, settled
 from model.video.encoder import Trunk, VideoEncoder
 from tests.art import tiny_sheet
@@ -50,11 +51,14 @@ def test_every_method_and_ablation_has_its_row_and_a_second_run_does_nothing(tmp
     expected = {f"main_{name}_seed{seed}" for name in ("ours", "settled", *trained) for seed in range(2)}
     assert expected <= set(rows)
     assert {f"main_{name}_seed0" for name in METHODS} <= set(rows)
-    assert sum(name.startswith("label-side") or name.startswith("label side") for name in rows) == 10
-    assert sum(name.startswith("video side") for name in rows) == 4 + 3  # the tower has three blocks
-    assert {"video side_ours_3-branch-blocks_seed0"} < set(rows)
+    assert sum(name.startswith("label-side_") for name in rows) == 10
+    assert sum(name.startswith("video-side_") for name in rows) == 4 + 3  # the tower has three blocks
+    assert {"video-side_ours_3-branch-blocks_seed0"} < set(rows)
+    without = {f"without-the-LLM_{name}_seed{seed}" for name in ("ours", "settled") for seed in range(2)}
+    assert without <= set(rows)
+    assert rows["main_ours_seed0"]["columns"] != rows["without-the-LLM_ours_seed0"]["columns"]
     tuned, frozen = (
-        rows[f"video side_ours_no-weight-interpolation{more}_seed0"]["num_parameters"]
+        rows[f"video-side_ours_no-weight-interpolation{more}_seed0"]["num_parameters"]
         for more in ("--CLIP-trunk-tuned", "")
     )
     assert tuned > frozen
@@ -76,6 +80,12 @@ def test_every_method_and_ablation_has_its_row_and_a_second_run_does_nothing(tmp
     ours = [rows[f"length_ours_4-joint-steps_seed{seed}"]["columns"]["seen"]["all"]["micro_aupr"] for seed in range(2)]
     assert f"| 4 joint steps | {sum(ours) / 2:.3f}" in longer and f"ours {sum(ours) / 2:.3f}" in longer
     assert "## Longer training: 4 joint steps, the bare name in the mean\n" in text
+    bare = text[text.index("## Without the LLM\n") : text.index("## Ablations\n")]
+    means = [
+        mean_of(rows[f"{group}_settled_seed{seed}"]["columns"]["unseen_actions"]["parts"] for seed in range(2))
+        for group in ("main", "without-the-LLM")
+    ]
+    assert f"new words for seen actions: {means[0]:.3f}" in bare and f"against {means[1]:.3f}" in bare
     held = text[text.index("## Longer training: 4 joint steps, held to CLIP\n") :]
     lost = [rows[f"length_ours_4-joint-steps--held-to-CLIP_seed{seed}"]["thresholds"]["loss"] for seed in range(2)]
     assert "names 6 more pairs" in held and f"of label loses {sum(lost) / 2:.3f}" in held
@@ -133,6 +143,10 @@ def test_all_rows_can_be_held_to_clip(tmp_path: Path) -> None:
     assert set(longer_ones) == {"9 joint steps, not held to CLIP"}
 
 
+def mean_of(parts: Iterable[dict[str, Any]]) -> float:
+    return float(np.mean([figures["new words for actions"]["micro_aupr"] for figures in parts]))
+
+
 def served_config(folder: Path) -> CheckpointConfig:
     return load_checkpoint(folder)[0]
 
@@ -179,10 +193,11 @@ def test_labels_settle_when_the_row_that_they_go_on_from_is_there(tmp_path: Path
     for method in ("ours", SETTLED):
         _finish(bench, Row(method, 1), train, waits=False)
     assert trained == ["ours", SETTLED]
-    assert [row.key for row in settled(replace(TINY, num_settling_steps=1))] == [
-        "main_settled_seed0", "main_settled_seed1",
+    ours = [Row("ours", 0), Row("coop", 0), *without_llm(TINY)]
+    assert [row.key for row in settled(replace(TINY, num_settling_steps=1), ours)] == [
+        "main_settled_seed0", "without-the-LLM_settled_seed0", "without-the-LLM_settled_seed1",
     ]  # fmt: skip
-    assert not settled(TINY)
+    assert not settled(TINY, ours)
 
 
 def judged(method: str, seed: int, value: float) -> dict[str, Any]:

@@ -35,5 +35,5 @@ def test_the_suite_runs_there(tmp_path: Path) -> None:
     main(config, clip_name=f"local-dir:{folder / 'clip'}", out=out, art_cache=tmp_path, sheet=tiny_sheet())
     rows = {path.stem: json.loads(path.read_text()) for path in (out / "rows").glob("*.json")}
     assert {f"main_{name}_seed0" for name in ("ours", "settled", *METHODS)} <= set(rows)
-    assert "video side_ours_3-branch-blocks_seed0" in rows and "label side_ours_without-the-LLM_seed0" in rows
+    assert "video-side_ours_3-branch-blocks_seed0" in rows and "label-side_ours_without-the-LLM_seed0" in rows
     assert rows["main_ours_seed0"]["columns"]["seen"]["all"]["micro_aupr"] > 0

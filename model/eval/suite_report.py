@@ -31,6 +31,12 @@ METHODS = {
     "settled": "ours, labels settled",
 }
 OURS = ("ours", "settled")
+UNSEEN_WORDS = (
+    ("keywords", "unseen_words", "keyword"),
+    ("new words for seen actions", "unseen_actions", "new words for actions"),
+    ("words for scenes", "unseen_words", "scene"),
+)
+"""Words that no training text contains, for things that training shows: title, column and part."""
 FIGURES = (("micro_aupr", "micro AUPR"), ("micro_peak_f1", "Peak F1"))
 COMPARISONS = (
     (
@@ -39,14 +45,10 @@ COMPARISONS = (
         "held-out actions",
         "clip_photo",
     ),
-    ("unseen words (keywords), against CLIP's bare class name", "unseen_words", "keyword", "clip_name"),
-    (
-        "unseen words (new words for seen actions), against CLIP's bare class name",
-        "unseen_actions",
-        "new words for actions",
-        "clip_name",
+    *(
+        (f"unseen words ({title}), against CLIP's bare class name", column, part, "clip_name")
+        for title, column, part in UNSEEN_WORDS
     ),
-    ("unseen words (scenes), against CLIP's bare class name", "unseen_words", "scene", "clip_name"),
     ("unseen nouns, against frozen CLIP", "unseen_words", "noun", "clip_photo"),
 )
 
@@ -81,6 +83,7 @@ def write_report(rows_folder: Path, facts: Mapping[str, Any], folder: Path) -> P
         _kind_table(main),
         "## One threshold for all kinds of labels\n",
         _thresholds(main),
+        *_without_llm(rows, main),
         "## Ablations\n",
         _ablations(rows, facts),
         *_longer(rows, facts),
@@ -272,6 +275,30 @@ def _thresholds(main: Rows) -> str:
                 f"{_cell([t['loss'] for t in lost])} | {_cell([row['expected_calibration_error'] for row in rows])} |"
             )
     return "\n".join(lines) + "\n"
+
+
+def _without_llm(rows: Rows, main: Rows) -> list[str]:
+    """Ours beside what is trained in the same way without the LLM; nothing where there is none."""
+    bare = [row for row in rows if row["group"] == "without the LLM"]
+    if not bare:
+        return []
+    which = "settled" if _of(bare, "settled") and _of(main, "settled") else "ours"
+    seeds = ", ".join(str(row["seed"]) for row in _of(bare, which))
+    both = [(f"{METHODS[m]}{end}", _of(r, m)) for m in OURS for end, r in (("", main), (", without the LLM", bare))]
+    lines = [
+        "## Without the LLM\n",
+        "The same training, but that every label has the same states (zeros): a learned prompt, and CLIP's own reading "
+        f"of the name. Seeds {seeds}, {sum(row['minutes'] for row in bare):.0f} minutes. Micro AUPR, mean and spread "
+        "over seeds.\n",
+        *_changes([(name, chosen) for name, chosen in both if chosen]),
+        f"{METHODS[which]}, micro AUPR on words that no training text contains, and what it is without the LLM:\n",
+    ]
+    for title, column, part in UNSEEN_WORDS:
+        mine, theirs = (_values(_of(some, which), column, "micro_aupr", part) for some in (main, bare))
+        if mine and theirs:
+            ratio = float(np.mean(mine) / np.mean(theirs))
+            lines.append(f"- {title}: {_cell(mine)} against {_cell(theirs)}: {ratio:.2f} times.")
+    return ["\n".join(lines) + "\n"]
 
 
 def _ablations(rows: Rows, facts: Mapping[str, Any]) -> str:

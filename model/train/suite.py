@@ -4,8 +4,8 @@ Every row is trained by the same loop on the same pool of videos, judged on the 
 kept as one JSON file under ``out/rows``: a run that was stopped goes on with the rows that are missing, and the same
 command started several times shares them (one process hardly fills a GPU). The prefixes are learned once, before the
 rows, on CLIP's frame means (stage *prefix*); all rows of ours read them. Then the report is written: Markdown, curves
-and diagrams. What ``main`` rows of ours learned can be served: ``out/checkpoints``; their labels may settle after that
-(``num_settling_steps``).
+and diagrams. What rows of ours learned that are trained in full can be served: ``out/checkpoints``; their labels may
+settle after that (``num_settling_steps``).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from model.data.emoji.assets import SpriteSheet
 from model.eval.suite_report import write_report
 from model.train.loop import console
 from model.train.suite_bench import Bench, Row, SuiteConfig
-from model.train.suite_rows import METHODS, ablations, longer, train_baseline, train_ours
+from model.train.suite_rows import METHODS, ablations, longer, train_baseline, train_ours, without_llm
 from model.train.suite_settle import SETTLED, settle, settled, starts_from
 
 
@@ -80,9 +80,11 @@ def _plan(bench: Bench) -> list[tuple[Row, Callable[[Row], dict[str, Any]]]]:
         (row, (lambda row: train_ours(bench, row)) if row.method == "ours" else lambda row: train_baseline(bench, row))
         for row in (*first, *more)
     ]
-    rows += [(row, lambda row: settle(bench, row)) for row in settled(config)]
-    others = [*longer(config), *(ablations(config, bench.tower_depth) if config.with_ablations else ())]
-    return rows + [(row, lambda row: train_ours(bench, row)) for row in others]
+    rows += [(row, lambda row: settle(bench, row)) for row in settled(config, [row for row, _ in rows])]
+    bare = without_llm(config) if config.with_ablations else []
+    others = [*bare, *longer(config), *(ablations(config, bench.tower_depth) if config.with_ablations else ())]
+    rows += [(row, lambda row: train_ours(bench, row)) for row in others]
+    return rows + [(row, lambda row: settle(bench, row)) for row in settled(config, bare)]
 
 
 def _finish(bench: Bench, row: Row, train: Callable[[Row], dict[str, Any]], *, waits: bool) -> None:

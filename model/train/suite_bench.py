@@ -40,6 +40,8 @@ CURVE_POINTS = 200
 NEVER = 10**9
 """A loop that evaluates so often evaluates never."""
 TRAIN_SEED = 800_000
+MAIN, WITHOUT_LLM = "main", "without the LLM"
+"""Groups of rows that are trained in full, and leave checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -139,13 +141,18 @@ class Row:
     seed: int = 0
     change: str = ""
     """What an ablation changes; empty in the main table."""
-    group: str = "main"
+    group: str = MAIN
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def is_full(self) -> bool:
+        return self.group in (MAIN, WITHOUT_LLM)
+
+    @property
     def key(self) -> str:
-        change = "".join(c if c.isalnum() else "-" for c in self.change)
-        return "_".join(part for part in (self.group, self.method, change, f"seed{self.seed}") if part)
+        """Of its files: letters, digits, "-" and "_"."""
+        group, change = ("".join(c if c.isalnum() else "-" for c in text) for text in (self.group, self.change))
+        return "_".join(part for part in (group, self.method, change, f"seed{self.seed}") if part)
 
 
 class Made(NamedTuple):
@@ -194,7 +201,7 @@ class Bench:
         }
 
     def checkpoint(self, row: Row) -> Path:
-        """Where a row of the main table leaves what it learned."""
+        """Where a row that is trained in full leaves what it learned."""
         return self.out / "checkpoints" / row.key
 
     # --- the LLM's part ---

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
 from torch import Tensor
 
 from model.data.emoji.vocabulary import HELD_OUT_ACTIONS
 from model.eval.metrics import summarise
+from model.text.label_encoder import fuse_with_names
 from model.train.export import write_checkpoint
 from model.train.loop import console
 from model.train.pool import Pool
@@ -33,12 +33,19 @@ class States:
     """LLM states of any labels that the suite reads."""
 
     def __init__(self, bench: Bench, network: OpenVocabularyNetwork, *, without_llm: bool = False) -> None:
+        self.bench, self.encoder, self.without_llm = bench, network.label, without_llm
         self.labels = bench.column_labels()
         self.place = {label: i for i, label in enumerate(self.labels)}
-        if without_llm:  # the same for every label: a learned prompt, and CLIP's own reading of the name
-            self.all = network.label.state_mean.new_zeros(len(self.labels), *network.label.state_mean.shape).half()
-        else:
-            self.all = bench.states(network.label, "columns", self.labels)
+        self.all = self._read("columns", self.labels)
+
+    def _read(self, name: str, labels: Sequence[str]) -> Tensor:
+        if self.without_llm:  # the same for every label: a learned prompt, and CLIP's own reading of the name
+            return torch.zeros(len(labels), *self.encoder.state_mean.shape, dtype=torch.float16)
+        return self.bench.states(self.encoder, name, labels)
+
+    def of_further_pairs(self, labels: Sequence[str]) -> Tensor:
+        """Of labels that training reads and no column."""
+        return self._read("pairs", labels)
 
     def of(self, labels: Sequence[str]) -> Tensor:
         return self.all[[self.place[label] for label in labels]]
@@ -125,23 +132,28 @@ def choose_trust(
         "validation": (bench.validation, list(bench.worlds["val"].labels), bench.validation.targets),
         "unseen nouns": (bench.test["unseen_words"], nouns, bench.test["unseen_words"].targets[:, own]),
     }
-    network.trust_names(1.0)  # features as long as any trust but none wants them
+    sets = {name: some for name, some in sets.items() if some[2].any()}
+    texts = {name: _plain_and_names(network, states, labels) for name, (_, labels, _) in sets.items()}
+    network.trust_names(1.0)  # videos' features as long as any trust wants them
     videos = {name: pool_features(network, pool, at_depth) for name, (pool, _, _) in sets.items()}
     found: dict[str, dict[str, float]] = {}
     for trust in TRUSTS:
-        network.trust_names(trust)
         found[str(trust)] = {}
-        for name, (_, labels, targets) in sets.items():
-            if not targets.any():
-                continue
-            texts = states.features(network, labels)
-            own_videos = videos[name] if trust else F.normalize(videos[name][:, : texts.shape[1]], dim=-1)
-            logits = network.logits(own_videos, texts)
+        for name, (_, _, targets) in sets.items():
+            logits = network.logits(videos[name], fuse_with_names(*texts[name], trust))
             found[str(trust)][name] = summarise(logits.cpu().numpy(), targets.numpy())["micro_aupr"]
     best = max(TRUSTS, key=lambda trust: found[str(trust)]["validation"])
     console.print(f"trust {best} of {found}", highlight=False)
     network.trust_names(best)
     return found
+
+
+@torch.no_grad()
+def _plain_and_names(network: OpenVocabularyNetwork, states: States, labels: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """[V, D] twice: features of labels without any trust in names, and CLIP's readings of their bare names."""
+    network.trust_names(0.0)
+    names = [network.label.clip_text.encode(labels[i : i + 256]) for i in range(0, len(labels), 256)]
+    return states.features(network, labels), torch.cat(names)
 
 
 @torch.no_grad()

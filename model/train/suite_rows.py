@@ -17,7 +17,7 @@ from model.train.fit_config import FitConfig
 from model.train.hold import Held, hold
 from model.train.loop import run
 from model.train.pool import Pool, PoolVideos
-from model.train.suite_bench import NEVER, Bench, Row, SuiteConfig
+from model.train.suite_bench import NEVER, WITHOUT_LLM, Bench, Row, SuiteConfig
 from model.train.suite_judging import AtDepth, States, at_depth_of, choose_alpha, judge_of, keep
 from model.video.encoder import VideoEncoder
 
@@ -42,6 +42,16 @@ METHODS = {
 }
 
 
+NO_LLM: dict[str, Any] = {"without_llm": True, "fit": {"state_noise": 0.0}}
+"""Every label's states are zeros: the prompting transformer gives a learned prompt, the same for all. There is nothing
+that noise would be on."""
+
+
+def without_llm(config: SuiteConfig) -> list[Row]:
+    """Ours without the LLM, trained like that of the main table: what the LLM's knowledge brings."""
+    return [Row("ours", seed, group=WITHOUT_LLM, options=NO_LLM) for seed in range(config.num_seeds)]
+
+
 def ablations(config: SuiteConfig, tower_depth: int) -> list[Row]:
     """The paper's ablations, for a tower of so many blocks, and where all rows are held those of what the paper does
     not have.
@@ -50,7 +60,7 @@ def ablations(config: SuiteConfig, tower_depth: int) -> list[Row]:
     """
     label_side: list[tuple[str, dict[str, Any]]] = [
         ("reference", {}),
-        ("without the LLM", {"without_llm": True}),
+        ("without the LLM", NO_LLM),
         ("without the prompting transformer", {"without_transformer": True}),
         ("fixed prefixes", {"fixed_prefixes": True}),
         ("re-normalised mean", {"label": {"renormalize": True}}),
@@ -116,7 +126,7 @@ def train_ours(bench: Bench, row: Row) -> dict[str, Any]:
     video, label, fit = _settings(config, row)
     made = bench.network(video, label, row.seed)
     network = made.network
-    if not options.get("fixed_prefixes"):
+    if not (options.get("fixed_prefixes") or options.get("without_llm")):
         network.label.prefixes.data.copy_(bench.prefixes()[: label.num_prefixes])
     if options.get("without_transformer"):
         network.label.prompting.blocks = nn.ModuleList()
@@ -126,7 +136,7 @@ def train_ours(bench: Bench, row: Row) -> dict[str, Any]:
     network.label.fit_statistics(trained.float())
     world, pool = bench.with_more_pairs(fit.num_more_pairs)
     if more := world.labels[len(base.labels) :]:
-        trained = torch.cat((trained, bench.states(network.label, "pairs", more)))
+        trained = torch.cat((trained, states.of_further_pairs(more)))
     trained = trained.to(config.device)
     out, description = bench.out / "runs" / row.key, {"row": row.key, "identity": bench.identity}
     cached = bench.frame_means(pool), pool.targets
@@ -149,7 +159,7 @@ def train_ours(bench: Bench, row: Row) -> dict[str, Any]:
         run(task, fit.loop(fit.num_joint_steps, num_warmup_steps=50, evaluate_every=NEVER), out, description)
         alpha = choose_alpha(bench, network, states, at_depth)
     judged = judge_of(network, states, at_depth)
-    if row.group == "main":
+    if row.is_full:
         keep(bench, row, made, judged)
     return {**bench.judge(judged), "alpha": alpha, "num_parameters": _num_learned(network)}
 
@@ -160,7 +170,7 @@ def _settings(config: SuiteConfig, row: Row) -> tuple[VideoEncoderConfig, LabelE
     blocks = 0 if label_only else config.num_branch_blocks
     video = replace(config.video(), **{"num_branch_blocks": blocks, **options.get("video", {})})
     fit = config.fit(row.seed)
-    if row.group != "main":
+    if not row.is_full:
         fit = replace(fit, num_joint_steps=config.num_ablation_steps)
     fit = replace(fit, **options.get("fit", {}))
     if label_only:  # further pairs would multiply what the LLM has to read for each of these

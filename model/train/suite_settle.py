@@ -27,9 +27,9 @@ SETTLED = "settled"
 """The method of these rows in the main table."""
 
 
-def settled(config: SuiteConfig) -> list[Row]:
-    """One for each row of ours in the main table; none where no steps are asked for."""
-    return [Row(SETTLED, seed) for seed in range(config.num_seeds if config.num_settling_steps else 0)]
+def settled(config: SuiteConfig, rows: Sequence[Row]) -> list[Row]:
+    """One behind each of these rows of ours; none where no steps are asked for."""
+    return [replace(row, method=SETTLED) for row in rows if row.method == "ours" and config.num_settling_steps]
 
 
 def starts_from(row: Row) -> Row:
@@ -42,13 +42,16 @@ def settle(bench: Bench, row: Row) -> dict[str, Any]:
     from has left none."""
     config = bench.config
     fit = replace(
-        config.fit(row.seed), num_stage_labels=config.num_settling_labels, label_learning_rate=config.settling_rate
-    )
+        config.fit(row.seed), num_stage_labels=config.num_settling_labels, label_learning_rate=config.settling_rate,
+        **row.options.get("fit", {}),
+    )  # fmt: skip
+    without_llm = bool(row.options.get("without_llm"))
     made = bench.network(config.video(), config.label(), row.seed)
     network = made.network
     read_checkpoint(bench.checkpoint(starts_from(row)), network)
-    network.label.prefixes.data.copy_(bench.prefixes())  # the checkpoint has them in half precision
-    states = States(bench, network)
+    if not without_llm:
+        network.label.prefixes.data.copy_(bench.prefixes())  # the checkpoint has them in half precision
+    states = States(bench, network, without_llm=without_llm)
     world, pool = bench.with_more_pairs(fit.num_more_pairs)
     pool = pool.first(config.num_settling_videos)
     num_base = len(bench.worlds["train"].labels)
@@ -57,7 +60,7 @@ def settle(bench: Bench, row: Row) -> dict[str, Any]:
     targets = pool.targets[:, chosen]
     trained = states.of(labels[:num_base])
     if more := world.labels[num_base:]:  # the row that this one starts from has read them all
-        read = bench.states(network.label, "pairs", more)
+        read = states.of_further_pairs(more)
         trained = torch.cat((trained, read[[i - num_base for i in chosen[num_base:]]]))
     held: Held | None = None
     if fit.label_hold:
