@@ -287,9 +287,9 @@ def _without_llm(rows: Rows, main: Rows) -> list[str]:
     both = [(f"{METHODS[m]}{end}", _of(r, m)) for m in OURS for end, r in (("", main), (", without the LLM", bare))]
     lines = [
         "## Without the LLM\n",
-        "The same training, but that every label has the same states (zeros): a learned prompt, and CLIP's own reading "
-        f"of the name. Seeds {seeds}, {sum(row['minutes'] for row in bare):.0f} minutes. Micro AUPR, mean and spread "
-        "over seeds.\n",
+        "The same training, but that every label has the same states (zeros, and no noise on them): a learned prompt, "
+        f"and CLIP's own reading of the name. Seeds {seeds}, {sum(row['minutes'] for row in bare):.0f} minutes. "
+        "Micro AUPR, mean and spread over seeds.\n",
         *_changes([(name, chosen) for name, chosen in both if chosen]),
         f"{METHODS[which]}, micro AUPR on words that no training text contains, and what it is without the LLM:\n",
     ]
