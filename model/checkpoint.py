@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -111,15 +113,31 @@ def copy_checkpoint(source: Path, target: Path, *, id: str) -> None:
 
 
 def load_checkpoint(folder: Path) -> tuple[CheckpointConfig, dict[str, Tensor], str]:
-    """Config, float32 tensors and the fingerprint. Raises CheckpointError when a part is missing."""
+    """Config, float32 tensors and the fingerprint. Raises CheckpointError when a part is missing or damaged."""
     path = folder / "config.json"
     weights = folder / "model.safetensors"
     for needed in (path, weights):
         if not needed.is_file():
             raise CheckpointError(f"{folder} has no {needed.name}: not a Vidlex checkpoint")
     config = CheckpointConfig.from_json(path.read_text(encoding="utf-8"))
-    tensors = {k: v.float() if v.is_floating_point() else v for k, v in load_file(weights).items()}
+    try:
+        stored = load_file(weights)
+    except SafetensorError as error:
+        size = weights.stat().st_size
+        raise CheckpointError(
+            f"{weights} is damaged or only a pointer to the file ({size} bytes): fetch it again ({error})"
+        ) from error
+    tensors = {k: v.float() if v.is_floating_point() else v for k, v in stored.items()}
     return config, tensors, _fingerprint(config, weights)
+
+
+def check_fits(stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError unless both have the same names, each of the same shape."""
+    wrong = sorted(stored.keys() ^ own.keys())
+    wrong += [name for name in sorted(stored.keys() & own.keys()) if stored[name].shape != own[name].shape]
+    if wrong:
+        some = ", ".join(wrong[:5]) + (" ..." if len(wrong) > 5 else "")
+        raise CheckpointError(f"the weights are those of another network than config.json describes: {some}")
 
 
 def _fingerprint(config: CheckpointConfig, weights: Path) -> str:

@@ -14,7 +14,7 @@ def main() -> int:
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 2
-    return serve(settings)
+    return 0 if serve(settings) is None else 1
 
 
 if __name__ == "__main__":

@@ -31,14 +31,14 @@ def create_app(
     settings: Settings,
     *,
     classifier: Classifier | None = None,
-    on_fatal: Callable[[], None] | None = None,
+    on_fatal: Callable[[str], None] | None = None,
     draining: Draining | None = None,
     traces: Traces | None = None,
 ) -> FastAPI:
     """The application; everything is made when its lifespan begins.
 
-    ``classifier`` replaces the one that ``settings.model`` names. ``on_fatal`` is called, on another thread, when the
-    service can never become ready; without it the service stays up and /readyz says so. ``draining`` is begun by
+    ``classifier`` replaces the one that ``settings.model`` names. ``on_fatal`` is told why, on another thread, when
+    the service can never become ready; without it the service stays up and /readyz says so. ``draining`` is begun by
     whoever stops the service. ``traces`` replaces those that ``settings.traces`` asks for.
     Raises KeyFileError and TracesUnavailable.
     """
@@ -59,7 +59,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        runtime = Runtime(settings, metrics, classifier, gate, draining=draining, on_fatal=on_fatal or (lambda: None))
+        runtime = Runtime(settings, metrics, classifier, gate, draining=draining, on_fatal=on_fatal or (lambda _: None))
         app.state.context = runtime.context
         app.state.gate = gate
         running[:] = [runtime]

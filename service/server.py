@@ -20,27 +20,27 @@ from service.tracing import TracesUnavailable
 log = structlog.get_logger("vidlex.server")
 
 
-def serve(settings: Settings, *, sockets: list[socket.socket] | None = None) -> int:
-    """Run until a signal. Returns the process's exit status: 1 when the service could not start.
+def serve(settings: Settings, *, sockets: list[socket.socket] | None = None) -> str | None:
+    """Run until a signal. Returns None then, or why the service could not start; the log has it too.
 
     ``sockets`` that are bound already take the place of the settings' host and port.
     """
     configure_logging(settings.log_level, settings.log_format)
     for line in unknown_variables():
         log.warning("unknown_variable", detail=line)
-    failed = False
+    failed: str | None = None
     draining = Draining()
 
-    def on_fatal() -> None:
+    def on_fatal(reason: str) -> None:
         nonlocal failed
-        failed = True
+        failed = reason
         server.should_exit = True
 
     try:
         app = create_app(settings, on_fatal=on_fatal, draining=draining)
     except (KeyFileError, TracesUnavailable) as error:
         log.error("refused_to_start", detail=str(error))
-        return 1
+        return str(error)
     if settings.insecure and not settings.on_loopback:
         log.warning("insecure", detail="everybody who reaches this address may use and change everything")
     config = uvicorn.Config(
@@ -63,7 +63,7 @@ def serve(settings: Settings, *, sockets: list[socket.socket] | None = None) -> 
         # delayed acknowledgement
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     server.run(sockets)
-    return 1 if failed or not server.started else 0
+    return failed if server.started else failed or "the server could not listen or be set up"
 
 
 class _Server(uvicorn.Server):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.checkpoint import CheckpointConfig, CheckpointError, copy_checkpoint, load_checkpoint
+from model.checkpoint import CheckpointConfig, CheckpointError, copy_checkpoint, load_checkpoint, save_checkpoint
 from model.config import LabelEncoderConfig, VideoEncoderConfig
 from model.data.emoji.world import World
 from model.factory import ModelNotFound, create_clip, create_label_encoder, load_classifier
@@ -241,6 +243,29 @@ def test_training_goes_on_from_a_checkpoint(folders: tuple[Path, Path], checkpoi
     assert network.bias.item() == pytest.approx(config.scorer.logit_bias)
     with pytest.raises(CheckpointError, match="another network"):
         read_checkpoint(checkpoint, untrained(folders, 1))
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[: len(whole) // 2], lambda whole: b"version https://git-lfs"])
+def test_damaged_weights_are_told(checkpoint: Path, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    shutil.copytree(checkpoint, tmp_path / "copy")
+    weights = tmp_path / "copy" / "model.safetensors"
+    weights.write_bytes(damage(weights.read_bytes()))
+    with pytest.raises(CheckpointError, match=r"model.safetensors is damaged or only a pointer .* fetch it again"):
+        load_classifier(str(tmp_path / "copy"), device="cpu")
+
+
+@pytest.mark.parametrize("part", ["clip.", "branch.", "label."])
+@pytest.mark.parametrize("wrong", ["shape", "missing"])
+def test_weights_that_do_not_fit_the_config_are_named(checkpoint: Path, tmp_path: Path, part: str, wrong: str) -> None:
+    config, tensors, _ = load_checkpoint(checkpoint)
+    name = next(name for name, value in tensors.items() if name.startswith(part) and value.ndim == 2)
+    if wrong == "shape":
+        tensors[name] = tensors[name][:1]
+    else:
+        del tensors[name]
+    save_checkpoint(tmp_path, config, tensors, half=False)
+    with pytest.raises(CheckpointError, match=f"another network.*{re.escape(name.removeprefix(part))}"):
+        load_classifier(str(tmp_path), device="cpu")
 
 
 def test_trust_in_names_comes_after_training_and_is_served(

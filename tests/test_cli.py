@@ -112,6 +112,16 @@ def test_serve_says_that_a_port_is_taken(taken_port: int) -> None:
     assert f"cannot listen on 127.0.0.1:{taken_port}" in result.stderr
 
 
+def test_serve_ends_with_why_it_could_not_start(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "service.cli", "serve", "--port", "0", "--data-dir", str(tmp_path)]
+    command += ["--model", "no-such-model"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    said = " ".join(done.stderr[done.stderr.rindex("error:") :].split())
+    assert said.startswith("error: the service could not start: it failed while loading the model: no model 'no-such-")
+    assert "emoji-small" in said, "what there is instead"
+
+
 def test_an_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

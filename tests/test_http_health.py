@@ -73,10 +73,11 @@ def test_a_model_that_cannot_be_loaded_is_fatal_and_told(tmp_path: Path, monkeyp
         raise RuntimeError("no such weights at /home/x")
 
     monkeypatch.setattr(Runtime, "_load_copies", fail)
-    fatal = threading.Event()
-    app = create_app(settings_for(tmp_path), on_fatal=fatal.set)
+    reasons: list[str] = []
+    app = create_app(settings_for(tmp_path), on_fatal=reasons.append)
     with TestClient(app, base_url="http://localhost") as client:
-        assert fatal.wait(PATIENCE_SECONDS)
+        wait_until(lambda: bool(reasons), "it started")
+        assert reasons == ["it failed while loading the model: no such weights at /home/x"]
         body = client.get("/readyz").json()
         assert body["status"] == "not_ready"
         assert body["checks"]["start"]["detail"] == "failed while loading the model; the log says why"
@@ -177,10 +178,11 @@ def test_a_store_that_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
 def test_a_second_service_on_the_same_folder_is_refused(tmp_path: Path) -> None:
     with serving(tmp_path) as first:
         add(first, "red")
-        fatal = threading.Event()
-        second = create_app(settings_for(tmp_path), classifier=DummyClassifier(), on_fatal=fatal.set)
+        reasons: list[str] = []
+        second = create_app(settings_for(tmp_path), classifier=DummyClassifier(), on_fatal=reasons.append)
         with TestClient(second, base_url="http://localhost") as client:
-            assert fatal.wait(PATIENCE_SECONDS)
+            wait_until(lambda: bool(reasons), "it started")
+            assert reasons[0].startswith("it failed while opening the label store: ")
             assert client.get("/readyz").json()["checks"]["start"]["detail"].startswith("failed while opening")
         assert first.get("/readyz").status_code == 200
         assert len(first.get("/labels").json()["data"]) == 1

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoint import CheckpointConfig, load_checkpoint
+from model.checkpoint import CheckpointConfig, CheckpointError, load_checkpoint
 from model.config import VideoEncoderConfig
 from model.data.emoji.protocol import COLUMNS
 from model.data.emoji.world import World
@@ -23,7 +23,7 @@ from model.train.pool import PoolVideos, build_pool, pool_targets
 from model.train.suite import _finish, main
 from model.train.suite_bench import Bench, Row, SuiteConfig
 from model.train.suite_rows import METHODS, ablations, longer, without_llm
-from model.train.suite_settle import SETTLED, settled
+from model.train.suite_settle import SETTLED, settle, settled
 from model.video.encoder import Trunk, VideoEncoder
 from tests.art import tiny_sheet
 from tests.tiny import tiny_clip
@@ -116,12 +116,11 @@ def test_all_rows_can_be_held_to_clip(tmp_path: Path) -> None:
     changed = {name.split(".")[0] for name in joint if not torch.equal(joint[name], settled[name])}
     assert joint.keys() == settled.keys() and changed == {"label"}
     assert torch.equal(joint["label.prefixes"], settled["label.prefixes"])
-    before, after = (
-        json.loads((out / "rows" / f"main_{name}_seed0.json").read_text())["columns"] for name in ("ours", "settled")
+    ours_row, settled_row = (
+        json.loads((out / "rows" / f"main_{name}_seed0.json").read_text()) for name in ("ours", "settled")
     )
-    probe = json.loads((out / "rows" / "main_settled_seed0.json").read_text())["held_out_probe"]
+    before, after, probe = ours_row["columns"], settled_row["columns"], settled_row["held_out_probe"]
     assert probe.keys() == {"branch", "frame_mean"} and all(0 < value <= 1 for value in probe.values())
-    settled_row = json.loads((out / "rows" / "main_settled_seed0.json").read_text())
     by_trust = settled_row["by_trust"]
     assert max(by_trust, key=lambda trust: by_trust[trust]["validation"]) == str(settled_row["trust"])
     assert served_config(out / "checkpoints" / "main_settled_seed0").label.name_trust == settled_row["trust"]
@@ -198,6 +197,17 @@ def test_labels_settle_when_the_row_that_they_go_on_from_is_there(tmp_path: Path
         "main_settled_seed0", "without-the-LLM_settled_seed0", "without-the-LLM_settled_seed1",
     ]  # fmt: skip
     assert not settled(TINY, ours)
+
+
+def test_labels_do_not_settle_behind_a_checkpoint_that_is_gone(tmp_path: Path) -> None:
+    class Out:
+        out = tmp_path
+
+        def checkpoint(self, row: Row) -> Path:
+            return tmp_path / "checkpoints" / row.key
+
+    with pytest.raises(CheckpointError, match=r"delete .*rows/main_ours_seed1.json, and the same command trains"):
+        settle(cast(Bench, Out()), Row(SETTLED, 1))
 
 
 def judged(method: str, seed: int, value: float) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from model.checkpoint import (
     CheckpointConfig,
-    CheckpointError,
     ClipSource,
+    check_fits,
     digest_llm,
     load_checkpoint,
     save_checkpoint,
@@ -86,8 +86,7 @@ def read_checkpoint(folder: Path, network: OpenVocabularyNetwork) -> None:
     config, tensors, _ = load_checkpoint(folder)
     learned = {name: value for name, value in tensors.items() if not name.startswith("clip.")}
     own = _learned(network)
-    if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in learned.items()}:
-        raise CheckpointError(f"{folder} holds the weights of another network")
+    check_fits(learned, own)
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(learned[name])

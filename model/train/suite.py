@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from model.data.emoji.assets import SpriteSheet
 from model.eval.suite_report import write_report
 from model.train.loop import console
-from model.train.suite_bench import Bench, Row, SuiteConfig
+from model.train.suite_bench import Bench, Row, SuiteConfig, figures_of
 from model.train.suite_rows import METHODS, ablations, longer, train_baseline, train_ours, without_llm
 from model.train.suite_settle import SETTLED, settle, settled, starts_from
 
@@ -88,9 +88,8 @@ def _plan(bench: Bench) -> list[tuple[Row, Callable[[Row], dict[str, Any]]]]:
 
 
 def _finish(bench: Bench, row: Row, train: Callable[[Row], dict[str, Any]], *, waits: bool) -> None:
-    folder = bench.out / "rows"
-    path = folder / f"{row.key}.json"
-    if row.method == SETTLED and not waits and not (folder / f"{starts_from(row).key}.json").exists():
+    path = figures_of(bench.out, row)
+    if row.method == SETTLED and not waits and not figures_of(bench.out, starts_from(row)).exists():
         return
     locks = bench.out / "locks"
     locks.mkdir(parents=True, exist_ok=True)

@@ -155,6 +155,11 @@ class Row:
         return "_".join(part for part in (group, self.method, change, f"seed{self.seed}") if part)
 
 
+def figures_of(out: Path, row: Row) -> Path:
+    """Where the figures of a row are."""
+    return out / "rows" / f"{row.key}.json"
+
+
 class Made(NamedTuple):
     """An untrained network and what it was made of."""
 

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.checkpoint import CheckpointError
 from model.train.export import read_checkpoint
 from model.train.fit import LabelTask
 from model.train.hold import Held, hold
 from model.train.loop import run
 from model.train.pool import Pool
-from model.train.suite_bench import NEVER, Bench, Row, SuiteConfig
+from model.train.suite_bench import NEVER, Bench, Row, SuiteConfig, figures_of
 from model.train.suite_judging import States, at_depth_of, choose_trust, held_out_probe, judge_of, keep, pool_features
 
 SETTLED = "settled"
@@ -40,6 +41,12 @@ def starts_from(row: Row) -> Row:
 def settle(bench: Bench, row: Row) -> dict[str, Any]:
     """Judged on all columns, and kept as a checkpoint of its own. Raises CheckpointError where the row that it starts
     from has left none."""
+    start = starts_from(row)
+    if not bench.checkpoint(start).is_dir():
+        raise CheckpointError(
+            f"{row.key} goes on from {bench.checkpoint(start)}, which is not there: delete "
+            f"{figures_of(bench.out, start)}, and the same command trains that row again"
+        )
     config = bench.config
     fit = replace(
         config.fit(row.seed), num_stage_labels=config.num_settling_labels, label_learning_rate=config.settling_rate,
@@ -48,7 +55,7 @@ def settle(bench: Bench, row: Row) -> dict[str, Any]:
     without_llm = bool(row.options.get("without_llm"))
     made = bench.network(config.video(), config.label(), row.seed)
     network = made.network
-    read_checkpoint(bench.checkpoint(starts_from(row)), network)
+    read_checkpoint(bench.checkpoint(start), network)
     if not without_llm:
         network.label.prefixes.data.copy_(bench.prefixes())  # the checkpoint has them in half precision
     states = States(bench, network, without_llm=without_llm)

@@ -55,9 +55,9 @@ def serve(
         print_json({"url": address, "model": settings.model, "data_dir": str(settings.data_dir)})
     else:
         stderr().print(f"[bold]Vidlex[/] on {address} with the model {escape(settings.model)}; Ctrl-C stops it")
-    status = _run(settings, listener)
-    if status:
-        raise CommandError("the service could not start or had to stop; its log says why", exit_code=status)
+    reason = _run(settings, listener)
+    if reason is not None:
+        raise CommandError(f"the service could not start: {reason}")
 
 
 def _end_with(parent: int) -> None:
@@ -98,7 +98,7 @@ def _listener(settings: Settings, fd: int | None) -> socket.socket:
         ) from None
 
 
-def _run(settings: Settings, listener: socket.socket) -> int:
+def _run(settings: Settings, listener: socket.socket) -> str | None:
     from service.server import serve as run_server
 
     return run_server(settings, sockets=[listener])

@@ -45,6 +45,8 @@ log = structlog.get_logger("vidlex.runtime")
 
 DECODER_SECONDS = 10.0
 """A decode process that a file has ended is replaced within seconds; one that stays away longer is a fault of ours."""
+MAX_REASON = 600
+"""Characters of an error that end the start."""
 
 
 class Runtime:
@@ -58,7 +60,7 @@ class Runtime:
         gate: Gate,
         *,
         draining: Draining,
-        on_fatal: Callable[[], None],
+        on_fatal: Callable[[str], None],
     ) -> None:
         self._settings = settings
         self._metrics = metrics
@@ -125,11 +127,12 @@ class Runtime:
         except NoApiKeys as error:
             self._failed = True
             log.error("refused_to_start", detail=str(error))
-            self._on_fatal()
+            self._on_fatal(str(error))
         except Exception as error:
             self._failed = True
             log.exception("start_failed", step=self._progress, internal=getattr(error, "internal", ""))
-            self._on_fatal()
+            said = str(error).strip()[:MAX_REASON] or type(error).__name__
+            self._on_fatal(f"it failed while {self._progress}: {said}")
 
     def _start_parts(self) -> None:
         started = time.monotonic()
