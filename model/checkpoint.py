@@ -137,7 +137,7 @@ def check_fits(stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
     wrong += [name for name in sorted(stored.keys() & own.keys()) if stored[name].shape != own[name].shape]
     if wrong:
         some = ", ".join(wrong[:5]) + (" ..." if len(wrong) > 5 else "")
-        raise CheckpointError(f"the weights are those of another network than config.json describes: {some}")
+        raise CheckpointError(f"the weights are another network's (missing, unknown or of another shape: {some})")
 
 
 def _fingerprint(config: CheckpointConfig, weights: Path) -> str:

@@ -241,7 +241,7 @@ def test_training_goes_on_from_a_checkpoint(folders: tuple[Path, Path], checkpoi
     assert max(off()) < 0.001  # the checkpoint's own CLIP is stored in half precision
     assert network.log_scale.exp().item() == pytest.approx(config.scorer.logit_scale)
     assert network.bias.item() == pytest.approx(config.scorer.logit_bias)
-    with pytest.raises(CheckpointError, match="another network"):
+    with pytest.raises(CheckpointError, match="another network's"):
         read_checkpoint(checkpoint, untrained(folders, 1))
 
 
