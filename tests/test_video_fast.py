@@ -227,11 +227,11 @@ def test_cuda_graphs_do_not_mix_videos_up() -> None:
 
 
 @needs_cuda
-@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float16", "bfloat16", "auto"])
 def test_cuda_verifies_half_precision_for_the_shipped_checkpoint(precision: Any) -> None:
-    # not "auto": on a GPU that others use too, float32 may be measured to be as fast
-    encoder = load_classifier("emoji-small", device="cuda", precision=precision).info()["encoder"]
-    assert encoder in (f"fast {precision}", f"graphed {precision}")
+    way, chosen = load_classifier("emoji-small", device="cuda", precision=precision).info()["encoder"].split()
+    # of "auto" no more is sure: on a GPU that others use too, float32 may be measured to be as fast
+    assert way in ("fast", "graphed") and precision in (chosen, "auto")
 
 
 def test_graphs_need_cuda() -> None:
