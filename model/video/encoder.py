@@ -90,18 +90,21 @@ class VideoEncoder(nn.Module):
         """
         frame_features, tokens = frames if isinstance(frames, Trunk) else self.trunk(frames)
         frame_mean = frame_features.float().mean(dim=1)  # [B, D]
-        if not self.branch:
-            return beside(frame_mean, frame_mean) if self.with_frame_mean else frame_mean
-        x = tokens if isinstance(frames, Tensor) else tokens.float()
+        feature = frame_mean
+        if self.branch:
+            x = tokens if isinstance(frames, Tensor) else tokens.float()
+            feature = self._with_time(x, frame_mean, self.fold_alpha if alpha is None else alpha)
+        return beside(feature, frame_mean) if self.with_frame_mean else feature
+
+    def _with_time(self, x: Tensor, frame_mean: Tensor, alpha: float | Tensor) -> Tensor:
+        """The branch on the trunk's tokens [B, T, 1 + P, width], weighed with the frame mean [B, D] -> [B, D]."""
         x = torch.cat((x[:, :, :1] + self.tmp_embedding.to(x.dtype), x[:, :, 1:]), dim=2)
-        used = self.fold_alpha if alpha is None else alpha
         frozen = self.visual.transformer.resblocks[-len(self.branch) :]
         for index, (block, theirs) in enumerate(zip(self.branch, frozen, strict=True)):
-            x = block(x, theirs, used, first_only=index == len(self.branch) - 1)
+            x = block(x, theirs, alpha, first_only=index == len(self.branch) - 1)
         tmp = self._project(x[:, :, 0])  # [B, T, D]
         weight = torch.sigmoid(self.tmp_logit)
-        feature = weight * tmp.float().mean(dim=1) + (1 - weight) * frame_mean
-        return beside(feature, frame_mean) if self.with_frame_mean else feature
+        return weight * tmp.float().mean(dim=1) + (1 - weight) * frame_mean
 
     def trunk(self, frames: Tensor) -> Trunk:
         """[B, T, 3, H, W] uint8 -> what the tower makes of it; with gradient only where its weights ask for one."""
