@@ -1,4 +1,4 @@
-"""``python -m migrations [--dry-run] URL``: migrate the store at a redis:// URL. Prints JSON.
+"""``python -m vidlex.migrations [--dry-run] URL``: migrate the store at a redis:// URL. Prints JSON.
 
 Status 1 when it was refused. With --dry-run nothing is written.
 """
@@ -10,7 +10,7 @@ import sys
 
 import redis
 
-from migrations.runner import MigrationError, migrate, pending, schema_version
+from vidlex.migrations.runner import MigrationError, migrate, pending, schema_version
 
 
 def main(arguments: list[str]) -> int:

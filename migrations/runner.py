@@ -55,7 +55,7 @@ class Migration:
 def find_migrations() -> tuple[Migration, ...]:
     """All migrations of this package, in order. Raises MigrationError when the numbers are not 1, 2, 3 ..."""
     found = []
-    for module_info in pkgutil.iter_modules(importlib.import_module(__package__ or "migrations").__path__):
+    for module_info in pkgutil.iter_modules(importlib.import_module(__package__).__path__):
         match = _MODULE.fullmatch(module_info.name)
         if match is not None:
             module = importlib.import_module(f"{__package__}.{module_info.name}")

@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.config import BaselineConfig, LabelEncoderConfig, Method, VideoEncoderConfig
-from model.scoring import Calibration, Scorer
-from model.types import FrameGeometry
+from vidlex.model.config import BaselineConfig, LabelEncoderConfig, Method, VideoEncoderConfig
+from vidlex.model.scoring import Calibration, Scorer
+from vidlex.model.types import FrameGeometry
 
 FORMAT = 1
 ENCODER_VERSION = 1

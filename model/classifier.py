@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from model.scoring import Scorer
-from model.types import FrameGeometry
+from vidlex.model.scoring import Scorer
+from vidlex.model.types import FrameGeometry
 
 
 class LabelTextError(ValueError):

@@ -66,7 +66,7 @@ class LabelEncoderConfig:
     """
 
     llm: str = "smollm2-135m-instruct"
-    """A name that ``model.weights.fetch_llm`` knows, a hub name or a local folder."""
+    """A name that ``vidlex.model.weights.fetch_llm`` knows, a hub name or a local folder."""
     num_prefixes: int = 4
     num_attributes: int = 1
     tokens_per_attribute: int = 8

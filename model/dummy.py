@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.classifier import LabelDescription, LabelTextError
-from model.scoring import Scorer
-from model.types import FrameGeometry
+from vidlex.model.classifier import LabelDescription, LabelTextError
+from vidlex.model.scoring import Scorer
+from vidlex.model.types import FrameGeometry
 
 COLOURS = {
     "red": (1, 0, 0),

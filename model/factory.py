@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.baselines.base import ClipLabelEncoder
-from model.baselines.class_name import TEMPLATES, ClassNameLabelEncoder
-from model.baselines.coop import CoOpLabelEncoder
-from model.baselines.dualcoop import DualCoOpLabelEncoder
-from model.baselines.fixed_llm import FixedLlmLabelEncoder
-from model.checkpoint import (
+from vidlex.model.baselines.base import ClipLabelEncoder
+from vidlex.model.baselines.class_name import TEMPLATES, ClassNameLabelEncoder
+from vidlex.model.baselines.coop import CoOpLabelEncoder
+from vidlex.model.baselines.dualcoop import DualCoOpLabelEncoder
+from vidlex.model.baselines.fixed_llm import FixedLlmLabelEncoder
+from vidlex.model.checkpoint import (
     ENCODER_VERSION,
     CheckpointError,
     ClipSource,
@@ -28,17 +28,17 @@ from model.checkpoint import (
     digest_tensors,
     load_checkpoint,
 )
-from model.classifier import Classifier, LabelDescription
-from model.config import BaselineConfig, LabelEncoderConfig, Method, VideoEncoderConfig, fingerprint
-from model.dummy import create_dummy
-from model.scoring import Scorer
-from model.text.clip_text import ClipText
-from model.text.label_encoder import LabelEncoder
-from model.text.llm import FrozenLLM
-from model.types import FrameGeometry
-from model.video.encoder import VideoEncoder
-from model.video.precision import Precision, choose_encoder
-from model.weights import fetch_llm, list_zoo, zoo_dir
+from vidlex.model.classifier import Classifier, LabelDescription
+from vidlex.model.config import BaselineConfig, LabelEncoderConfig, Method, VideoEncoderConfig, fingerprint
+from vidlex.model.dummy import create_dummy
+from vidlex.model.scoring import Scorer
+from vidlex.model.text.clip_text import ClipText
+from vidlex.model.text.label_encoder import LabelEncoder
+from vidlex.model.text.llm import FrozenLLM
+from vidlex.model.types import FrameGeometry
+from vidlex.model.video.encoder import VideoEncoder
+from vidlex.model.video.precision import Precision, choose_encoder
+from vidlex.model.weights import fetch_llm, list_zoo, zoo_dir
 
 PROMPTING = ("name", "photo", "imagenet", "video", "llm")
 """``open_clip+PROMPTING:NAME``: the templates of a zero-shot model, or attributes that the default LLM lists."""
@@ -139,7 +139,7 @@ def create_baseline_labels(
 
 
 class TorchClassifier:
-    """Encoders and scoring on one device (see ``model.classifier.Classifier``)."""
+    """Encoders and scoring on one device (see ``vidlex.model.classifier.Classifier``)."""
 
     def __init__(
         self,
@@ -215,7 +215,7 @@ def load_classifier(spec: str, *, device: str = "auto", precision: Precision = "
     """``dummy``, a zoo name, a checkpoint folder, or ``open_clip:NAME`` zero-shot (frame mean, class-name prompts;
     ``open_clip+imagenet:NAME`` and its like choose the prompts, ``open_clip+llm:NAME`` has an LLM list attributes).
 
-    ``precision`` is the video encoder's (``model.video.precision``); labels are always encoded in float32.
+    ``precision`` is the video encoder's (``vidlex.model.video.precision``); labels are always encoded in float32.
     Raises ModelNotFound, CheckpointError, or what the LLM's fetching raises.
     """
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device

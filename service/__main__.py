@@ -1,11 +1,11 @@
-"""``python -m service``: the service, configured by VIDLEX_* variables alone."""
+"""``python -m vidlex.service``: the service, configured by VIDLEX_* variables alone."""
 
 from __future__ import annotations
 
 import sys
 
-from service.server import serve
-from service.settings import SettingsError, load_settings
+from vidlex.service.server import serve
+from vidlex.service.settings import SettingsError, load_settings
 
 
 def main() -> int:

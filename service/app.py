@@ -9,16 +9,17 @@ from importlib.metadata import PackageNotFoundError, version
 import anyio
 from fastapi import FastAPI
 
-from model.classifier import Classifier
-from service.access.gate import Gate, GateOptions
-from service.metrics import Metrics
-from service.routes import classify, health, keys, label_cards, labels, models, openapi, problems, query, web
-from service.routes.draining import Draining
-from service.routes.guard import AccessGuard
-from service.routes.middleware import RequestContext
-from service.runtime.life import Runtime
-from service.settings import Settings
-from service.tracing import Traces
+from vidlex.model.classifier import Classifier
+from vidlex.service.access.gate import Gate, GateOptions
+from vidlex.service.http import openapi, problems, strict_query
+from vidlex.service.http.guard import AccessGuard
+from vidlex.service.http.middleware import RequestContext
+from vidlex.service.http.shutdown import Draining
+from vidlex.service.metrics import Metrics
+from vidlex.service.routes import classify, health, keys, label_cards, labels, models, web
+from vidlex.service.runtime.runtime import Runtime
+from vidlex.service.settings import Settings
+from vidlex.service.tracing import Traces
 
 _DESCRIPTION = (
     "Video tagging with an open vocabulary. Every path is also served under /v1. Where API keys are in use, send one "
@@ -116,7 +117,7 @@ def create_app(
     problems.install(app)
     for router in (labels.router, label_cards.router, classify.router, models.router, health.router, keys.router):
         # Whoever watches the service may add what he likes: no balancer shall take it out for that.
-        strict = [] if router is health.router else [query.ONLY_KNOWN]
+        strict = [] if router is health.router else [strict_query.ONLY_KNOWN]
         app.include_router(router, dependencies=strict)
         app.include_router(router, dependencies=strict, prefix="/v1", include_in_schema=False)
     app.include_router(web.router)

@@ -10,9 +10,21 @@ from typing import Annotated
 
 import typer
 
-from service.commands import bench, classify, demo, doctor, evaluate, keys, labels, migrate, models, serve, training
-from service.commands.options import PASS_THROUGH
-from service.commands.output import Root
+from vidlex.service.commands import (
+    bench,
+    classify,
+    demo,
+    doctor,
+    evaluate,
+    keys,
+    labels,
+    migrate,
+    models,
+    serve,
+    training,
+)
+from vidlex.service.commands.options import PASS_THROUGH
+from vidlex.service.commands.output import Root
 
 HELP = """Tag videos with an open, growing vocabulary.
 

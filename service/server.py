@@ -10,12 +10,12 @@ from types import FrameType
 import structlog
 import uvicorn
 
-from service.access.files import KeyFileError
-from service.app import create_app
-from service.logs import configure_logging
-from service.routes.draining import Draining
-from service.settings import Settings, unknown_variables
-from service.tracing import TracesUnavailable
+from vidlex.service.access.key_file import KeyFileError
+from vidlex.service.app import create_app
+from vidlex.service.http.shutdown import Draining
+from vidlex.service.logs import configure_logging
+from vidlex.service.settings import Settings, unknown_variables
+from vidlex.service.tracing import TracesUnavailable
 
 log = structlog.get_logger("vidlex.server")
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 import redis
 from hypothesis import HealthCheck, settings
-from stores import running_store
 
-from service.labels.store import LabelStore
+from support.stores import running_store
+from vidlex.service.labels.store.label_store import LabelStore
 
 # A busy machine is no failure: hypothesis measures each example against 200 ms unless it is told not to.
 settings.register_profile("vidlex", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from model.classifier import LabelDescription
-from model.text.clip_text import ClipText
+from vidlex.model.classifier import LabelDescription
+from vidlex.model.text.clip_text import ClipText
 
 MAX_TEXTS = 512
 """Texts that go through CLIP at once."""

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.baselines.base import ClipLabelEncoder
-from model.config import TemplateSet
-from model.text.clip_text import ClipText
+from vidlex.model.baselines.base import ClipLabelEncoder
+from vidlex.model.config import TemplateSet
+from vidlex.model.text.clip_text import ClipText
 
 _VIDEO_WORDS = ("", "a person ", "a person using ", "a person doing ", "a person during ")
 _MORE_VIDEO_WORDS = ("a person performing ", "a person practicing ")

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.baselines.base import ClipLabelEncoder
-from model.text.clip_text import ClipText
+from vidlex.model.baselines.base import ClipLabelEncoder
+from vidlex.model.text.clip_text import ClipText
 
 CONTEXT_STD = 0.02
 

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.baselines.base import ClipLabelEncoder
-from model.baselines.coop import encode_prompted, start_context
-from model.text.clip_text import ClipText
+from vidlex.model.baselines.base import ClipLabelEncoder
+from vidlex.model.baselines.coop import encode_prompted, start_context
+from vidlex.model.text.clip_text import ClipText
 
 PLACE_SCALE, POOLED_SCALE = 20.0, 5.0
 LOGIT_SCALE = PLACE_SCALE * POOLED_SCALE

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.baselines.base import ClipLabelEncoder
-from model.classifier import LabelDescription
-from model.text.clip_text import ClipText
-from model.text.llm import FrozenLLM
-from model.text.prompts import get_prompt
+from vidlex.model.baselines.base import ClipLabelEncoder
+from vidlex.model.classifier import LabelDescription
+from vidlex.model.text.clip_text import ClipText
+from vidlex.model.text.llm import FrozenLLM
+from vidlex.model.text.prompts import get_prompt
 
 MAX_ATTRIBUTES = 8
 MAX_WORDS = 8

@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, RootModel
 
-from model.data.annotations import AnnotationError, read_csv, read_json, read_text
-from model.data.dataset import SPLITS, DatasetFacts, LabelText, VideoFiles, relative, write_dataset
-from model.data.manifest import Entry
+from vidlex.model.data.annotations import AnnotationError, read_csv, read_json, read_text
+from vidlex.model.data.dataset import SPLITS, DatasetFacts, LabelText, VideoFiles, relative, write_dataset
+from vidlex.model.data.manifest import Entry
 
 NUM_CLASSES = 200
 PROMPTS = {"Mooping floor": "Mopping floor"}

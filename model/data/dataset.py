@@ -1,6 +1,6 @@
 """A dataset on disk, as every builder writes it: one folder that ``vidlex eval`` and training read.
 
-manifest.jsonl   one video or stretch of one per line (``model.data.manifest``), labels by their keys
+manifest.jsonl   one video or stretch of one per line (``vidlex.model.data.manifest``), labels by their keys
 labels.json      key -> what an encoder reads (``prompt``), the concept type (``kind``), the dataset's own id
 dataset.json     sources with their sha256, options, counts, what an unlabelled pair means, the protocol
 missing.txt      native ids whose video was not found, one a line
@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from model.data.annotations import sha256
-from model.data.manifest import Entry, write_manifest
+from vidlex.model.data.annotations import sha256
+from vidlex.model.data.manifest import Entry, write_manifest
 
 EXTENSIONS = frozenset((".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".flv", ".3gp"))
 Unlabelled = Literal["unknown", "absent"]

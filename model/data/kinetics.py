@@ -11,9 +11,9 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from model.data.annotations import AnnotationError, Row, read_csv
-from model.data.dataset import SPLITS, DatasetFacts, LabelText, VideoFiles, relative, write_dataset
-from model.data.manifest import Entry
+from vidlex.model.data.annotations import AnnotationError, Row, read_csv
+from vidlex.model.data.dataset import SPLITS, DatasetFacts, LabelText, VideoFiles, relative, write_dataset
+from vidlex.model.data.manifest import Entry
 
 _COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
 _NO_LABEL = (

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.data.annotations import AnnotationError, read_csv
-from model.data.dataset import DatasetFacts, LabelText, VideoFiles, relative, write_dataset
-from model.data.manifest import Entry
+from vidlex.model.data.annotations import AnnotationError, read_csv
+from vidlex.model.data.dataset import DatasetFacts, LabelText, VideoFiles, relative, write_dataset
+from vidlex.model.data.manifest import Entry
 
 NUM_ROWS = 7607
 NUM_CLASSES = 149

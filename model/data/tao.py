@@ -14,9 +14,9 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from model.data.annotations import AnnotationError, read_json
-from model.data.dataset import SPLITS, DatasetFacts, LabelText, VideoFiles, relative, write_dataset
-from model.data.manifest import Entry
+from vidlex.model.data.annotations import AnnotationError, read_json
+from vidlex.model.data.dataset import SPLITS, DatasetFacts, LabelText, VideoFiles, relative, write_dataset
+from vidlex.model.data.manifest import Entry
 
 PROMPTS = {"baby": "person"}
 """Category 805 is called baby, but its synset is person.n.01 and its tracks are people of any age."""

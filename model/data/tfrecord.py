@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import google_crc32c
 
-from model.data.annotations import AnnotationError
+from vidlex.model.data.annotations import AnnotationError
 
 MAX_RECORD_BYTES = 16 << 20
 """A frame-level record of 300 frames has about 350 kB."""

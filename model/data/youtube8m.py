@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from model.data.annotations import AnnotationError, Row, is_youtube_id, read_csv
-from model.data.dataset import SPLITS, DatasetFacts, LabelText, VideoFiles, relative, write_dataset
-from model.data.manifest import Entry
-from model.data.tfrecord import Value, features, read_records
+from vidlex.model.data.annotations import AnnotationError, Row, is_youtube_id, read_csv
+from vidlex.model.data.dataset import SPLITS, DatasetFacts, LabelText, VideoFiles, relative, write_dataset
+from vidlex.model.data.manifest import Entry
+from vidlex.model.data.tfrecord import Value, features, read_records
 
 NUM_CLASSES = 3862
 SEGMENT_SECONDS = 5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from model.eval.metrics import area, as_pairs, best_f1
+from vidlex.model.eval.metrics import area, as_pairs, best_f1
 
 
 def bootstrap_intervals(

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from model.scoring import Calibration, sigmoid
+from vidlex.model.scoring import Calibration, sigmoid
 
 
 def fit_platt(logits: NDArray[np.floating[Any]], targets: NDArray[np.bool_]) -> Calibration:

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.classifier import Classifier
-from model.data.dataset import Unlabelled
-from model.data.manifest import Entry, read_manifest
-from model.data.rareact import read_ratings
-from model.eval.bootstrap import bootstrap_intervals
-from model.eval.calibration import expected_calibration_error, reliability
-from model.eval.metrics import f1_at, federated_average_precision, per_label, summarise
-from model.eval.rareact import official_scores
-from model.eval.thresholds import threshold_loss
-from model.video.decode import decode_frames
-from model.video.limits import DecodeError
+from vidlex.model.classifier import Classifier
+from vidlex.model.data.dataset import Unlabelled
+from vidlex.model.data.manifest import Entry, read_manifest
+from vidlex.model.data.rareact import read_ratings
+from vidlex.model.decode.decoder import decode_frames
+from vidlex.model.decode.limits import DecodeError
+from vidlex.model.eval.bootstrap import bootstrap_intervals
+from vidlex.model.eval.calibration import expected_calibration_error, reliability
+from vidlex.model.eval.metrics import f1_at, federated_average_precision, per_label, summarise
+from vidlex.model.eval.rareact import official_scores
+from vidlex.model.eval.thresholds import threshold_loss
 
 
 @dataclass(frozen=True, eq=False)

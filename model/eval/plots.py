@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from model.eval.metrics import area, curve
+from vidlex.model.eval.metrics import area, curve
 
 MAX_POINTS = 2000
 """Points drawn per curve."""

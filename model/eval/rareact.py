@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.data.rareact import Rating, native_id
-from model.eval.metrics import average_precision
+from vidlex.model.data.rareact import Rating, native_id
+from vidlex.model.eval.metrics import average_precision
 
 Groups = tuple[list[int], list[int], list[int]]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from model.eval.metrics import FloatArray, area, as_pairs, best_f1
+from vidlex.model.eval.metrics import FloatArray, area, as_pairs, best_f1
 
 NUM_BINS = 1 << 16
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from model.eval.metrics import FloatArray, as_pairs, peak_f1
+from vidlex.model.eval.metrics import FloatArray, as_pairs, peak_f1
 
 
 def threshold_loss(

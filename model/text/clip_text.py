@@ -17,7 +17,7 @@ import torch
 from open_clip.transformer import TextTransformer, text_global_pool
 from torch import Tensor, nn
 
-from model.classifier import LabelTextError
+from vidlex.model.classifier import LabelTextError
 
 _COUNTING_LENGTH = 1024
 """Ids per text when tokens are counted. Tokenizers cut silently at their context; at this length the excess shows."""

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.linear import PackedLinear
+from vidlex.model.packed_linear import PackedLinear
 
 
 @dataclass(frozen=True, eq=False)

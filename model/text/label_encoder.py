@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.classifier import LabelDescription
-from model.config import LabelEncoderConfig
-from model.text.clip_text import ClipText
-from model.text.llm import Decoded, FrozenLLM, SharedPrompt
-from model.text.prompting_transformer import PromptingTransformer
-from model.text.prompts import get_prompt
+from vidlex.model.classifier import LabelDescription
+from vidlex.model.config import LabelEncoderConfig
+from vidlex.model.text.clip_text import ClipText
+from vidlex.model.text.llm import Decoded, FrozenLLM, SharedPrompt
+from vidlex.model.text.prompting_transformer import PromptingTransformer
+from vidlex.model.text.prompts import get_prompt
 
 MAX_ROWS_CPU = 192
 MAX_ROWS_GPU = 2048

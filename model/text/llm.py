@@ -26,10 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.classifier import LabelTextError
-from model.config import Feedback
-from model.text.fast_llm import FastLlama, can_be_fast
-from model.text.prompts import Prompt
+from vidlex.model.classifier import LabelTextError
+from vidlex.model.config import Feedback
+from vidlex.model.text.fast_llm import FastLlama, can_be_fast
+from vidlex.model.text.prompts import Prompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +99,7 @@ class FrozenLLM:
     def quicken(self) -> None:
         """From now on only serve, on this device: the same numbers up to rounding in less time, no gradient any more.
 
-        Does nothing for a model that `model.text.fast_llm` does not know its way around.
+        Does nothing for a model that `vidlex.model.text.fast_llm` does not know its way around.
         """
         if self._fast is not None or not can_be_fast(self.model):
             return

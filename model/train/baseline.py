@@ -9,19 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.baselines.base import ClipLabelEncoder
-from model.baselines.dualcoop import LOGIT_SCALE, DualCoOpLabelEncoder, aggregate, frame_places
-from model.config import BaselineConfig, Method
-from model.data.emoji.world import World
-from model.scoring import similarity_to_logit
-from model.train.fit import VALIDATION_SEED, figures_by_kind
-from model.train.fit_config import FitConfig
-from model.train.losses import asymmetric, weighted_bce
-from model.train.optim import Group, make_optimizer
-from model.train.processes import WHOLE, Part
-from model.train.step_videos import StepVideos, VideoSource
-from model.train.task import LabelChoice
-from model.video.encoder import Trunk, VideoEncoder
+from vidlex.model.baselines.base import ClipLabelEncoder
+from vidlex.model.baselines.dualcoop import LOGIT_SCALE, DualCoOpLabelEncoder, aggregate, frame_places
+from vidlex.model.config import BaselineConfig, Method
+from vidlex.model.emoji.world import World
+from vidlex.model.scoring import similarity_to_logit
+from vidlex.model.train.fit import VALIDATION_SEED, figures_by_kind
+from vidlex.model.train.fit_config import FitConfig
+from vidlex.model.train.losses import asymmetric, weighted_bce
+from vidlex.model.train.optim import Group, make_optimizer
+from vidlex.model.train.processes import WHOLE, Part
+from vidlex.model.train.step_videos import StepVideos, VideoSource
+from vidlex.model.train.task import LabelChoice
+from vidlex.model.video.encoder import Trunk, VideoEncoder
 
 EVALUATION_BATCH = 32
 

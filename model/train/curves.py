@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from model.train.record import read_log
+from vidlex.model.train.run_log import read_log
 
 MAX_POINTS = 4000
 

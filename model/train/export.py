@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from model.checkpoint import (
+from vidlex.model.checkpoint import (
     CheckpointConfig,
     ClipSource,
     check_fits,
@@ -21,11 +21,11 @@ from model.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from model.eval.calibration import fit_platt
-from model.eval.metrics import peak_f1
-from model.factory import Clip
-from model.scoring import Scorer
-from model.train.task import OpenVocabularyNetwork
+from vidlex.model.eval.calibration import fit_platt
+from vidlex.model.eval.metrics import peak_f1
+from vidlex.model.factory import Clip
+from vidlex.model.scoring import Scorer
+from vidlex.model.train.task import OpenVocabularyNetwork
 
 
 def write_open_clip_folder(

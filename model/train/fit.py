@@ -18,17 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.data.emoji.world import World
-from model.eval.metrics import summarise
-from model.train.fit_config import FitConfig
-from model.train.hold import Held
-from model.train.loop import console
-from model.train.losses import label_hold, video_hold, weighted_bce
-from model.train.optim import Group, make_optimizer
-from model.train.processes import WHOLE, Part, processes_of
-from model.train.step_videos import StepVideos, VideoSource
-from model.train.task import LabelChoice, OpenVocabularyNetwork, kind_weights, noisy
-from model.video.encoder import Trunk
+from vidlex.model.emoji.world import World
+from vidlex.model.eval.metrics import summarise
+from vidlex.model.train.clip_regulariser import Held
+from vidlex.model.train.fit_config import FitConfig
+from vidlex.model.train.loop import console
+from vidlex.model.train.losses import label_hold, video_hold, weighted_bce
+from vidlex.model.train.optim import Group, make_optimizer
+from vidlex.model.train.processes import WHOLE, Part, processes_of
+from vidlex.model.train.step_videos import StepVideos, VideoSource
+from vidlex.model.train.task import LabelChoice, OpenVocabularyNetwork, kind_weights, noisy
+from vidlex.model.video.encoder import Trunk
 
 VALIDATION_SEED = 300_000
 """Of the validation videos, the same for every method."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from model.train.loop import LoopConfig
+from vidlex.model.train.loop import LoopConfig
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from model.train.averages import StageWeights
-from model.train.optim import learned, schedule, set_learning_rate
-from model.train.processes import WHOLE, Part, Processes, processes_of
-from model.train.record import Log, RunFile, now
-from model.train.state import Progress, StageState, load_state, random_state, save_state
+from vidlex.model.train.averages import StageWeights
+from vidlex.model.train.optim import learned, schedule, set_learning_rate
+from vidlex.model.train.processes import WHOLE, Part, Processes, processes_of
+from vidlex.model.train.run_log import Log, RunFile, now
+from vidlex.model.train.state import Progress, StageState, load_state, random_state, save_state
 
 console = Console(stderr=True)
 
@@ -201,7 +201,7 @@ class _Stage:
         self.monitor.close()
         recorded = self.run_file.data["stages"][self.task.name] if self.is_main else {}
         if self.is_main and (ran or "ended" not in recorded):
-            from model.train.curves import plot_stage  # brings matplotlib
+            from vidlex.model.train.curves import plot_stage  # brings matplotlib
 
             plot_stage(self.out, self.task.name)
             best = {} if progress.best is None else {"best": progress.best, "best_step": progress.best_step}

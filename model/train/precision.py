@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from model.train.processes import processes_of
-from model.train.record import RunFile
+from vidlex.model.train.processes import processes_of
+from vidlex.model.train.run_log import RunFile
 
 WORTH = 0.9
 """bfloat16 must take at most this share of the time of float32."""

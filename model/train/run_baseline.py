@@ -9,22 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.checkpoint import CheckpointConfig, ClipSource, digest_llm, save_checkpoint
-from model.config import BaselineConfig, LabelEncoderConfig, Method, VideoEncoderConfig
-from model.data.emoji.assets import SpriteSheet
-from model.data.emoji.world import World
-from model.eval.calibration import fit_platt
-from model.eval.metrics import peak_f1
-from model.factory import create_baseline_labels, create_clip
-from model.scoring import Scorer
-from model.train.baseline import BaselineNetwork, BaselineTask, evaluate_baseline
-from model.train.fit import figures_by_kind
-from model.train.fit_config import FitConfig
-from model.train.loop import console, run
-from model.train.precision import choose_bf16
-from model.train.processes import processes_of
-from model.train.record import write_metrics
-from model.video.encoder import VideoEncoder
+from vidlex.model.checkpoint import CheckpointConfig, ClipSource, digest_llm, save_checkpoint
+from vidlex.model.config import BaselineConfig, LabelEncoderConfig, Method, VideoEncoderConfig
+from vidlex.model.emoji.assets import SpriteSheet
+from vidlex.model.emoji.world import World
+from vidlex.model.eval.calibration import fit_platt
+from vidlex.model.eval.metrics import peak_f1
+from vidlex.model.factory import create_baseline_labels, create_clip
+from vidlex.model.scoring import Scorer
+from vidlex.model.train.baseline import BaselineNetwork, BaselineTask, evaluate_baseline
+from vidlex.model.train.fit import figures_by_kind
+from vidlex.model.train.fit_config import FitConfig
+from vidlex.model.train.loop import console, run
+from vidlex.model.train.precision import choose_bf16
+from vidlex.model.train.processes import processes_of
+from vidlex.model.train.run_log import write_metrics
+from vidlex.model.video.encoder import VideoEncoder
 
 TRAINED: tuple[Method, ...] = ("coop", "dualcoop", "vificlip")
 

@@ -9,28 +9,21 @@ from typing import Any
 
 import torch
 
-from model.config import BaselineConfig, LabelEncoderConfig, Method, VideoEncoderConfig
-from model.data.emoji.assets import SpriteSheet
-from model.data.emoji.world import World
-from model.factory import create_clip, create_label_encoder
-from model.train.export import write_checkpoint
-from model.train.fit import (
-    VALIDATION_SEED,
-    JointTask,
-    LabelTask,
-    choose_alpha,
-    figures_by_kind,
-    video_features,
-)
-from model.train.fit_config import FitConfig
-from model.train.hold import Held, hold
-from model.train.loop import console, run
-from model.train.precision import choose_bf16
-from model.train.processes import processes_of
-from model.train.record import write_metrics
-from model.train.run_baseline import fit_baseline
-from model.train.task import OpenVocabularyNetwork
-from model.video.encoder import VideoEncoder
+from vidlex.model.config import BaselineConfig, LabelEncoderConfig, Method, VideoEncoderConfig
+from vidlex.model.emoji.assets import SpriteSheet
+from vidlex.model.emoji.world import World
+from vidlex.model.factory import create_clip, create_label_encoder
+from vidlex.model.train.clip_regulariser import Held, hold
+from vidlex.model.train.export import write_checkpoint
+from vidlex.model.train.fit import VALIDATION_SEED, JointTask, LabelTask, choose_alpha, figures_by_kind, video_features
+from vidlex.model.train.fit_config import FitConfig
+from vidlex.model.train.loop import console, run
+from vidlex.model.train.precision import choose_bf16
+from vidlex.model.train.processes import processes_of
+from vidlex.model.train.run_baseline import fit_baseline
+from vidlex.model.train.run_log import write_metrics
+from vidlex.model.train.task import OpenVocabularyNetwork
+from vidlex.model.video.encoder import VideoEncoder
 
 CACHED_SEED = 700_000
 """Of the training videos whose features are kept."""

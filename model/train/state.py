@@ -17,8 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.train.averages import StageWeights
-from model.train.optim import learned
+from vidlex.model.train.averages import StageWeights
+from vidlex.model.train.optim import learned
 
 _VERSION = 2
 

@@ -8,10 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from model.data.emoji.world import Sample, World
-from model.train.fit_config import FitConfig
-from model.train.processes import WHOLE, Part, processes_of
-from model.video.encoder import Trunk
+from vidlex.model.emoji.world import Sample, World
+from vidlex.model.train.fit_config import FitConfig
+from vidlex.model.train.processes import WHOLE, Part, processes_of
+from vidlex.model.video.encoder import Trunk
 
 
 @dataclass(frozen=True, eq=False)

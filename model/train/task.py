@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.data.emoji.world import World
-from model.scoring import similarity_to_logit
-from model.text.label_encoder import LabelEncoder
-from model.train.fit_config import FitConfig
-from model.video.encoder import Trunk, VideoEncoder
+from vidlex.model.emoji.world import World
+from vidlex.model.scoring import similarity_to_logit
+from vidlex.model.text.label_encoder import LabelEncoder
+from vidlex.model.train.fit_config import FitConfig
+from vidlex.model.video.encoder import Trunk, VideoEncoder
 
 ALWAYS = ("action", "scene")
 """Kinds of labels that every step reads: few, and hard or frequent."""

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from model.config import VideoEncoderConfig
-from model.video.temporal import BranchBlock
+from vidlex.model.config import VideoEncoderConfig
+from vidlex.model.video.temporal import BranchBlock
 
 
 class Trunk(NamedTuple):

@@ -19,12 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.linear import cpu_multiplies_bfloat16
-from model.scoring import Scorer
-from model.video.decisions import Situation, keep_choice, kept_choice
-from model.video.encoder import VideoEncoder
-from model.video.fast import FastVideoEncoder, can_be_fast
-from model.video.graphs import GraphedVideoEncoder
+from vidlex.model.packed_linear import cpu_multiplies_bfloat16
+from vidlex.model.scoring import Scorer
+from vidlex.model.video.cuda_graphs import GraphedVideoEncoder
+from vidlex.model.video.encoder import VideoEncoder
+from vidlex.model.video.fast_encoder import FastVideoEncoder, can_be_fast
+from vidlex.model.video.precision_cache import Situation, keep_choice, kept_choice
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -80,7 +80,7 @@ def choose_encoder(
 
     ``auto`` measures all that the device may run; another ``precision`` measures those of that precision, and falls
     back to float32, with a line in the log, when none of them is verified. With the model's ``fingerprint`` the choice
-    is kept (``model.video.decisions``): the next start verifies it and measures nothing.
+    is kept (``vidlex.model.video.precision_cache``): the next start verifies it and measures nothing.
     """
     reference = PlainVideoEncoder(encoder)
     frames = probe_videos(image_size).to(encoder.mean.device)

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.access.files import KeyFileError, read_key_file
-from service.access.keys import KeyRecord, Principal, Scope, digest_of, key_id_of, matches, new_key
-from service.access.limits import Buckets, Grant
-from service.access.store import KeyStore
-from service.errors import ModelLoading, NoApiKeys, RateLimited, StoreUnavailable, Unauthorized
+from vidlex.service.access.api_keys import KeyRecord, Principal, Scope, digest_of, key_id_of, matches, new_key
+from vidlex.service.access.key_file import KeyFileError, read_key_file
+from vidlex.service.access.key_store import KeyStore
+from vidlex.service.access.token_buckets import Buckets, Grant
+from vidlex.service.errors import ModelLoading, NoApiKeys, RateLimited, StoreUnavailable, Unauthorized
 
 POLL_SECONDS = 0.4
 """How often the store is asked for news: bounds how long a revoked key lives on other replicas."""

@@ -20,11 +20,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from model.classifier import Classifier
-from service.bench.harness import BenchError, BenchOptions, Case, Figure, Report, Side, compare, report
-from service.bench.live import live_service
-from service.bench.load import Answers, add_labels, classify_all, unique, write_clips
-from service.bench.machine import num_cores
+from vidlex.model.classifier import Classifier
+from vidlex.service.bench.harness import BenchError, BenchOptions, Case, Figure, Report, Side, compare, report
+from vidlex.service.bench.live import live_service
+from vidlex.service.bench.load import Answers, add_labels, classify_all, unique, write_clips
+from vidlex.service.bench.machine import num_cores
 
 CACHED_MS = 10.0
 _TINY_CLIP: dict[str, Any] = {
@@ -71,7 +71,7 @@ def run(options: ClassifyOptions) -> Report:
 
 
 def _throughput(served: _Served, clips: Sequence[bytes], options: ClassifyOptions, folder: Path) -> list[Case]:
-    from model.factory import load_classifier
+    from vidlex.model.factory import load_classifier
 
     classifier = load_classifier(served.spec, device=options.device, precision="auto")
     seen: list[float] = []
@@ -113,7 +113,7 @@ def _throughput(served: _Served, clips: Sequence[bytes], options: ClassifyOption
 
 def _in_process(classifier: Classifier, clips: Sequence[bytes], count: int, folder: Path) -> None:
     """As fast as one process does it with nothing around: decoding in threads, encoding beside it in this one."""
-    from model.video.decode import decode_frames
+    from vidlex.model.decode.decoder import decode_frames
 
     def decode(number: int) -> Any:
         path = folder / f"in-process-{number}.mp4"
@@ -159,7 +159,7 @@ def _cached(served: _Served, clips: Sequence[bytes], options: ClassifyOptions, f
 def _models(options: ClassifyOptions, folder: Path) -> Iterator[_Served]:
     import open_clip
 
-    from model.weights import list_zoo, zoo_dir
+    from vidlex.model.weights import list_zoo, zoo_dir
 
     if options.quick:
         yield _Served("dummy", "dummy", _random_clip(_TINY_CLIP, options.seed, folder / "tiny"), 4)
@@ -184,7 +184,7 @@ def _random_clip(shape: dict[str, Any], seed: int, folder: Path) -> Path:
     import open_clip
     import torch
 
-    from model.train.export import write_open_clip_folder
+    from vidlex.model.train.export import write_open_clip_folder
 
     torch.manual_seed(seed)
     mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
@@ -193,8 +193,8 @@ def _random_clip(shape: dict[str, Any], seed: int, folder: Path) -> Path:
 
 @contextmanager
 def plain_service(clip: Path) -> Iterator[str]:
-    """The address of a running `service.bench.plain_service`. Raises BenchError."""
-    command = [sys.executable, "-m", "service.bench.plain_service", str(clip)]
+    """The address of a running `vidlex.service.bench.plain_service`. Raises BenchError."""
+    command = [sys.executable, "-m", "vidlex.service.bench.plain_service", str(clip)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

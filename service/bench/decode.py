@@ -20,10 +20,10 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from model.types import FrameGeometry
-from model.video.decode import decode_frames
-from model.video.readers import load_decord
-from service.bench.harness import BenchError, BenchOptions, Case, Figure, Report, Side, compare, report
+from vidlex.model.decode.decoder import decode_frames
+from vidlex.model.decode.readers import load_decord
+from vidlex.model.types import FrameGeometry
+from vidlex.service.bench.harness import BenchError, BenchOptions, Case, Figure, Report, Side, compare, report
 
 Frames = NDArray[np.uint8]
 KEYFRAME_TARGET = 5.0

@@ -10,14 +10,25 @@ import open_clip
 import torch
 from torch import Tensor
 
-from model.config import VideoEncoderConfig
-from model.factory import TorchClassifier, load_classifier
-from model.linear import PackedLinear
-from model.scoring import Scorer
-from model.video.encoder import VideoEncoder
-from model.video.fast import can_be_fast
-from model.video.precision import Chosen, choose_encoder
-from service.bench.harness import BenchError, BenchOptions, Case, Figure, Floor, Report, Side, compare, report, timed
+from vidlex.model.config import VideoEncoderConfig
+from vidlex.model.factory import TorchClassifier, load_classifier
+from vidlex.model.packed_linear import PackedLinear
+from vidlex.model.scoring import Scorer
+from vidlex.model.video.encoder import VideoEncoder
+from vidlex.model.video.fast_encoder import can_be_fast
+from vidlex.model.video.precision import Chosen, choose_encoder
+from vidlex.service.bench.harness import (
+    BenchError,
+    BenchOptions,
+    Case,
+    Figure,
+    Floor,
+    Report,
+    Side,
+    compare,
+    report,
+    timed,
+)
 
 MAX_TIMES_CLIP = 1.45
 MIN_SHARE = {"cpu": 0.8, "cuda": 0.5}

@@ -20,11 +20,11 @@ from typing import Any
 
 import httpx
 
-from service.bench.harness import BenchOptions, Case, Figure, Report, report
-from service.bench.hostile_files import ANY_ANSWER, UNSUPPORTED, HostileFile, build
-from service.bench.live import Canary, LiveService, live_service
-from service.bench.mutate import mutate
-from service.schemas.classify import ClassificationView
+from vidlex.service.bench.harness import BenchOptions, Case, Figure, Report, report
+from vidlex.service.bench.hostile_files import ANY_ANSWER, UNSUPPORTED, HostileFile, build
+from vidlex.service.bench.live import Canary, LiveService, live_service
+from vidlex.service.bench.mutate import mutate
+from vidlex.service.schemas.classify import ClassificationView
 
 _LEAK = re.compile(
     r"/tmp|/home|/root|/work|/usr|/var|site-packages|Traceback|Error\(|Errno|0x[0-9a-f]{6}|\.py\b|redis|"

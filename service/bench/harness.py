@@ -29,7 +29,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from service.bench.machine import MachineFacts, machine_facts
+from vidlex.service.bench.machine import MachineFacts, machine_facts
 
 
 class BenchError(ValueError):

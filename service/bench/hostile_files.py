@@ -19,7 +19,7 @@ from typing import Any
 import av
 import numpy as np
 
-from service.bench.header_lies import claim_duration, find_box, playlist, write_claimed_size
+from vidlex.service.bench.header_lies import claim_duration, find_box, playlist, write_claimed_size
 
 Answer = tuple[int, str]
 """Status and code; the code of a 200 is empty."""

@@ -19,9 +19,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from service.bench.harness import BenchError, BenchOptions, Case, Figure, Report, Timing, report
-from service.bench.hostile_files import write
-from service.bench.live import LiveService, live_service
+from vidlex.service.bench.harness import BenchError, BenchOptions, Case, Figure, Report, Timing, report
+from vidlex.service.bench.hostile_files import write
+from vidlex.service.bench.live import LiveService, live_service
 
 MAX_ADD_MS = 50.0
 _BATCH = 1000

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import psutil
 
-from service.bench.harness import BenchError
+from vidlex.service.bench.harness import BenchError
 
 READY_TIMEOUT_SECONDS = 300.0
 STOP_TIMEOUT_SECONDS = 60.0
@@ -56,7 +56,7 @@ class LiveService:
         found = []
         for child in self._children():
             try:
-                if "service.decode.worker" in " ".join(child.cmdline()):
+                if "vidlex.service.decode.worker" in " ".join(child.cmdline()):
                     found.append(child.pid)
             except (psutil.NoSuchProcess, psutil.ZombieProcess):
                 continue
@@ -107,7 +107,7 @@ def live_service(
     data_dir: Path, model: str = "dummy", *, device: str = "auto", **settings: Any
 ) -> Iterator[LiveService]:
     """A ready service on a free loopback port; ``settings`` as in `Settings`. Raises BenchError if there is none."""
-    command = [sys.executable, "-m", "service.cli", "serve", "--port", "0", "--model", model, "--device", device]
+    command = [sys.executable, "-m", "vidlex.service.cli", "serve", "--port", "0", "--model", model, "--device", device]
     command += ["--data-dir", str(data_dir), "--parent", str(os.getpid()), "--json"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VIDLEX_")}
     kept = ("VIDLEX_CACHE_DIR", "VIDLEX_LLM_WHEEL")

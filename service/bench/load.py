@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import av
 import numpy as np
 
-from service.bench.live import http_client
+from vidlex.service.bench.live import http_client
 
 LABELS = ("red", "blue", "animal", "food", "city", "moving right", "growing", "desert")
 _numbers = itertools.count(1)

@@ -11,16 +11,16 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from model.scoring import Scorer
-from model.types import FrameGeometry
-from service.bench.harness import BenchError, BenchOptions, Case, Figure, Report, Side, compare, report, timed
-from service.inference.matching import Candidates, NamesOf, Part, rank
-from service.inference.served import ModelFacts
-from service.labels.approximate import MIN_LABELS, RECALL_AT, Approximation
-from service.labels.index import LabelIndex, Matches
-from service.labels.records import Label, NewLabel, make_label
-from service.labels.rows import Storage
-from service.schemas.classify import ClassifyParams
+from vidlex.model.scoring import Scorer
+from vidlex.model.types import FrameGeometry
+from vidlex.service.bench.harness import BenchError, BenchOptions, Case, Figure, Report, Side, compare, report, timed
+from vidlex.service.classification.matching import Candidates, NamesOf, Part, rank
+from vidlex.service.labels.index.approximate import MIN_LABELS, RECALL_AT, Approximation
+from vidlex.service.labels.index.label_index import LabelIndex, Matches
+from vidlex.service.labels.index.vector_slabs import Storage
+from vidlex.service.labels.store.records import Label, NewLabel, make_label
+from vidlex.service.models.served_model import ModelFacts
+from vidlex.service.schemas.classify import ClassifyParams
 
 _TOP_K = 20
 _PASS_TARGET = 1 / 1.2

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from service.bench.harness import BenchOptions, Case, Figure, Report, report
-from service.bench.live import live_service
-from service.bench.load import Answers, Client, add_labels, classify_all, send, unique, write_clips
+from vidlex.service.bench.harness import BenchOptions, Case, Figure, Report, report
+from vidlex.service.bench.live import live_service
+from vidlex.service.bench.load import Answers, Client, add_labels, classify_all, send, unique, write_clips
 
 _MAX_THREADS = 512
 _numbers = itertools.count()

@@ -1,7 +1,8 @@
 """What a competent user writes in an afternoon: FastAPI, decord and open_clip, one frame after the other.
 
-The reference that `service.bench.classify` measures against, as ``python -m service.bench.plain_service FOLDER`` with a
-folder in open_clip's layout. It prints its address when it listens. It has no label store, no limits, no isolation.
+The reference that `service.bench.classify` measures against, as
+``python -m vidlex.service.bench.plain_service FOLDER`` with a folder in open_clip's layout. It prints its
+address when it listens. It has no label store, no limits, no isolation.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import uvicorn
 from fastapi import FastAPI, UploadFile
 from PIL import Image
 
-from model.video.readers import load_decord
-from service.bench.load import LABELS
+from vidlex.model.decode.readers import load_decord
+from vidlex.service.bench.load import LABELS
 
 NUM_FRAMES = 8
 

@@ -16,12 +16,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.factory import load_classifier
-from model.text.label_encoder import LabelEncoder
-from model.text.llm import FrozenLLM
-from model.weights import fetch_llm
-from service.bench.harness import BenchError, BenchOptions, Case, Figure, Floor, Report, Side, alternate, ratio, report
-from service.bench.machine import matrix_rate, memory_rate
+from vidlex.model.factory import load_classifier
+from vidlex.model.text.label_encoder import LabelEncoder
+from vidlex.model.text.llm import FrozenLLM
+from vidlex.model.weights import fetch_llm
+from vidlex.service.bench.harness import (
+    BenchError,
+    BenchOptions,
+    Case,
+    Figure,
+    Floor,
+    Report,
+    Side,
+    alternate,
+    ratio,
+    report,
+)
+from vidlex.service.bench.machine import matrix_rate, memory_rate
 
 MAX_DIFFERENCE = 1e-4
 _WORDS = ("dog", "cutting", "beach", "red", "running", "guitar", "street", "cooking", "child", "slowly", "football")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from service.bench.harness import BenchError, Case, Report, rows
-from service.bench.machine import MachineFacts
+from vidlex.service.bench.harness import BenchError, Case, Report, rows
+from vidlex.service.bench.machine import MachineFacts
 
 _HEAD = """# Measured
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from service.bench.harness import BenchError, BenchOptions, Case, Figure, Report, report
-from service.bench.live import LiveService, live_service
-from service.bench.load import LABELS, add_labels, classify_all, write_clips
+from vidlex.service.bench.harness import BenchError, BenchOptions, Case, Figure, Report, report
+from vidlex.service.bench.live import LiveService, live_service
+from vidlex.service.bench.load import LABELS, add_labels, classify_all, write_clips
 
 FLAT = 0.02
 """How much memory may grow from the end of the warm-up on."""

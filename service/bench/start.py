@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from migrations.runner import migrate
-from service.bench.harness import BenchOptions, Case, Figure, Floor, Report, Timing, report, timed
-from service.bench.live import live_service
-from service.labels.embedded import EmbeddedStore
-from service.labels.index import LabelIndex
-from service.labels.keys import Keys
-from service.labels.records import NewLabel
-from service.labels.store import LabelStore
-from service.labels.sync import IndexSync
+from vidlex.migrations.runner import migrate
+from vidlex.service.bench.harness import BenchOptions, Case, Figure, Floor, Report, Timing, report, timed
+from vidlex.service.bench.live import live_service
+from vidlex.service.labels.embedded.server import EmbeddedStore
+from vidlex.service.labels.index.index_sync import IndexSync
+from vidlex.service.labels.index.label_index import LabelIndex
+from vidlex.service.labels.store.label_store import LabelStore
+from vidlex.service.labels.store.records import NewLabel
+from vidlex.service.labels.store.redis_keys import Keys
 
 MAX_READY_SECONDS = 10.0
 WIDE = 512

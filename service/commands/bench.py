@@ -1,6 +1,6 @@
 """`vidlex bench`: how fast each hot path is, beside the best that others do on the same machine in the same run.
 
-A benchmark is a module of `service.bench` that defines ``run(options) -> Report``; it is found by its name.
+A benchmark is a module of `vidlex.service.bench` that defines ``run(options) -> Report``; it is found by its name.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from service.commands.options import PASS_THROUGH, run_entry
-from service.commands.output import CommandError, JsonFlag, print_json, stderr, stdout, use_json
+from vidlex.service.commands.options import PASS_THROUGH, run_entry
+from vidlex.service.commands.output import CommandError, JsonFlag, print_json, stderr, stdout, use_json
 
 FOLDER = Path(__file__).resolve().parents[1] / "bench"
 RESULTS = FOLDER / "RESULTS.md"
@@ -38,7 +38,7 @@ def benchmarks() -> dict[str, str]:
 
 def _runner(name: str) -> Callable[[typer.Context], None]:
     def bench(ctx: typer.Context) -> None:
-        run_entry(ctx, f"service.bench.{name}:run")
+        run_entry(ctx, f"vidlex.service.bench.{name}:run")
 
     return bench
 
@@ -89,7 +89,7 @@ def run_all(
         for name in only or benchmarks():
             if not as_json:
                 stderr().print(f"[bold]{name}[/] ...")
-            command = [sys.executable, "-m", "service.cli", "bench", name, *flags]
+            command = [sys.executable, "-m", "vidlex.service.cli", "bench", name, *flags]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
             if done.returncode == 0:
                 file.write(done.stdout.strip() + "\n")
@@ -109,8 +109,8 @@ def results(
     as_json: JsonFlag = False,
 ) -> None:
     """Write RESULTS.md from reports in JSON."""
-    from service.bench.harness import BenchError
-    from service.bench.results import markdown, read_reports
+    from vidlex.service.bench.harness import BenchError
+    from vidlex.service.bench.results import markdown, read_reports
 
     use_json(as_json)
     try:

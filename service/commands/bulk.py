@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from service.commands.client import ServiceClient
-from service.commands.output import progress, stderr
+from vidlex.service.commands.client import ServiceClient
+from vidlex.service.commands.output import progress, stderr
 
 FIRST_BATCH = 50
 """Each new label costs a run of the label encoder, so the first batch must end well before a timeout."""

@@ -12,8 +12,8 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from service.commands.client import DEFAULT_URL, ServiceClient, UrlOption
-from service.commands.output import CommandError, JsonFlag, print_json, progress, report, stdout, use_json
+from vidlex.service.commands.client import DEFAULT_URL, ServiceClient, UrlOption
+from vidlex.service.commands.output import CommandError, JsonFlag, print_json, progress, report, stdout, use_json
 
 BAR_WIDTH = 24
 

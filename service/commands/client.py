@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import httpx
 import typer
 
-from service.commands.output import EXIT_UNREACHABLE, EXIT_USAGE, CommandError
-from service.labels.names import fold
+from vidlex.service.commands.output import EXIT_UNREACHABLE, EXIT_USAGE, CommandError
+from vidlex.service.labels.store.names import fold
 
 API_KEY_VARIABLE = "VIDLEX_API_KEY"
 NAMESPACE_VARIABLE = "VIDLEX_NAMESPACE"

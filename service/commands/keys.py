@@ -11,12 +11,12 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from service.commands.client import DEFAULT_URL, ServiceClient, UrlOption
-from service.commands.output import EXIT_USAGE, CommandError, JsonFlag, print_json, stderr, stdout, use_json
-from service.errors import VidlexError
+from vidlex.service.commands.client import DEFAULT_URL, ServiceClient, UrlOption
+from vidlex.service.commands.output import EXIT_USAGE, CommandError, JsonFlag, print_json, stderr, stdout, use_json
+from vidlex.service.errors import VidlexError
 
 if TYPE_CHECKING:
-    from service.access.store import KeyStore
+    from vidlex.service.access.key_store import KeyStore
 
 app = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
 
@@ -113,8 +113,8 @@ def revoke(
 
 
 def _create_directly(body: dict[str, Any]) -> dict[str, Any]:
-    from service.access.gate import make_record
-    from service.labels.keys import Keys
+    from vidlex.service.access.gate import make_record
+    from vidlex.service.labels.store.redis_keys import Keys
 
     seconds = body.pop("expires_in_seconds", None)
     namespace = None if body["namespace"] == "*" else body["namespace"]
@@ -133,9 +133,9 @@ def _create_directly(body: dict[str, Any]) -> dict[str, Any]:
 @contextmanager
 def _key_store() -> Iterator[KeyStore]:
     """The configured server's keys, or the embedded one's: of the running service, else started for this command."""
-    from service.access.store import KeyStore
-    from service.commands.serve import settings_or_error
-    from service.commands.stores import reached_store
+    from vidlex.service.access.key_store import KeyStore
+    from vidlex.service.commands.serve import settings_or_error
+    from vidlex.service.commands.stores import reached_store
 
     try:
         with reached_store(settings_or_error()) as client:

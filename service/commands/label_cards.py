@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from service.commands.client import DEFAULT_URL, ServiceClient, UrlOption, describe
-from service.commands.output import CommandError, JsonFlag, print_json, stdout, use_json
+from vidlex.service.commands.client import DEFAULT_URL, ServiceClient, UrlOption, describe
+from vidlex.service.commands.output import CommandError, JsonFlag, print_json, stdout, use_json
 
 MAX_PREVIEWS = 32
 """Of one request."""

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from service.commands.output import EXIT_USAGE, CommandError
+from vidlex.service.commands.output import EXIT_USAGE, CommandError
 
 FileFormat = Literal["jsonl", "json", "csv", "txt"]
 FORMATS: tuple[FileFormat, ...] = ("jsonl", "json", "csv", "txt")

@@ -14,13 +14,13 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from service.commands import label_cards
-from service.commands.bulk import register
-from service.commands.client import DEFAULT_URL, ServiceClient, UrlOption, describe
-from service.commands.label_files import FileFormat, format_of, opened, read, write
-from service.commands.output import EXIT_USAGE, CommandError, JsonFlag, print_json, stderr, stdout, use_json
-from service.commands.verify import verify
-from service.commands.vocabulary import apply, diff
+from vidlex.service.commands import label_cards
+from vidlex.service.commands.bulk import register
+from vidlex.service.commands.client import DEFAULT_URL, ServiceClient, UrlOption, describe
+from vidlex.service.commands.label_files import FileFormat, format_of, opened, read, write
+from vidlex.service.commands.output import EXIT_USAGE, CommandError, JsonFlag, print_json, stderr, stdout, use_json
+from vidlex.service.commands.verify import verify
+from vidlex.service.commands.vocabulary import apply, diff
 
 app = typer.Typer(no_args_is_help=True, help="List and change the labels of a running service.")
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from service.commands.output import CommandError, JsonFlag, print_json, stdout, use_json
-from service.commands.serve import settings_or_error
-from service.commands.stores import opened_store
+from vidlex.service.commands.output import CommandError, JsonFlag, print_json, stdout, use_json
+from vidlex.service.commands.serve import settings_or_error
+from vidlex.service.commands.stores import opened_store
 
 
 def migrate(
@@ -26,8 +26,8 @@ def migrate(
     use_json(as_json)
     import redis
 
-    from migrations.runner import MigrationError, pending, schema_version
-    from migrations.runner import migrate as apply
+    from vidlex.migrations.runner import MigrationError, pending, schema_version
+    from vidlex.migrations.runner import migrate as apply
 
     with opened_store(settings_or_error(data_dir=data_dir)) as client:
         try:

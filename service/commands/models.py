@@ -9,8 +9,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from service.commands.client import DEFAULT_URL, ServiceClient, UrlOption
-from service.commands.output import CommandError, JsonFlag, print_json, progress, stdout, use_json
+from vidlex.service.commands.client import DEFAULT_URL, ServiceClient, UrlOption
+from vidlex.service.commands.output import CommandError, JsonFlag, print_json, progress, stdout, use_json
 
 POLL_SECONDS = 0.5
 ROLES = ("served", "previous", "prepared")

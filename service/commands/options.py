@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import typer
 
-from service.commands.output import CommandError, print_json, progress, stdout, use_json
+from vidlex.service.commands.output import CommandError, print_json, progress, stdout, use_json
 
 PASS_THROUGH: dict[str, Any] = {
     "ignore_unknown_options": True,

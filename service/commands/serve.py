@@ -13,8 +13,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from service.commands.output import EXIT_USAGE, CommandError, JsonFlag, print_json, stderr, use_json
-from service.settings import Settings, SettingsError, load_settings
+from vidlex.service.commands.output import EXIT_USAGE, CommandError, JsonFlag, print_json, stderr, use_json
+from vidlex.service.settings import Settings, SettingsError, load_settings
 
 BACKLOG = 2048
 
@@ -99,6 +99,6 @@ def _listener(settings: Settings, fd: int | None) -> socket.socket:
 
 
 def _run(settings: Settings, listener: socket.socket) -> str | None:
-    from service.server import serve as run_server
+    from vidlex.service.server import serve as run_server
 
     return run_server(settings, sockets=[listener])

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from service.commands.output import CommandError
-from service.errors import VidlexError
-from service.settings import Settings
+from vidlex.service.commands.output import CommandError
+from vidlex.service.errors import VidlexError
+from vidlex.service.settings import Settings
 
 if TYPE_CHECKING:
     import redis
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 @contextmanager
 def opened_store(settings: Settings) -> Iterator[redis.Redis]:
     """A client of the configured server, or of the embedded one, started for this command alone."""
-    from service.labels.client import connect_url
-    from service.labels.embedded import EmbeddedStore
+    from vidlex.service.labels.embedded.server import EmbeddedStore
+    from vidlex.service.labels.store.connection import connect_url
 
     if settings.redis_url is not None:
         client = connect_url(settings.redis_url.get_secret_value(), settings.redis_password)
@@ -41,8 +41,8 @@ def opened_store(settings: Settings) -> Iterator[redis.Redis]:
 @contextmanager
 def reached_store(settings: Settings) -> Iterator[redis.Redis]:
     """Like ``opened_store``, but the embedded store of a running service is shared with it."""
-    from service.labels.client import connect_socket
-    from service.labels.server_files import ServerFiles
+    from vidlex.service.labels.embedded.server_files import ServerFiles
+    from vidlex.service.labels.store.connection import connect_socket
 
     files = ServerFiles(settings.data_dir)
     socket = files.last_socket()

@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from service.commands.options import PASS_THROUGH, run_entry
-from service.commands.output import CommandError, JsonFlag, print_json, progress, stdout, use_json
+from vidlex.service.commands.options import PASS_THROUGH, run_entry
+from vidlex.service.commands.output import CommandError, JsonFlag, print_json, progress, stdout, use_json
 
 train = typer.Typer(no_args_is_help=True, help="Train checkpoints. A run that was stopped goes on where it was.")
 data = typer.Typer(no_args_is_help=True, help="Prepare data sets.")
@@ -24,62 +24,64 @@ data.add_typer(build, name="build")
 @train.command("pretrain", context_settings=PASS_THROUGH)
 def pretrain(ctx: typer.Context) -> None:
     """Train the small CLIP from nothing."""
-    run_entry(ctx, "model.train.pretrain:main", defaults={"out": Path("runs/pretrain"), "art_cache": _art_cache()})
+    run_entry(
+        ctx, "vidlex.model.suite.pretrain:main", defaults={"out": Path("runs/pretrain"), "art_cache": _art_cache()}
+    )
 
 
 @train.command("fit", context_settings=PASS_THROUGH)
 def fit(ctx: typer.Context) -> None:
     """Fine-tune label encoder and temporal branch by the paper's method, and write a checkpoint."""
-    run_entry(ctx, "model.train.run_fit:main", defaults={"out": Path("runs/fit"), "art_cache": _art_cache()})
+    run_entry(ctx, "vidlex.model.train.run_fit:main", defaults={"out": Path("runs/fit"), "art_cache": _art_cache()})
 
 
 @train.command("ship", context_settings=PASS_THROUGH)
 def ship(ctx: typer.Context) -> None:
     """Evaluate a trained checkpoint on held-out videos and put it into the zoo, with its card."""
-    run_entry(ctx, "model.train.ship:main", defaults={"art_cache": _art_cache()})
+    run_entry(ctx, "vidlex.model.suite.ship:main", defaults={"art_cache": _art_cache()})
 
 
 def suite(ctx: typer.Context) -> None:
     """`vidlex eval suite`: train and judge our method, its ablations and what it is compared with."""
     command = " ".join(["vidlex eval suite", *ctx.args])
     defaults = {"out": Path("runs/suite"), "art_cache": _art_cache(), "command": command}
-    run_entry(ctx, "model.train.suite:main", defaults=defaults, name="vidlex eval suite")
+    run_entry(ctx, "vidlex.model.suite.suite:main", defaults=defaults, name="vidlex eval suite")
 
 
 @build.command("emoji", context_settings=PASS_THROUGH)
 def build_emoji(ctx: typer.Context) -> None:
     """The procedural world of labelled emoji videos."""
-    run_entry(ctx, "model.data.emoji.build:build", defaults={"out": Path("data/emoji"), "art_cache": _art_cache()})
+    run_entry(ctx, "vidlex.model.emoji.build:build", defaults={"out": Path("data/emoji"), "art_cache": _art_cache()})
 
 
 @build.command("youtube8m", context_settings=PASS_THROUGH)
 def build_youtube8m(ctx: typer.Context) -> None:
     """YouTube-8M, from vocabulary.csv and TFRecords."""
-    run_entry(ctx, "model.data.youtube8m:build")
+    run_entry(ctx, "vidlex.model.data.youtube8m:build")
 
 
 @build.command("kinetics", context_settings=PASS_THROUGH)
 def build_kinetics(ctx: typer.Context) -> None:
     """Kinetics-400, from its CSV lists of clips."""
-    run_entry(ctx, "model.data.kinetics:build")
+    run_entry(ctx, "vidlex.model.data.kinetics:build")
 
 
 @build.command("tao", context_settings=PASS_THROUGH)
 def build_tao(ctx: typer.Context) -> None:
     """TAO, from train.json or validation.json."""
-    run_entry(ctx, "model.data.tao:build")
+    run_entry(ctx, "vidlex.model.data.tao:build")
 
 
 @build.command("activitynet", context_settings=PASS_THROUGH)
 def build_activitynet(ctx: typer.Context) -> None:
     """ActivityNet 1.3, from its JSON."""
-    run_entry(ctx, "model.data.activitynet:build")
+    run_entry(ctx, "vidlex.model.data.activitynet:build")
 
 
 @build.command("rareact", context_settings=PASS_THROUGH)
 def build_rareact(ctx: typer.Context) -> None:
     """RareAct, from rareact.csv."""
-    run_entry(ctx, "model.data.rareact:build")
+    run_entry(ctx, "vidlex.model.data.rareact:build")
 
 
 @weights.command("fetch")
@@ -98,7 +100,7 @@ def fetch(
 
 def fetch_llm_with_progress(name: str = "") -> Path:
     """The folder of an LLM (the default for an empty name), fetched if need be. Raises CommandError."""
-    from model.weights import WeightsError, fetch_llm
+    from vidlex.model.weights import WeightsError, fetch_llm
 
     with progress("language model", total=None) as bar:
         try:
@@ -110,12 +112,12 @@ def fetch_llm_with_progress(name: str = "") -> Path:
 
 
 def _default_llm() -> str:
-    from model.weights import DEFAULT_LLM
+    from vidlex.model.weights import DEFAULT_LLM
 
     return DEFAULT_LLM
 
 
 def _art_cache() -> Path:
-    from model.weights import cache_dir
+    from vidlex.model.weights import cache_dir
 
     return cache_dir() / "art"

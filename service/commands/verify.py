@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from service.commands.output import CommandError, JsonFlag, print_json, stdout, use_json
-from service.commands.serve import settings_or_error
-from service.commands.stores import reached_store
-from service.errors import VidlexError
+from vidlex.service.commands.output import CommandError, JsonFlag, print_json, stdout, use_json
+from vidlex.service.commands.serve import settings_or_error
+from vidlex.service.commands.stores import reached_store
+from vidlex.service.errors import VidlexError
 
 
 def verify(
@@ -24,7 +24,7 @@ def verify(
     Services may go on meanwhile; a namespace that is written to all the time cannot be judged.
     """
     use_json(as_json)
-    from service.labels.verify import namespaces, verify_namespace
+    from vidlex.service.labels.store.verify import namespaces, verify_namespace
 
     with reached_store(settings_or_error(data_dir=data_dir)) as client:
         try:

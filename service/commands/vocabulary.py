@@ -14,12 +14,12 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
-from service.commands.bulk import register
-from service.commands.client import DEFAULT_URL, ServiceClient, UrlOption, describe
-from service.commands.label_files import LISTS, FileFormat, format_of, opened, read_declared
-from service.commands.output import EXIT_FAILED, CommandError, JsonFlag, print_json, stderr, stdout, use_json
-from service.errors import LabelTextInvalid
-from service.labels.names import display_name, fold
+from vidlex.service.commands.bulk import register
+from vidlex.service.commands.client import DEFAULT_URL, ServiceClient, UrlOption, describe
+from vidlex.service.commands.label_files import LISTS, FileFormat, format_of, opened, read_declared
+from vidlex.service.commands.output import EXIT_FAILED, CommandError, JsonFlag, print_json, stderr, stdout, use_json
+from vidlex.service.errors import LabelTextInvalid
+from vidlex.service.labels.store.names import display_name, fold
 
 EXIT_DIFFERENT = 1
 EXIT_TROUBLE = 2

@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from model.types import DecoderName, FrameBatch, FrameGeometry, FramePolicy, VideoInfo
-from model.video.limits import DecodeLimits
-from service.decode.process import DecodeProcess, ProcessCrashed, ProcessTimeout, StartFailed, shared_memory
-from service.errors import (
+from vidlex.model.decode.limits import DecodeLimits
+from vidlex.model.types import DecoderName, FrameBatch, FrameGeometry, FramePolicy, VideoInfo
+from vidlex.service.decode.process import DecodeProcess, ProcessCrashed, ProcessTimeout, StartFailed, shared_memory
+from vidlex.service.errors import (
     InvalidParameter,
     Overloaded,
     ResolutionTooLarge,
@@ -86,7 +86,7 @@ class DecodePool:
     """``start`` before the first ``decode``; ``close`` at the end. Every method may be called from any thread.
 
     ``entry`` names the function that decodes, as module:function with the signature of
-    `model.video.decode.decode_frames`; ``num_threads`` is what a file is decoded with (default: its share of the
+    `model.decode.decoder.decode_frames`; ``num_threads`` is what a file is decoded with (default: its share of the
     cores among the files that are there: a lone request has all, many do not take the encoder's); ``decoder`` is
     that of `decode_frames`.
     """
@@ -96,7 +96,7 @@ class DecodePool:
         num_workers: int,
         limits: PoolLimits | None = None,
         *,
-        entry: str = "model.video.decode:decode_frames",
+        entry: str = "vidlex.model.decode.decoder:decode_frames",
         num_threads: int | None = None,
         decoder: DecoderName = "auto",
     ) -> None:

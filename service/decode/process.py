@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from service.decode import wire
+from vidlex.service.decode import wire
 
 _ROOT = Path(__file__).resolve().parents[2]
 _KEPT_VARIABLES = ("PATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR")
@@ -34,7 +34,7 @@ class ProcessTimeout(Exception):
 
 
 class DecodeProcess:
-    """One running `service.decode.worker`. Not thread-safe but for ``kill`` and ``alive``.
+    """One running `vidlex.service.decode.worker`. Not thread-safe but for ``kill`` and ``alive``.
 
     Must be created by a thread that outlives it: the kernel kills the process when that thread ends.
     """
@@ -47,7 +47,7 @@ class DecodeProcess:
         with theirs:
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "service.decode.worker", str(theirs.fileno()), str(os.getpid())],
+                    [sys.executable, "-m", "vidlex.service.decode.worker", str(theirs.fileno()), str(os.getpid())],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,  # native libraries write there what a file tells them to

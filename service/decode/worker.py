@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from service.decode import wire
+from vidlex.service.decode import wire
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
@@ -30,7 +30,7 @@ _MAX_OPEN_FILES = 64
 
 
 def main() -> None:
-    """``python -m service.decode.worker SOCKET_DESCRIPTOR PARENT_PID``; the first message says the rest."""
+    """``python -m vidlex.service.decode.worker SOCKET_DESCRIPTOR PARENT_PID``; the first message says the rest."""
     channel = socket.socket(fileno=int(sys.argv[1]))
     setup, _ = wire.receive(channel)
     isolated = _lock_in(int(setup["memory_bytes"]))
@@ -77,9 +77,9 @@ def _lock_in(memory_bytes: int) -> bool:
 
 def _load(setup: dict[str, Any]) -> Any:
     """Import what decodes, and return the function from a request to its reply."""
-    from model.types import FrameGeometry
-    from model.video.limits import DecodeError, DecodeLimits
-    from model.video.torchcodec_reader import load_torchcodec
+    from vidlex.model.decode.limits import DecodeError, DecodeLimits
+    from vidlex.model.decode.torchcodec_reader import load_torchcodec
+    from vidlex.model.types import FrameGeometry
 
     module, _, name = str(setup["entry"]).partition(":")
     decode = getattr(importlib.import_module(module), name)

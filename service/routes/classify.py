@@ -12,14 +12,14 @@ import anyio
 from fastapi import APIRouter, Header, Request
 from starlette.responses import Response
 
-from service.errors import DeadlineExceeded, Overloaded
-from service.inference.classifier import VideoClassifier
-from service.inference.served import Vocabulary
-from service.routes.context import Context, client_of, context_of, namespace_of, using_vocabulary
-from service.routes.uploads import Upload
-from service.schemas.base import ProblemView, validate
-from service.schemas.classify import ClassificationView, ClassifyParams
-from service.tracing import past_stage
+from vidlex.service.classification.classifier import VideoClassifier
+from vidlex.service.errors import DeadlineExceeded, Overloaded
+from vidlex.service.http.context import Context, client_of, context_of, namespace_of, using_vocabulary
+from vidlex.service.http.uploads import Upload
+from vidlex.service.models.served_model import Vocabulary
+from vidlex.service.schemas.base import ProblemView, validate
+from vidlex.service.schemas.classify import ClassificationView, ClassifyParams
+from vidlex.service.tracing import past_stage
 
 router = APIRouter(tags=["classify"], responses={"default": {"model": ProblemView, "description": "problem+json"}})
 

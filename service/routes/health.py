@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.routes.context import context_of
-from service.schemas.health import ReadyView
+from vidlex.service.http.context import context_of
+from vidlex.service.schemas.health import ReadyView
 
 router = APIRouter(tags=["health"])
 

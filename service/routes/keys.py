@@ -8,12 +8,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.access.gate import Gate, make_record
-from service.access.keys import ANY_NAMESPACE, KeyRecord, Principal
-from service.errors import Forbidden, InvalidParameter, NotFound
-from service.routes.context import context_of, quota_of
-from service.schemas.base import ProblemView, validate
-from service.schemas.keys import KeyListView, KeyView, NewKeyBody, NewKeyView
+from vidlex.service.access.api_keys import ANY_NAMESPACE, KeyRecord, Principal
+from vidlex.service.access.gate import Gate, make_record
+from vidlex.service.errors import Forbidden, InvalidParameter, NotFound
+from vidlex.service.http.context import context_of, quota_of
+from vidlex.service.schemas.base import ProblemView, validate
+from vidlex.service.schemas.keys import KeyListView, KeyView, NewKeyBody, NewKeyView
 
 router = APIRouter(tags=["keys"], responses={"default": {"model": ProblemView, "description": "problem+json"}})
 

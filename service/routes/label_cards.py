@@ -7,17 +7,17 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.errors import VidlexError
-from service.inference.cards import Card, card_of, preview
-from service.inference.served import Vocabulary
-from service.labels.records import NewLabel
-from service.routes.context import VocabularyOfRequest, context_of
-from service.routes.labels import new_label, read_item
-from service.routes.problems import problem_of, request_id_of
-from service.schemas.base import ProblemView, validate
-from service.schemas.cards import CardView, NeighbourView, PreviewBatchBody, PreviewBatchView, PreviewItemView
-from service.schemas.classify import ModelView, WarningView
-from service.schemas.labels import NewLabelBody
+from vidlex.service.classification.cards import Card, card_of, preview
+from vidlex.service.errors import VidlexError
+from vidlex.service.http.context import VocabularyOfRequest, context_of
+from vidlex.service.http.problems import problem_of, request_id_of
+from vidlex.service.labels.store.records import NewLabel
+from vidlex.service.models.served_model import Vocabulary
+from vidlex.service.routes.labels import new_label, read_item
+from vidlex.service.schemas.base import ProblemView, validate
+from vidlex.service.schemas.cards import CardView, NeighbourView, PreviewBatchBody, PreviewBatchView, PreviewItemView
+from vidlex.service.schemas.classify import ModelView, WarningView
+from vidlex.service.schemas.labels import NewLabelBody
 
 router = APIRouter(tags=["labels"], responses={"default": {"model": ProblemView, "description": "problem+json"}})
 

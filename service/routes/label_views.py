@@ -6,10 +6,10 @@ import re
 import zlib
 from collections.abc import Sequence
 
-from service.errors import InvalidRequest
-from service.labels.reader import LabelReader
-from service.labels.records import Label, etag_of
-from service.schemas.labels import LabelView, ParentView
+from vidlex.service.errors import InvalidRequest
+from vidlex.service.labels.store.label_reader import LabelReader
+from vidlex.service.labels.store.records import Label, etag_of
+from vidlex.service.schemas.labels import LabelView, ParentView
 
 _TAG = r'(W/)?"([\x21\x23-\x7e]*)"'
 _TAGS = re.compile(rf"\s*{_TAG}\s*(,\s*{_TAG}\s*)*")

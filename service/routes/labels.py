@@ -9,16 +9,16 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 
-from service.errors import VidlexError
-from service.inference.labeler import Registered
-from service.inference.served import Vocabulary
-from service.labels.records import UNSET, LabelChanges, NewLabel
-from service.labels.requests import StoredAnswer, Ticket
-from service.routes.context import VocabularyOfRequest, context_of, quota_of
-from service.routes.label_views import etag_header, if_match_of, is_known, view, views
-from service.routes.problems import problem_of, request_id_of
-from service.schemas.base import ProblemView, validate
-from service.schemas.labels import (
+from vidlex.service.errors import VidlexError
+from vidlex.service.http.context import VocabularyOfRequest, context_of, quota_of
+from vidlex.service.http.problems import problem_of, request_id_of
+from vidlex.service.labels.store.idempotency import StoredAnswer, Ticket
+from vidlex.service.labels.store.records import UNSET, LabelChanges, NewLabel
+from vidlex.service.models.served_model import Vocabulary
+from vidlex.service.registration.labeler import Registered
+from vidlex.service.routes.label_views import etag_header, if_match_of, is_known, view, views
+from vidlex.service.schemas.base import ProblemView, validate
+from vidlex.service.schemas.labels import (
     BatchItemView,
     BatchView,
     LabelBatchBody,

@@ -7,13 +7,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
-from service.errors import Forbidden, InvalidParameter
-from service.inference.compare import compare_models
-from service.inference.models import Models, ModelsState
-from service.labels.catalogue import ModelName
-from service.routes.context import VocabularyOfRequest, context_of
-from service.schemas.base import ProblemView, validate
-from service.schemas.models import (
+from vidlex.service.errors import Forbidden, InvalidParameter
+from vidlex.service.http.context import VocabularyOfRequest, context_of
+from vidlex.service.labels.store.model_pointer import ModelName
+from vidlex.service.models.model_diff import compare_models
+from vidlex.service.models.registry import Models, ModelsState
+from vidlex.service.schemas.base import ProblemView, validate
+from vidlex.service.schemas.models import (
     DropBody,
     GenerationView,
     LoadedModelView,

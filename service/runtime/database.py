@@ -11,12 +11,12 @@ from weakref import WeakValueDictionary
 import redis
 import structlog
 
-from migrations.runner import migrate
-from service.errors import StoreUnavailable
-from service.labels.client import connect_url, store_errors
-from service.labels.embedded import EmbeddedStore
-from service.labels.store import LabelStore
-from service.settings import Settings
+from vidlex.migrations.runner import migrate
+from vidlex.service.errors import StoreUnavailable
+from vidlex.service.labels.embedded.server import EmbeddedStore
+from vidlex.service.labels.store.connection import connect_url, store_errors
+from vidlex.service.labels.store.label_store import LabelStore
+from vidlex.service.settings import Settings
 
 ResultT = TypeVar("ResultT")
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from model.video.limits import DecodeLimits
-from service.decode.pool import PoolLimits
-from service.inference.served import ServedLimits
-from service.inference.work import EngineLimits
-from service.routes.uploads import UploadLimits
-from service.settings import Settings
+from vidlex.model.decode.limits import DecodeLimits
+from vidlex.service.decode.pool import PoolLimits
+from vidlex.service.engine.scheduler import EngineLimits
+from vidlex.service.http.uploads import UploadLimits
+from vidlex.service.models.served_model import ServedLimits
+from vidlex.service.settings import Settings
 
 
 def upload_limits(settings: Settings) -> UploadLimits:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from service.inference.engine import Engine
-from service.inference.owner import OwnerState
-from service.inference.served import ModelFacts, ServedModel, Vocabulary
-from service.labels.approximate import RECALL_AT
-from service.schemas.health import CheckView, ReadyView
+from vidlex.service.engine.device_worker import OwnerState
+from vidlex.service.engine.engine import Engine
+from vidlex.service.labels.index.approximate import RECALL_AT
+from vidlex.service.models.served_model import ModelFacts, ServedModel, Vocabulary
+from vidlex.service.schemas.health import CheckView, ReadyView
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The JSON of the HTTP interface: what every part of it shares. Imports service.errors alone.
+"""The JSON of the HTTP interface: what every part of it shares. Imports vidlex.service.errors alone.
 
 Values are in the units that their names say, scores are 0..1. Unknown members are refused: a misspelt option that is
 silently ignored is worse than an error.
@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service.errors import InvalidParameter
+from vidlex.service.errors import InvalidParameter
 
 BodyT = TypeVar("BodyT", bound=BaseModel)
 

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from service.schemas.base import Strict
-from service.schemas.classify import ModelView, WarningView
+from vidlex.service.schemas.base import Strict
+from vidlex.service.schemas.classify import ModelView, WarningView
 
 MAX_PREVIEWS = 32
 

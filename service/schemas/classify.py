@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from service.schemas.base import Milliseconds, Name, Probability, Revision, Strict
+from vidlex.service.schemas.base import Milliseconds, Name, Probability, Revision, Strict
 
 MAX_CANDIDATES = 1000
 MAX_LABEL_IDS = 30_000

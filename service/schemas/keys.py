@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.schemas.base import Strict
+from vidlex.service.schemas.base import Strict
 
 _NAMESPACE = r"^(\*|[a-z0-9][a-z0-9_-]{0,63})$"
 

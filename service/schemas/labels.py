@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from service.schemas.base import Name, Probability, Strict
+from vidlex.service.schemas.base import Name, Probability, Strict
 
 MAX_BATCH_LABELS = 1000
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from service.schemas.base import Strict
+from vidlex.service.schemas.base import Strict
 
 
 class PrepareBody(Strict):

@@ -1,0 +1,116 @@
+"""Every error as application/problem+json (RFC 9457), with a stable code and never a native message."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from vidlex.service.errors import InvalidParameter, InvalidRequest, VidlexError
+from vidlex.service.schemas.base import problem_items
+
+log = structlog.get_logger("vidlex.http")
+
+PROBLEM_TYPE = "application/problem+json"
+CODE_KEY = "vidlex_problem_code"
+_HTTP_CODES = {400: "malformed", 404: "not_found", 405: "method_not_allowed", 413: "upload_too_large"}
+_HTTP_HINTS = {
+    404: "There is no such path; GET /openapi.json lists all",
+    405: "This path does not answer this method; the header Allow names those it does",
+}
+
+
+def problem_of(error: VidlexError, request_id: str) -> dict[str, Any]:
+    """The problem document of an error."""
+    body: dict[str, Any] = {
+        "type": "about:blank",
+        "title": error.title,
+        "status": error.status,
+        "detail": str(error),
+        "code": error.code,
+        "request_id": request_id,
+        **error.extra,
+    }
+    if error.retry_after_seconds is not None:
+        body["retry_after_ms"] = error.retry_after_seconds * 1000
+    return body
+
+
+class ProblemResponse(Response):
+    """Leaves its code in the request's scope, for whoever counts."""
+
+    media_type = PROBLEM_TYPE
+
+    def __init__(self, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(json.dumps(body, ensure_ascii=True), status_code=body["status"], headers=headers)
+        self.code = str(body["code"])
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[CODE_KEY] = self.code
+        await super().__call__(scope, receive, send)
+
+
+def problem_response(body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
+    return ProblemResponse(body, headers)
+
+
+def error_response(error: VidlexError, request_id: str) -> Response:
+    headers = {} if error.retry_after_seconds is None else {"Retry-After": str(error.retry_after_seconds)}
+    if error.internal or error.status >= 500:
+        log.warning("request_refused", code=error.code, detail=str(error), internal=error.internal)
+    return problem_response(problem_of(error, request_id), headers)
+
+
+def internal_error_response(request_id: str) -> Response:
+    detail = "An unexpected error was logged under this request_id"
+    return problem_response(problem_of(VidlexError(detail), request_id))
+
+
+def request_id_of(request: Request) -> str:
+    return str(request.scope.get("vidlex_request_id", ""))
+
+
+async def _on_vidlex_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, VidlexError)
+    return error_response(error, request_id_of(request))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """What Starlette and FastAPI raise by themselves: no such route, wrong method."""
+    assert isinstance(error, HTTPException)
+    phrase = HTTPStatus(error.status_code).phrase
+    hint = _HTTP_HINTS.get(error.status_code, phrase)
+    body = {
+        "type": "about:blank",
+        "title": phrase,
+        "status": error.status_code,
+        "detail": hint,
+        "code": _HTTP_CODES.get(error.status_code, "http_error"),
+        "request_id": request_id_of(request),
+    }
+    return problem_response(body, error.headers)
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    raw = list(error.errors())
+    if any(item["type"] == "json_invalid" for item in raw):
+        return error_response(InvalidRequest("The body is not valid JSON"), request_id_of(request))
+    # loc begins with where the value was ("query", "path"); the pointer names the parameter alone
+    items = problem_items([{**item, "loc": item["loc"][1:]} for item in raw])
+    detail = "; ".join(f"{item['pointer']}: {item['detail']}" for item in items[:3])
+    return error_response(InvalidParameter(detail, errors=items), request_id_of(request))
+
+
+def install(app: FastAPI) -> None:
+    app.add_exception_handler(VidlexError, _on_vidlex_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)

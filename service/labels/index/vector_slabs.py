@@ -1,0 +1,234 @@
+"""Where the label index keeps its vectors: slots that are written once and never move.
+
+A label that changes takes a new slot and its old one dies; so whoever searches needs no lock and no copy, only the
+number of slots that there were when he began and which of them were alive. Vectors lie in slabs of fixed size, which
+take memory only as far as they are filled. Names of slots, categories and ids only ever grow, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from itertools import pairwise, repeat
+from typing import Any, Generic, Literal, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidlex.service.labels.store.records import Label
+
+Storage = Literal["float32", "float16"]
+NumberT = TypeVar("NumberT", np.float32, np.intp)
+
+SLAB_ROWS = 32_768
+PIECE_BYTES = 2**21
+"""Rows that are worked on at once where they are used twice: so many bytes as float32 stay in the cache."""
+MAX_FLOAT16 = 65504.0
+
+_FLOAT32 = np.dtype(np.float32)
+_ALIGNMENT_BYTES = 64
+_ALIGNMENT_FLOATS = 16
+_FLOAT16_BITS = np.int32(-0x70002000)
+"""What is left of a float16, sign-extended to 32 bits and shifted to where float32 has its fraction."""
+_FLOAT16_SCALE = np.float32(2.0**112)
+"""Those bits, read as float32, are the number times 2 ** -112: the exponents of the two formats start apart."""
+_DENSE_SHARE = {"float32": 0.25, "float16": 0.6}
+"""From this share of a stretch on, all of its products are cheaper than collecting the wanted rows (measured)."""
+
+
+class Rows:
+    """Grows by ``append``, which one thread calls at a time; everything else from any thread, below ``num``."""
+
+    def __init__(self, dim: int, storage: Storage = "float32") -> None:
+        self.dim = dim
+        self.stride = -(-dim // _ALIGNMENT_FLOATS) * _ALIGNMENT_FLOATS
+        self.storage: Storage = storage
+        self.dtype = np.dtype(storage)
+        self.labels: list[Label] = []
+        """The label of each slot."""
+        self._slabs: list[NDArray[np.float32] | NDArray[np.float16]] = []
+        self._norms = _Growing(np.float32())
+        self._slot_of: dict[str, int] = {}
+        self._older: dict[int, int] = {}
+        self._slots_of_category: dict[str, _Growing[np.intp]] = {}
+        self._piece_rows = max(1, PIECE_BYTES // (4 * self.stride))
+        self._dense_share = _DENSE_SHARE[storage]
+
+    @property
+    def num(self) -> int:
+        return len(self.labels)
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def append(self, labels: Sequence[Label], vectors: NDArray[np.float32] | NDArray[np.float16]) -> None:
+        """New slots for ``labels`` with ``vectors`` [n, D]. A slot that held the same id is for the caller to bury."""
+        first = self.num
+        done = 0
+        while done < len(labels):
+            slab, row = divmod(first + done, SLAB_ROWS)
+            if slab == len(self._slabs):
+                self._slabs.append(aligned_empty(SLAB_ROWS, self.stride, self.dtype))
+            num = min(len(labels) - done, SLAB_ROWS - row)
+            place = self._slabs[slab][row : row + num]
+            place[:, : self.dim] = vectors[done : done + num, : self.dim]
+            place[:, self.dim :] = 0
+            done += num
+        self._norms.extend(np.linalg.norm(vectors[:, : self.dim].astype(np.float32, copy=False), axis=1))
+        for slot, label in enumerate(labels, first):
+            older = self._slot_of.get(label.id)
+            if older is not None:
+                self._older[slot] = older
+            for category in label.categories:
+                self._slots_of_category.setdefault(category, _Growing(np.intp())).append(slot)
+            self.labels.append(label)
+            self._slot_of[label.id] = slot
+
+    # -- finding ------------------------------------------------------------------------------------------------------
+
+    def slots_of(self, label_ids: Collection[str], num: int) -> NDArray[np.intp]:
+        """The newest slot below ``num`` that each id had, dead or alive; -1 where there is none."""
+        slots = np.fromiter(map(self._slot_of.get, label_ids, repeat(-1)), np.intp, len(label_ids))
+        for place in np.flatnonzero(slots >= num):  # written since the caller's snapshot
+            slot: int | None = int(slots[place])
+            while slot is not None and slot >= num:
+                slot = self._older.get(slot)
+            slots[place] = -1 if slot is None else slot
+        return slots
+
+    def mask_of_categories(self, categories: Iterable[str], num: int) -> NDArray[np.bool_]:
+        """[num] True for the slots in at least one of the (normalised) categories."""
+        mask = np.zeros(num, dtype=np.bool_)
+        for category in categories:
+            members = self._slots_of_category.get(category)
+            if members is not None:
+                slots = members.values()
+                mask[slots[: np.searchsorted(slots, num)]] = True
+        return mask
+
+    def norms(self, num: int) -> NDArray[np.float32]:
+        """[num] lengths of the vectors as they were given."""
+        return self._norms.values()[:num]
+
+    def vectors(self, slots: NDArray[np.intp]) -> NDArray[np.float32]:
+        """[n, stride] copies of the slots' vectors, aligned, zero behind D. ``slots`` ascend."""
+        out = aligned_empty(len(slots), self.stride)
+        for slab, start, stop in self._slabs_of(slots):
+            rows = slots[start:stop] - slab * SLAB_ROWS
+            if self.storage == "float32":
+                np.take(self._slabs[slab], rows, axis=0, out=out[start:stop], mode="clip")
+            else:
+                out[start:stop] = self._slabs[slab][rows]
+        return out
+
+    # -- products -----------------------------------------------------------------------------------------------------
+
+    def queries(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Features [B, D] as ``products`` wants them. Raises ValueError where they are too large for the storage."""
+        queries = aligned_empty(len(features), self.stride)
+        queries[:, : self.dim] = features
+        queries[:, self.dim :] = 0
+        if self.storage == "float16":
+            if features.size and np.abs(features).max() > MAX_FLOAT16:
+                raise ValueError("features are too large for an index of float16")
+            queries *= _FLOAT16_SCALE
+        return queries
+
+    def products(self, queries: NDArray[np.float32], num: int) -> NDArray[np.float32]:
+        """[B, num] inner products of ``queries(features)`` with the first ``num`` slots, dead ones too."""
+        out = np.empty((len(queries), num), dtype=np.float32)
+        # One query needs each row once; several come back to it, while the cache has it.
+        whole = len(queries) == 1 and self.storage == "float32"
+        step = SLAB_ROWS if whole else self._piece_rows
+        scratch = self._scratch()
+        for slab in range(-(-num // SLAB_ROWS)):
+            begin = slab * SLAB_ROWS
+            for start in range(0, min(SLAB_ROWS, num - begin), step):
+                stop = min(start + step, SLAB_ROWS, num - begin)
+                rows = self._slabs[slab][start:stop]
+                np.vecdot(self._widened(rows, scratch), queries[:, None], out=out[:, begin + start : begin + stop])
+        return out
+
+    def products_of(self, queries: NDArray[np.float32], slots: NDArray[np.intp]) -> NDArray[np.float32]:
+        """[B, n] inner products of ``queries(features)`` with the given slots, which ascend."""
+        out = np.empty((len(queries), len(slots)), dtype=np.float32)
+        size = self._piece_rows
+        scratch, picked = self._scratch(), aligned_empty(min(size, len(slots)), self.stride, self.dtype)
+        for slab, slab_start, slab_stop in self._slabs_of(slots):
+            held = self._slabs[slab]
+            for start in range(slab_start, slab_stop, size):
+                rows = slots[start : min(start + size, slab_stop)] - slab * SLAB_ROWS
+                place = out[:, start : start + len(rows)]
+                low, span = int(rows[0]), int(rows[-1] - rows[0]) + 1
+                if len(rows) >= self._dense_share * span:
+                    dense = np.vecdot(self._widened(held[low : low + span], scratch), queries[:, None])
+                    np.take(dense, rows - low, axis=1, out=place, mode="clip")
+                else:
+                    np.take(held, rows, axis=0, out=picked[: len(rows)], mode="clip")
+                    np.vecdot(self._widened(picked[: len(rows)], scratch), queries[:, None], out=place)
+        return out
+
+    def _scratch(self) -> NDArray[np.float32]:
+        return aligned_empty(
+            int(self._piece_rows / self._dense_share) + 1 if self.storage == "float16" else 0, self.stride
+        )
+
+    def _widened(
+        self, rows: NDArray[np.float32] | NDArray[np.float16], scratch: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """The rows as float32; those of float16 times 2 ** -112, which ``queries`` makes good.
+
+        numpy converts float16 one number at a time, ten times slower than these three vectorised steps. Both powers of
+        two leave every bit of the product as it is.
+        """
+        if self.storage == "float32":
+            return cast("NDArray[np.float32]", rows)
+        wide = scratch[: len(rows)]
+        bits = wide.view(np.int32)
+        np.copyto(bits, rows.view(np.int16))
+        np.left_shift(bits, 13, out=bits)
+        np.bitwise_and(bits, _FLOAT16_BITS, out=bits)
+        return wide
+
+    @staticmethod
+    def _slabs_of(slots: NDArray[np.intp]) -> Iterable[tuple[int, int, int]]:
+        """(slab, place of its first slot, place behind its last) for the slabs that ``slots`` touch."""
+        if len(slots):
+            slabs = np.arange(slots[0] // SLAB_ROWS, slots[-1] // SLAB_ROWS + 2)
+            for slab, (start, stop) in zip(slabs, pairwise(np.searchsorted(slots, slabs * SLAB_ROWS)), strict=False):
+                if start < stop:
+                    yield int(slab), int(start), int(stop)
+
+
+class _Growing(Generic[NumberT]):
+    """Numbers that are only ever appended by one thread, and read by others as far as they were there."""
+
+    def __init__(self, zero: NumberT) -> None:
+        self._held: NDArray[NumberT] = np.full(16, zero)
+        self._num = 0
+
+    def append(self, value: int) -> None:
+        self._room(1)
+        self._held[self._num] = value
+        self._num += 1
+
+    def extend(self, values: NDArray[NumberT]) -> None:
+        self._room(len(values))
+        self._held[self._num : self._num + len(values)] = values
+        self._num += len(values)
+
+    def values(self) -> NDArray[NumberT]:
+        num = self._num  # first: whatever array is there next holds at least so many
+        return self._held[:num]
+
+    def _room(self, num: int) -> None:
+        if self._num + num > len(self._held):
+            larger = np.empty(max(2 * len(self._held), self._num + num), self._held.dtype)
+            larger[: self._num] = self._held[: self._num]
+            self._held = larger
+
+
+def aligned_empty(num_rows: int, stride: int, dtype: np.dtype[Any] = _FLOAT32) -> NDArray[Any]:
+    """Uninitialised [num_rows, stride] that starts on a 64-byte border."""
+    num_bytes = num_rows * stride * dtype.itemsize
+    raw = np.empty(num_bytes + _ALIGNMENT_BYTES, dtype=np.uint8)
+    offset = -raw.ctypes.data % _ALIGNMENT_BYTES
+    return raw[offset : offset + num_bytes].view(dtype).reshape(num_rows, stride)

@@ -1,0 +1,215 @@
+"""The label as the service knows it, and its form in the store. Validation of everything a user may write."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Final
+
+from vidlex.service.errors import InvalidParameter
+from vidlex.service.labels.store.names import display_name, fold, normalize_name
+from vidlex.service.labels.store.redis_keys import is_label_id
+
+MAX_ALIASES = 16
+MAX_CATEGORIES = 32
+MAX_PARENTS = 16
+MAX_METADATA_BYTES = 16_384
+
+
+class Unset(Enum):
+    """The type of UNSET: "leave this field as it is", where None means "clear it"."""
+
+    UNSET = "unset"
+
+
+UNSET: Final = Unset.UNSET
+
+
+@dataclass(frozen=True)
+class NewLabel:
+    """What a user writes. Aliases share the name space of the names: each text finds at most one label."""
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    parents: tuple[str, ...] = ()
+    """Names, aliases or ids of labels of the same namespace."""
+    threshold: float | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LabelChanges:
+    """Fields to replace. A new ``name`` needs a new vector: see LabelStore.update."""
+
+    name: str | Unset = UNSET
+    aliases: tuple[str, ...] | Unset = UNSET
+    categories: tuple[str, ...] | Unset = UNSET
+    parents: tuple[str, ...] | Unset = UNSET
+    threshold: float | Unset | None = UNSET
+    metadata: dict[str, Any] | Unset = UNSET
+
+
+@dataclass(frozen=True)
+class Label:
+    """A stored label. ``revision`` is the namespace's revision at its last change; times are Unix ms."""
+
+    id: str
+    name: str
+    aliases: tuple[str, ...]
+    categories: tuple[str, ...]
+    """Normalised: categories are compared, never shown in the user's spelling."""
+    parents: tuple[str, ...]
+    """Ids of labels of the same namespace: they are there, and the way up is free of cycles."""
+    threshold: float | None
+    metadata: dict[str, Any]
+    created_at_ms: int
+    updated_at_ms: int
+    revision: int
+
+
+@dataclass(frozen=True)
+class Page:
+    data: list[Label]
+    has_more: bool
+
+
+def clean(new: NewLabel) -> NewLabel:
+    """``new`` in stored form: display names, no repeated alias, normalised categories.
+
+    Raises LabelTextInvalid for text and InvalidParameter for the rest. Idempotent.
+    """
+    name = display_name(new.name)
+    if len(new.aliases) > MAX_ALIASES:
+        raise InvalidParameter(f"A label has at most {MAX_ALIASES} aliases")
+    if len(new.categories) > MAX_CATEGORIES:
+        raise InvalidParameter(f"A label has at most {MAX_CATEGORIES} categories")
+    seen = {fold(name)}
+    aliases = []
+    for alias in map(display_name, new.aliases):
+        if fold(alias) not in seen:
+            seen.add(fold(alias))
+            aliases.append(alias)
+    categories = tuple(dict.fromkeys(map(normalize_name, new.categories)))
+    if len(new.parents) > MAX_PARENTS:
+        raise InvalidParameter(f"A label has at most {MAX_PARENTS} parents")
+    parents = tuple(dict.fromkeys(text if is_label_id(text) else display_name(text) for text in new.parents))
+    return NewLabel(
+        name, tuple(aliases), categories, parents, _clean_threshold(new.threshold), _clean_metadata(new.metadata)
+    )
+
+
+def name_keys(label: NewLabel | Label) -> list[str]:
+    """Normalised name and aliases of a cleaned label: the texts it owns in its namespace. No repeats."""
+    return list(dict.fromkeys(fold(text) for text in (label.name, *label.aliases)))
+
+
+def apply_changes(label: Label, changes: LabelChanges) -> NewLabel:
+    """The user's part of ``label`` after ``changes``, cleaned."""
+    return clean(
+        NewLabel(
+            name=label.name if isinstance(changes.name, Unset) else changes.name,
+            aliases=label.aliases if isinstance(changes.aliases, Unset) else changes.aliases,
+            categories=label.categories if isinstance(changes.categories, Unset) else changes.categories,
+            parents=label.parents if isinstance(changes.parents, Unset) else changes.parents,
+            threshold=label.threshold if isinstance(changes.threshold, Unset) else changes.threshold,
+            metadata=label.metadata if isinstance(changes.metadata, Unset) else changes.metadata,
+        )
+    )
+
+
+def user_part(label: Label) -> NewLabel:
+    return NewLabel(label.name, label.aliases, label.categories, label.parents, label.threshold, label.metadata)
+
+
+def etag_of(label: Label) -> str:
+    """An HTTP entity tag (without its quotes) that another state of the label never has.
+
+    The time is in it because a store restored from a backup gives the same revisions out again.
+    """
+    return f"{label.revision:x}-{label.updated_at_ms:x}"
+
+
+def make_label(label_id: str, cleaned: NewLabel, *, created_at_ms: int, updated_at_ms: int, revision: int) -> Label:
+    """``cleaned.parents`` are ids here."""
+    return Label(
+        label_id,
+        cleaned.name,
+        cleaned.aliases,
+        cleaned.categories,
+        cleaned.parents,
+        cleaned.threshold,
+        cleaned.metadata,
+        created_at_ms,
+        updated_at_ms,
+        revision,
+    )
+
+
+def label_to_json(label: Label) -> str:
+    """All fields but the id, which is the hash field it is stored under."""
+    return json.dumps(
+        {
+            "name": label.name,
+            "aliases": label.aliases,
+            "categories": label.categories,
+            "parents": label.parents,
+            "threshold": label.threshold,
+            "metadata": label.metadata,
+            "created_at_ms": label.created_at_ms,
+            "updated_at_ms": label.updated_at_ms,
+            "revision": label.revision,
+        },
+        ensure_ascii=False,
+        separators=(",", ":"),
+    )
+
+
+def label_from_json(label_id: str, text: str | bytes) -> Label:
+    data = json.loads(text)
+    return Label(
+        id=label_id,
+        name=data["name"],
+        aliases=tuple(data["aliases"]),
+        categories=tuple(data["categories"]),
+        # Not there if a service of schema 1 wrote on while the store was being migrated.
+        parents=tuple(data.get("parents", ())),
+        threshold=data["threshold"],
+        metadata=data["metadata"],
+        created_at_ms=data["created_at_ms"],
+        updated_at_ms=data["updated_at_ms"],
+        revision=data["revision"],
+    )
+
+
+def matches_text(label: Label, folded: str) -> bool:
+    """True when the normalised name or an alias contains ``folded``."""
+    texts: Sequence[str] = name_keys(label)
+    return any(folded in text for text in texts)
+
+
+def _clean_threshold(threshold: float | None) -> float | None:
+    if threshold is None:
+        return None
+    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not math.isfinite(threshold):
+        raise InvalidParameter("A threshold is a number from 0 to 1")
+    if not 0 <= threshold <= 1:
+        raise InvalidParameter("A threshold is a number from 0 to 1")
+    return float(threshold)
+
+
+def _clean_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
+    """A copy as JSON gives it back, so that what add() returns equals what get() returns later."""
+    if not isinstance(metadata, dict):
+        raise InvalidParameter("metadata is a JSON object")
+    try:
+        encoded = json.dumps(metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        if len(encoded) > MAX_METADATA_BYTES:
+            raise InvalidParameter(f"metadata is at most {MAX_METADATA_BYTES} bytes of JSON")
+        copy: dict[str, Any] = json.loads(encoded)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidParameter("metadata is not valid JSON", internal=repr(error)) from error
+    return copy

@@ -1,0 +1,69 @@
+"""`vidlex keys` against real services: the first key straight into a running store, later ones over HTTP."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+from typer.testing import CliRunner, Result
+
+from support.live import live_service
+from support.processes import until
+from vidlex.service.cli import app
+
+runner = CliRunner()
+
+
+def vidlex(*arguments: str, **environment: str) -> Result:
+    return runner.invoke(app, list(arguments), env={"COLUMNS": "200", "VIDLEX_API_KEY": "", **environment})
+
+
+def first(result: Result) -> dict[str, Any]:
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout.splitlines()[0])
+    return found
+
+
+def test_from_the_first_key_to_the_last(tmp_path: Path) -> None:
+    data = str(tmp_path / "data")
+    made = first(vidlex("keys", "create", "--direct", "--scope", "admin", "--json", VIDLEX_DATA_DIR=data))
+    with live_service(tmp_path / "data") as url:
+        refused = vidlex("labels", "list", VIDLEX_URL=url)
+        assert refused.exit_code == 1 and "VIDLEX_API_KEY" in refused.stderr and "(unauthorized)" in refused.stderr
+        admin = {"VIDLEX_URL": url, "VIDLEX_API_KEY": made["key"]}
+        assert vidlex("labels", "add", "red", **admin).exit_code == 0
+        plain = vidlex("keys", "create", "--name", "camera", "--expires-in-days", "1", **admin)
+        key = plain.stdout.strip()
+        assert key.startswith("vdx_") and key not in plain.stderr
+        reader = {"VIDLEX_URL": url, "VIDLEX_API_KEY": key}
+        assert "red" in vidlex("labels", "list", **reader).stdout
+        assert "(forbidden)" in vidlex("labels", "add", "blue", **reader).stderr
+        listed = vidlex("keys", "list", **admin).stdout
+        assert "camera" in listed and key not in listed
+        # A lost administrator's key: the store of the running service is reached beside it.
+        second = first(vidlex("keys", "create", "--direct", "--scope", "admin", "--json", VIDLEX_DATA_DIR=data))
+        rows = vidlex("keys", "list", "--direct", "--json", VIDLEX_DATA_DIR=data).stdout.splitlines()
+        assert [json.loads(row)["scope"] for row in rows] == ["admin", "read", "admin"]
+        assert "digest" not in rows[0]
+        knows = {"X-API-Key": second["key"]}
+        until(lambda: httpx.get(f"{url}/labels", headers=knows, timeout=60, trust_env=False).status_code == 200)
+        revoked = vidlex("keys", "revoke", made["id"], VIDLEX_URL=url, VIDLEX_API_KEY=second["key"])
+        assert revoked.exit_code == 0, revoked.output
+        knows = {"X-API-Key": made["key"]}
+        assert httpx.get(f"{url}/labels", headers=knows, timeout=60, trust_env=False).status_code == 401
+
+
+def test_doctor_points_at_risky_settings(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("sesame\n")
+    base = {"VIDLEX_DATA_DIR": str(tmp_path), "VIDLEX_MODEL": "dummy"}
+
+    def access(**environment: str) -> str:
+        found = json.loads(vidlex("doctor", "--json", **base, **environment).stdout)["findings"]
+        return "\n".join(f"{f['status']}: {f['detail']}" for f in found if f["what"] == "access")
+
+    assert access().startswith("ok: open on 127.0.0.1")
+    assert "note: 0.0.0.0 (VIDLEX_HOST) is public" in access(VIDLEX_HOST="0.0.0.0")
+    risky = access(VIDLEX_HOST="0.0.0.0", VIDLEX_INSECURE="true", VIDLEX_REDIS_URL="redis://127.0.0.1:1")
+    assert "everybody on the network" in risky and "no password" in risky

@@ -1,0 +1,398 @@
+"""Decoding in processes that crash, hang and lie, and a pool that goes on answering."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from support import videos
+from support.paths import TESTS
+from support.processes import PATIENCE_SECONDS, num_descriptors, until, wait_for_end
+from vidlex.model.decode.limits import DecodeLimits
+from vidlex.model.types import FrameBatch, FrameGeometry
+from vidlex.service.bench.header_lies import write_claimed_size
+from vidlex.service.decode.pool import DecodeJob, DecodePool, PoolLimits, _fair_threads
+from vidlex.service.decode.process import StartFailed, shared_memory
+from vidlex.service.errors import (
+    InvalidParameter,
+    Overloaded,
+    ResolutionTooLarge,
+    UndecodableVideo,
+    UnsupportedMedia,
+    VideoTooLong,
+    VidlexError,
+)
+
+HOOKS = "support.decode_hooks:decode"
+JOB = DecodeJob(FrameGeometry(32), 5)
+NUMBERS = [3, 9, 15, 21, 27]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hooks_can_be_imported() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(TESTS))
+        patch.setenv("VIDLEX_REDIS_URL", "redis://:secret@example.org")
+        yield
+
+
+@pytest.fixture(scope="module")
+def pool(hooks_can_be_imported: None) -> Iterator[DecodePool]:
+    limits = PoolLimits(decode=DecodeLimits(max_duration_ms=60_000))
+    with DecodePool(2, limits, entry=HOOKS) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def movie(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return videos.write_video(tmp_path_factory.mktemp("movie") / "numbers.mp4")
+
+
+def behave(folder: Path, name: str, content: str = "x") -> Path:
+    path = folder / f"{name}.mp4"
+    path.write_text(content)
+    return path
+
+
+def numbers(batch: FrameBatch) -> list[int]:
+    return [videos.read_number(frame) for frame in batch.frames]
+
+
+# --- answers -----------------------------------------------------------------------------------------------------
+
+
+def test_the_same_frames_as_in_process(pool: DecodePool, movie: Path) -> None:
+    from vidlex.model.decode.decoder import decode_frames
+
+    here = decode_frames(movie, geometry=JOB.geometry, num_frames=5)
+    there = pool.decode(movie, JOB)
+    assert (here.frames == there.frames).all()
+    assert here.timestamps_ms == there.timestamps_ms
+    assert here.video == there.video
+    window = DecodeJob(FrameGeometry(64, "squash"), 2, "keyframes", 1000, 2500)
+    assert pool.decode(movie, window).timestamps_ms == (1200, 2400)
+
+
+def test_each_refusal_is_its_own_error(pool: DecodePool, movie: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.mp4"
+    text.write_text("no video")
+    (tmp_path / "empty.mp4").touch()
+    videos.write_audio_only(tmp_path / "audio.mp4")
+    write_claimed_size(movie, tmp_path / "huge.mp4", width=20_000, height=20_000)
+    videos.write_video(tmp_path / "long.mp4", num_frames=70, fps=1)
+    videos.cut(movie, tmp_path / "cut.mp4", 0.5)
+    for name, error in (
+        ("text", UnsupportedMedia),
+        ("empty", UndecodableVideo),
+        ("audio", UndecodableVideo),
+        ("huge", ResolutionTooLarge),
+        ("long", VideoTooLong),
+        ("cut", UndecodableVideo),
+    ):
+        with pytest.raises(error) as caught:
+            pool.decode(tmp_path / f"{name}.mp4", JOB)
+        assert str(tmp_path) not in str(caught.value), name
+    for job in (DecodeJob(JOB.geometry, 0), DecodeJob(JOB.geometry, 10**9), DecodeJob(JOB.geometry, 5, start_ms=-1)):
+        with pytest.raises(InvalidParameter):
+            pool.decode(movie, job)
+    assert numbers(pool.decode(movie, JOB)) == NUMBERS
+
+
+def test_a_file_that_is_gone_is_no_crash(pool: DecodePool, tmp_path: Path) -> None:
+    with pytest.raises(UndecodableVideo) as caught:
+        pool.decode(tmp_path / "none.mp4", JOB)
+    assert str(caught.value) == UndecodableVideo.title
+    assert "FileNotFoundError" in caught.value.internal
+
+
+def test_many_threads_at_once(pool: DecodePool, movie: Path) -> None:
+    def ask(k: int) -> tuple[int, list[int]]:
+        return k, numbers(pool.decode(movie, DecodeJob(JOB.geometry, 1, start_ms=k * 100, end_ms=k * 100 + 100)))
+
+    with ThreadPoolExecutor(8) as threads:
+        for k, got in threads.map(ask, list(range(30)) * 2):
+            assert got == [k]
+
+
+def test_frames_outlive_the_pool_and_leave_nothing_open(movie: Path) -> None:
+    descriptors = num_descriptors()
+    with DecodePool(1) as short:
+        batches = [short.decode(movie, JOB) for _ in range(20)]
+        during = num_descriptors()
+    assert numbers(batches[0]) == numbers(batches[-1]) == NUMBERS
+    assert during - descriptors < 10 + len(batches) * 2
+    batches.clear()
+    assert num_descriptors() == descriptors
+
+
+# --- what goes wrong ---------------------------------------------------------------------------------------------
+
+BREAKS = {
+    "crash": "The video made the decoder fail.",
+    "leave": "The video made the decoder fail.",
+    "hog": "Decoding the video takes more memory than is allowed.",
+    "bug": UndecodableVideo.title,
+    "wrong_size": UndecodableVideo.title,
+    "wrong_times": UndecodableVideo.title,
+}
+
+
+@pytest.mark.parametrize(("name", "text"), BREAKS.items(), ids=list(BREAKS))
+def test_a_broken_decoder_is_an_answer_and_the_next_request_works(
+    pool: DecodePool, movie: Path, tmp_path: Path, name: str, text: str
+) -> None:
+    for _ in range(3):  # more often than there are processes
+        with pytest.raises(UndecodableVideo) as caught:
+            pool.decode(behave(tmp_path, name), JOB)
+        assert str(caught.value) == text
+        assert numbers(pool.decode(movie, JOB)) == NUMBERS
+    if name == "crash":
+        assert "SIGSEGV" in caught.value.internal
+
+
+def test_a_hang_is_killed_and_the_next_request_works(movie: Path, tmp_path: Path) -> None:
+    with DecodePool(1, PoolLimits(timeout_seconds=0.5), entry=HOOKS) as single:
+        (pid,) = single.worker_pids
+        began = time.monotonic()
+        with pytest.raises(UndecodableVideo, match=r"took longer than 0\.5 s"):
+            single.decode(behave(tmp_path, "hang"), JOB)
+        assert 0.5 <= time.monotonic() - began < PATIENCE_SECONDS
+        wait_for_end(pid)
+        assert numbers(_patient(single, movie)) == NUMBERS
+        assert single.worker_pids != [pid]
+
+
+def _patient(pool: DecodePool, path: Path) -> FrameBatch:
+    """Decode where the pool's own time limit is tight and the machine may be busy."""
+    for _ in range(20):
+        try:
+            return pool.decode(path, JOB)
+        except UndecodableVideo as error:
+            last = error
+    raise last
+
+
+def test_a_real_file_that_takes_too_long(tmp_path: Path) -> None:
+    """The real decoder, deep in native code: one keyframe, then hundreds of frames before the one that is wanted."""
+    flat = np.full((360, 640, 3), 99, np.uint8)
+    path = tmp_path / "deep.mp4"
+    videos.write_video(path, width=640, height=360, num_frames=250, gop=250, picture=lambda _: flat)
+    late = DecodeJob(JOB.geometry, 1, start_ms=24_900)
+    with DecodePool(1, PoolLimits(timeout_seconds=0.01), num_threads=1) as single:
+        (pid,) = single.worker_pids
+        with pytest.raises(UndecodableVideo, match=r"took longer than 0\.01 s"):
+            single.decode(path, late)
+        wait_for_end(pid)
+
+
+def test_flipped_bits_through_the_pool(pool: DecodePool, movie: Path, tmp_path: Path) -> None:
+    outcomes = []
+    for seed in range(12):
+        try:
+            outcomes.append(len(pool.decode(videos.flip_bits(movie, tmp_path / "f.mp4", seed=seed), JOB).frames))
+        except VidlexError as error:
+            outcomes.append(error.status)
+    assert set(outcomes) <= {5, 415, 422}
+    assert numbers(pool.decode(movie, JOB)) == NUMBERS
+
+
+def test_a_process_that_dies_while_idle_costs_no_request(movie: Path) -> None:
+    with DecodePool(1) as single:
+        (pid,) = single.worker_pids
+        os.kill(pid, signal.SIGKILL)
+        wait_for_end(pid)
+        assert numbers(single.decode(movie, JOB)) == NUMBERS
+        assert single.alive_workers == 1
+
+
+def test_processes_grow_old(movie: Path) -> None:
+    with DecodePool(1, PoolLimits(max_jobs_per_process=2)) as single:
+        seen = []
+        for _ in range(4):
+            seen.append(single.worker_pids)
+            single.decode(movie, JOB)
+        assert len({pid for pids in seen for pid in pids}) >= 2
+        assert numbers(single.decode(movie, JOB)) == NUMBERS
+
+
+def test_a_pool_that_cannot_start_says_so() -> None:
+    with pytest.raises(StartFailed, match="ModuleNotFoundError"):
+        DecodePool(2, entry="no_such_module:decode").start()
+    with pytest.raises(StartFailed, match="no answer"):
+        DecodePool(1, PoolLimits(start_timeout_seconds=0.001)).start()
+    with pytest.raises(RuntimeError, match="not started"):
+        DecodePool(1).decode(Path("x"), JOB)
+    with pytest.raises(ValueError, match="num_workers"):
+        DecodePool(0)
+
+
+# --- waiting -----------------------------------------------------------------------------------------------------
+
+
+class Gate:
+    """Keeps one process busy until it is opened."""
+
+    def __init__(self, folder: Path, movie: Path) -> None:
+        self.path = folder / "gate.mp4"
+        (folder / "numbers.mp4").symlink_to(movie)
+        os.mkfifo(self.path)
+        os.mkfifo(folder / "begun")
+
+    def wait_until_busy(self) -> None:
+        (self.path.parent / "begun").open("rb").read()
+
+    def open(self) -> None:
+        self.path.open("wb").close()
+
+
+def test_too_many_waiting_are_turned_away(movie: Path, tmp_path: Path) -> None:
+    gate = Gate(tmp_path, movie)
+    limits = PoolLimits(max_waiting=2)
+    with DecodePool(1, limits, entry=HOOKS) as single, ThreadPoolExecutor(4) as threads:
+        busy = threads.submit(single.decode, gate.path, JOB)
+        gate.wait_until_busy()
+        waiting = [threads.submit(single.decode, movie, JOB) for _ in range(2)]
+        until(lambda: single.unfinished == 3)
+        with pytest.raises(Overloaded):
+            single.decode(movie, JOB)
+        gate.open()
+        assert [numbers(task.result(PATIENCE_SECONDS)) for task in (busy, *waiting)] == [NUMBERS] * 3
+        assert numbers(single.decode(movie, JOB)) == NUMBERS
+
+
+def test_waiting_has_an_end(movie: Path, tmp_path: Path) -> None:
+    gate = Gate(tmp_path, movie)
+    with DecodePool(1, entry=HOOKS) as single, ThreadPoolExecutor(1) as threads:
+        busy = threads.submit(single.decode, gate.path, JOB)
+        gate.wait_until_busy()
+        with pytest.raises(Overloaded, match="No decoder was free"):
+            single.decode(movie, JOB, wait_seconds=0.05)
+        gate.open()
+        assert numbers(busy.result(PATIENCE_SECONDS)) == NUMBERS
+        assert single.unfinished == 0
+
+
+def test_close_ends_everything_at_once(movie: Path, tmp_path: Path) -> None:
+    gate = Gate(tmp_path, movie)
+    single = DecodePool(1, entry=HOOKS)
+    single.start()
+    (pid,) = single.worker_pids
+    with ThreadPoolExecutor(2) as threads:
+        busy = threads.submit(single.decode, gate.path, JOB)
+        gate.wait_until_busy()
+        waiting = threads.submit(single.decode, movie, JOB)
+        until(lambda: single.unfinished == 2)
+        single.close()
+        for task in (busy, waiting):
+            with pytest.raises(Overloaded, match="stopping"):
+                task.result(PATIENCE_SECONDS)
+    wait_for_end(pid)
+    assert single.alive_workers == 0
+    with pytest.raises(Overloaded):
+        single.decode(movie, JOB)
+    single.close()
+
+
+# --- what a decode process is allowed ----------------------------------------------------------------------------
+
+
+def test_what_a_process_has_and_has_not(pool: DecodePool, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        path = behave(tmp_path, "report", str(server.getsockname()[1]))
+        with pytest.raises(UndecodableVideo) as caught:
+            pool.decode(path, JOB)
+    facts = json.loads(str(caught.value))
+    isolated = facts.pop("network") is False
+    assert facts == {
+        "torch": False,
+        "secrets": [],
+        "core": 0,
+        "file_size": 0,
+        "memory": PoolLimits().memory_bytes,
+        "streams": ["/dev/null"] * 3,
+    }
+    assert isolated or not pool.isolated, "a process that says it left the network can still connect"
+
+
+def test_the_service_itself_loads_no_decoder() -> None:
+    code = (
+        "import sys, vidlex.service.decode.pool; "
+        "print([m for m in ('av', 'decord', 'torch', 'fastapi') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_shared_memory_cannot_be_shrunk() -> None:
+    descriptor, memory = shared_memory(8192)
+    try:
+        with pytest.raises(PermissionError):
+            os.ftruncate(descriptor, 4096)
+        assert len(memory) == 8192
+    finally:
+        os.close(descriptor)
+
+
+def test_kill_9_of_the_service_leaves_no_process(tmp_path: Path, movie: Path) -> None:
+    """One idle, one that hangs and blocks every polite signal."""
+    begun = tmp_path / "begun"
+    os.mkfifo(begun)
+    code = f"""
+import threading, sys
+from pathlib import Path
+from vidlex.model.types import FrameGeometry
+from vidlex.service.decode.pool import DecodeJob, DecodePool
+pool = DecodePool(2, entry="{HOOKS}")
+pool.start()
+job = Path({str(behave(tmp_path, "hang"))!r}), DecodeJob(FrameGeometry(8), 1)
+threading.Thread(target=pool.decode, args=job).start()
+Path({str(begun)!r}).open("rb").read()
+print(*pool.worker_pids, flush=True)
+threading.Event().wait()
+"""
+    service = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert service.stdout is not None
+        pids = [int(pid) for pid in service.stdout.readline().split()]
+        assert len(pids) == 2
+        handles = [os.pidfd_open(pid) for pid in pids]
+    finally:
+        service.kill()
+        service.wait()
+    for handle in handles:
+        assert select.select([handle], [], [], PATIENCE_SECONDS)[0]
+        os.close(handle)
+
+
+def test_processes_live_on_when_the_thread_that_started_the_pool_ends(movie: Path) -> None:
+    """The kernel's parent-death signal follows a thread, not a process."""
+    pool = DecodePool(1)
+    starter = threading.Thread(target=pool.start)
+    starter.start()
+    starter.join()
+    try:
+        (pid,) = pool.worker_pids
+        assert numbers(pool.decode(movie, JOB)) == NUMBERS
+        assert pool.worker_pids == [pid]
+    finally:
+        pool.close()
+
+
+def test_threads_are_shared_among_the_files_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vidlex.service.decode.pool.os.cpu_count", lambda: 4)
+    assert [_fair_threads(files) for files in (0, 1, 2, 3, 4, 9)] == [4, 4, 2, 1, 1, 1]

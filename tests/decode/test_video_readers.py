@@ -1,0 +1,159 @@
+"""The two ways of reading frames: each gives exactly the pictures that decoding the whole file gives."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from support import videos
+from vidlex.model.decode.decoder import _shares, decode_frames
+from vidlex.model.decode.framing import scaled_size
+from vidlex.model.decode.limits import DecodeError, DecodeLimits
+from vidlex.model.decode.probe import read_header
+from vidlex.model.decode.readers import Unreadable, read_by_count, read_by_time
+from vidlex.model.types import FrameBatch, FrameGeometry
+
+SQUARE = FrameGeometry(96)
+
+
+def decode(path: Path, num_frames: int = 5, **job: int) -> FrameBatch:
+    return decode_frames(path, geometry=SQUARE, num_frames=num_frames, **job)
+
+
+def numbers(batch: FrameBatch) -> list[int]:
+    return [videos.read_number(frame) for frame in batch.frames]
+
+
+def read_both_ways(path: Path, geometry: FrameGeometry, wanted: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    header = read_header(path, DecodeLimits(), with_index=True)
+    index = header.index
+    assert index is not None and index.is_simple
+    size = scaled_size(geometry, header.info.width, header.info.height)
+    places = np.array(wanted)
+    by_count = read_by_count(path, index, places, size=size, num_threads=1)
+    by_time = read_by_time(path, header, index, places, size=size, limits=DecodeLimits(), num_threads=2)
+    return np.stack(list(by_count)), np.stack(list(by_time))
+
+
+@pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
+@pytest.mark.parametrize("rotation", [0, 90, 180, 270])
+def test_both_readers_give_the_same_pixels(tmp_path: Path, rotation: int, mode: str) -> None:
+    """Which of the two reads a file must not be visible in the scores. 70 and 96: widths with and without padding."""
+    options = {"preset": "medium"}
+    path = videos.write_video(tmp_path / "v.mp4", rotation=rotation, num_frames=60, gop=20, options=options)
+    for size in (70, 96):
+        one, other = read_both_ways(path, FrameGeometry(size, mode), [0, 7, 8, 19, 20, 41, 59])  # type: ignore[arg-type]
+        assert one.shape == other.shape
+        assert (one == other).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mpeg4.avi", {"codec": "mpeg4"}),
+        ("pyramid.mkv", {"options": {"preset": "medium", "x264-params": "bframes=4:b-pyramid=normal"}}),
+        ("av1.mkv", {"codec": "libsvtav1"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_both_readers_agree_on_other_codecs(tmp_path: Path, name: str, options: dict) -> None:
+    """Leaving out the frames that no other refers to must not change the rest."""
+    if not videos.has_encoder(options.get("codec", "libx264")):
+        pytest.skip("this build of FFmpeg cannot write it")
+    path = videos.write_video(tmp_path / name, **options)
+    for wanted in ([2, 11, 13, 29], [0, 12], list(range(30))):
+        one, other = read_both_ways(path, FrameGeometry(70), wanted)
+        assert (one == other).all()
+        assert [videos.read_number(picture, (0.2, 0, 0.8, 1)) for picture in other] == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("b_frames.ts", {"options": {"preset": "medium", "x264-params": "bframes=4:b-pyramid=normal"}}),
+        ("closed.mp4", {"codec": "libx265", "options": {"x265-params": "log-level=none:open-gop=0"}}),
+        ("open.mkv", {"codec": "libx265", "options": {"x265-params": "log-level=none:open-gop=1"}}),
+        ("superframes.webm", {"codec": "libvpx-vp9"}),
+        ("b_frames.avi", {"codec": "mpeg4", "options": {"bf": "2"}}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_exactly_the_pictures_that_decoding_everything_gives(tmp_path: Path, name: str, options: dict) -> None:
+    """Files on most of which decord fails or gives other frames, against plain decoding from the first to the last."""
+    if not videos.has_encoder(options.get("codec", "libx264")):
+        pytest.skip("this build of FFmpeg cannot write it")
+    path = videos.write_video(tmp_path / name, width=96, **options)
+    with av.open(str(path)) as container:
+        everything = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    for start, num_frames in ((0, 30), (0, 5), (1100, 4), (2500, 2)):
+        batch = decode(path, num_frames, start_ms=start)
+        for frame, time in zip(batch.frames, batch.timestamps_ms, strict=True):
+            assert videos.read_number(frame) == time // 100
+            assert (frame == everything[time // 100]).all()
+
+
+def test_counting_is_the_second_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise Unreadable("no frame at any time")
+
+    path = videos.write_video(tmp_path / "plain.mp4")
+    expected = decode(path)
+    monkeypatch.setattr("vidlex.model.decode.decoder.read_by_time", fail)
+    assert (decode(path).frames == expected.frames).all()
+    monkeypatch.setattr("vidlex.model.decode.decoder.read_by_count", fail)
+    with pytest.raises(DecodeError, match="cannot be decoded") as caught:
+        decode(path)
+    assert caught.value.internal.count("no frame at any time") == 2
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 0])
+@pytest.mark.parametrize("policy", ["uniform", "keyframes"])
+def test_several_decoders_give_what_one_gives(tmp_path: Path, threads: int, policy: str) -> None:
+    """Against plain decoding, whatever the shares: groups of pictures of unequal length, repeated frames."""
+    path = videos.write_video(tmp_path / "v.mp4", width=96, num_frames=90, gop=20, options={"preset": "medium"})
+    with av.open(str(path)) as container:
+        everything = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    for num_frames, window in ((1, {}), (2, {}), (7, {}), (90, {}), (12, {"start_ms": 3500, "end_ms": 4100})):
+        batch = decode_frames(
+            path, geometry=SQUARE, num_frames=num_frames, policy=policy, num_threads=threads, **window
+        )
+        assert len(batch.timestamps_ms) == num_frames
+        for frame, time in zip(batch.frames, batch.timestamps_ms, strict=True):
+            assert (frame == everything[time // 100]).all()
+
+
+@pytest.mark.parametrize("gop", [5, 90])
+def test_a_machine_of_many_cores_does_not_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gop: int
+) -> None:
+    """Each thread holds pictures, be it of one decoder or of one of several."""
+    running: list[int] = []
+
+    def noted(*arguments: Any, num_threads: int, **options: Any) -> Any:
+        running.append(num_threads)
+        return read_by_time(*arguments, num_threads=1, **options)
+
+    monkeypatch.setattr("vidlex.model.decode.decoder.read_by_time", noted)
+    path = videos.write_video(tmp_path / "v.mp4", width=96, num_frames=90, gop=gop)
+    decode_frames(path, geometry=SQUARE, num_frames=90, num_threads=64)
+    assert 2 <= sum(running) <= 16
+
+
+def test_shares_cover_every_frame_once_and_keep_groups_together(tmp_path: Path) -> None:
+    path = videos.write_video(tmp_path / "v.mp4", num_frames=90, gop=10)
+    index = read_header(path, DecodeLimits(), with_index=True).index
+    assert index is not None and len(index.keyframes) == 9
+    for wanted in ([5], [5, 6, 7], [0, 25, 55, 88], list(range(90)), [9, 10, 11, 79]):
+        for num_shares in (1, 2, 3, 8):
+            shares = _shares(index, np.array(wanted), num_shares)
+            assert [place for first, last in shares for place in range(first, last)] == list(range(len(wanted)))
+            assert len(shares) <= num_shares
+            for (_, last), (first, _) in pairwise(shares):
+                assert wanted[last - 1] // 10 < wanted[first] // 10, "a group of pictures is decoded twice"
+    assert len(_shares(index, np.array([5, 35, 65, 85]), 2)) == 2
+    assert len(_shares(index, np.array([3, 5, 9, 10]), 2)) == 1, "one group holds nearly all of the work"

@@ -1,0 +1,116 @@
+"""torchcodec as the reader, in a decode process as the service runs it: exactly the pictures that PyAV gives.
+
+FFmpeg's libraries are those inside PyAV's wheel, under the names that torchcodec looks for; a process takes notice of
+them only when it starts, so everything here happens in decode processes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from support import videos
+from support.paths import TESTS
+from vidlex.model.decode.decoder import decode_frames
+from vidlex.model.types import FrameGeometry
+from vidlex.service.decode.pool import DecodeJob, DecodePool, PoolLimits
+from vidlex.service.decode.process import StartFailed
+
+SIZE = 70
+JOB = DecodeJob(FrameGeometry(SIZE), num_frames=5)
+LIBRARIES = ("avcodec", "avdevice", "avfilter", "avformat", "avutil", "swresample", "swscale")
+
+pytestmark = pytest.mark.skipif(
+    find_spec("torchcodec") is None, reason="torchcodec is not installed: its reader is NOT tested"
+)
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DecodePool]:
+    bundled = Path(av.__file__).parent.parent / "av.libs"
+    if not bundled.is_dir():
+        pytest.skip("this build of PyAV brings no FFmpeg along: torchcodec's reader is NOT tested")
+    folder = tmp_path_factory.mktemp("ffmpeg")
+    for library in bundled.iterdir():
+        (folder / library.name).symlink_to(library)
+        found = re.fullmatch(r"lib(\w+)-\w+(\.so\.\d+)\..*", library.name)
+        if found and found[1] in LIBRARIES:
+            (folder / f"lib{found[1]}{found[2]}").symlink_to(library)
+    limits = PoolLimits(memory_bytes=8 * 2**30, start_timeout_seconds=240.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LD_LIBRARY_PATH", str(folder))
+        patch.setenv("PYTHONPATH", str(TESTS))
+        with DecodePool(1, limits, entry="support.decode_hooks:decode", num_threads=1, decoder="torchcodec") as running:
+            yield running
+
+
+def textured(number: int) -> NDArray[np.uint8]:
+    """Coloured cells of their own for each frame: where colours meet, another way of scaling would show."""
+    cells = np.random.default_rng(number).integers(0, 256, (12, 20, 3), np.uint8)
+    return np.kron(cells, np.ones((8, 8, 1), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("plain.mp4", {}),
+        ("b_frames.mp4", {"options": {"preset": "medium", "x264-params": "bframes=4:b-pyramid=normal"}}),
+        ("open.mkv", {"codec": "libx265", "options": {"x265-params": "log-level=none:open-gop=1"}}),
+        ("superframes.webm", {"codec": "libvpx-vp9"}),
+        ("turned.mp4", {"rotation": 90}),
+        ("uneven.mp4", {"pts_ms": [0, 10, 500, 510, 900, 1500, 1510, *range(2000, 4300, 100)]}),
+        ("texture.mp4", {"picture": textured, "gop": 100}),
+        ("full_range.mp4", {"picture": textured, "pix_fmt": "yuvj420p"}),
+        ("whole_colours.mp4", {"picture": textured, "pix_fmt": "yuv444p"}),
+        ("ten_bits.mkv", {"codec": "libx265", "pix_fmt": "yuv420p10le", "options": {"x265-params": "log-level=none"}}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_pixels_of_pyav(pool: DecodePool, tmp_path: Path, name: str, options: dict) -> None:
+    """`only_torchcodec` takes PyAV's reader away, so that it cannot have stood in."""
+    if not videos.has_encoder(options.get("codec", "libx264")):
+        pytest.skip("this build of FFmpeg cannot write it")
+    folder = tmp_path / "only"
+    folder.mkdir()
+    path = videos.write_video(folder / name, **options).rename(folder / f"only_torchcodec{Path(name).suffix}")
+    for num_frames, start_ms in ((30, None), (5, None), (4, 1100)):
+        job = replace(JOB, num_frames=num_frames, start_ms=start_ms)
+        theirs = pool.decode(path, job)
+        ours = decode_frames(
+            path, geometry=job.geometry, num_frames=num_frames, start_ms=start_ms, decoder="pyav", num_threads=1
+        )
+        assert theirs.timestamps_ms == ours.timestamps_ms
+        assert (theirs.frames == ours.frames).all()
+
+
+def test_a_file_that_it_refuses_is_pyavs(pool: DecodePool, tmp_path: Path) -> None:
+    path = videos.write_video(tmp_path / "v.ts", options={"preset": "medium", "x264-params": "bframes=4"})
+    ours = decode_frames(path, geometry=JOB.geometry, num_frames=5)
+    assert (pool.decode(path, JOB).frames == ours.frames).all()
+
+
+def test_a_process_that_cannot_load_it_says_what_may_be_missing() -> None:
+    """Not in the memory that a decode process usually has."""
+    with pytest.raises(StartFailed, match=r"torchcodec cannot be loaded: .*VIDLEX_DECODE_MEMORY_BYTES"):
+        DecodePool(1, PoolLimits(memory_bytes=2**29, start_timeout_seconds=240.0), decoder="torchcodec").start()
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+def test_the_other_decoders_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoder: str) -> None:
+    path = videos.write_video(tmp_path / "v.mp4")
+    expected = decode_frames(path, geometry=JOB.geometry, num_frames=5)
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("not its turn")
+
+    monkeypatch.setattr(f"vidlex.model.decode.decoder.read_by_{'count' if decoder == 'pyav' else 'time'}", fail)
+    found = decode_frames(path, geometry=JOB.geometry, num_frames=5, decoder=decoder)  # type: ignore[arg-type]
+    assert (found.frames == expected.frames).all()

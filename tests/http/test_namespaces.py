@@ -1,0 +1,174 @@
+"""Namespaces: labels of the same name in two of them never meet, in no answer and not in the store."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from support.serving import add, assert_problem, classify, colour_video, serving, wait_until
+from support.stores import running_store
+from vidlex.service.errors import Forbidden, Overloaded
+from vidlex.service.http.context import NAMESPACE_HEADER, namespace_of
+from vidlex.service.labels.index.index_sync import IndexSync
+from vidlex.service.labels.store.redis_keys import parse_key
+
+
+@pytest.fixture(scope="module")
+def red(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return colour_video(tmp_path_factory.mktemp("videos") / "red.mp4", "red")
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    with serving(tmp_path_factory.mktemp("data")) as client:
+        yield client
+
+
+class Seen:
+    """The client as one user of a namespace sees the service."""
+
+    def __init__(self, client: TestClient, namespace: str) -> None:
+        self._client = client
+        self._headers = {NAMESPACE_HEADER: namespace}
+
+    def __getattr__(self, method: str) -> Any:
+        def call(path: str, **options: Any) -> Any:
+            return getattr(self._client, method)(path, headers=self._headers, **options)
+
+        return call
+
+    def names(self) -> list[str]:
+        return [label["name"] for label in self.get("/labels").json()["data"]]
+
+
+def test_two_namespaces_never_see_each_other(client: TestClient, red: Path) -> None:
+    one, two = Seen(client, "one"), Seen(client, "two")
+    (mine,) = add(one, "Red", categories=["warm"], threshold=0.25)
+    (other,) = add(two, "red", categories=["cold"])  # the same name is free here
+    add(two, "blue")
+    assert (one.names(), two.names(), Seen(client, "default").names()) == (["Red"], ["red", "blue"], [])
+    for method, options in (("get", {}), ("patch", {"json": {"threshold": 1.0}}), ("delete", {})):
+        assert_problem(getattr(two, method)(f"/labels/{mine['id']}", **options), 404, "not_found")
+    assert one.get(f"/labels/{mine['id']}").json() == mine
+    assert one.get("/labels", params={"category": "cold"}).json()["data"] == []
+
+    answer = classify(one, red).json()
+    assert [(x["id"], x["threshold"]) for x in answer["labels"]] == [(mine["id"], 0.25)]
+    assert answer["vocabulary_revision"] == 1
+    assert classify(two, red).json()["vocabulary_revision"] == 2
+    assert_problem(classify(two, red, label_ids=[mine["id"]]), 422, "invalid_parameter")
+    assert classify(two, red, include_categories=["warm"]).json()["labels"] == []
+    (ad_hoc,) = classify(two, red, candidate_labels=["Red"]).json()["labels"]
+    assert (ad_hoc["id"], ad_hoc["threshold"]) == (None, 0.5)  # not label "Red" of the neighbour with its threshold
+
+    assert two.delete(f"/labels/{other['id']}").status_code == 204
+    assert (one.names(), two.names()) == (["Red"], ["blue"])
+    assert classify(one, red).json()["vocabulary_revision"] == 1
+
+
+def test_a_bad_name_is_refused_before_the_upload(client: TestClient, red: Path) -> None:
+    for bad in ("No", "a b", "-a", "a" * 65, "{a}", "../a"):
+        assert_problem(Seen(client, bad).get("/labels"), 422, "invalid_parameter")
+        assert_problem(classify(Seen(client, bad), red), 422, "invalid_parameter")
+
+
+def test_the_keys_namespace_wins_over_the_settings_and_must_agree_with_the_header() -> None:
+    def asked(header: str | None, bound: str | None) -> str:
+        request: Any = SimpleNamespace(
+            headers={NAMESPACE_HEADER: header} if header else {},
+            state=SimpleNamespace(principal=SimpleNamespace(namespace=bound)),
+            app=None,
+        )
+        return namespace_of(request)
+
+    assert asked(None, "one") == asked("one", "one") == "one"
+    assert asked("two", None) == "two"
+    with pytest.raises(Forbidden):
+        asked("two", "one")
+
+
+def test_a_namespace_that_was_only_looked_at_costs_nothing_in_the_store(tmp_path: Path, red: Path) -> None:
+    with running_store(tmp_path / "store") as store:
+        path = store.connection_pool.connection_kwargs["path"]
+        with serving(tmp_path / "data", redis_url=f"unix://{path}") as client:
+            add(client, "red")
+            for i in range(5):
+                assert Seen(client, f"looked-at-{i}").names() == []
+                answer = classify(Seen(client, f"looked-at-{i}"), red).json()
+                assert [w["code"] for w in answer["warnings"]] == ["vocabulary_empty"]
+            parsed = [parse_key(key) for key in store.scan_iter()]
+            assert {key.namespace for key in parsed if key} == {"default"}
+
+
+def test_the_longest_unused_namespace_makes_room_and_comes_back_whole(tmp_path: Path, red: Path) -> None:
+    with serving(tmp_path, max_namespaces=3) as client:
+        runtime = client.app.state.context.readiness.__self__  # type: ignore[attr-defined]
+        model = runtime.context.parts.models.served
+        add(client, "green")
+        for name in ("one", "two", "three"):
+            add(Seen(client, name), "red")
+        assert {v.namespace for v in model.open_vocabularies()} == {"default", "two", "three"}
+        assert [x["name"] for x in classify(Seen(client, "one"), red).json()["labels"]] == ["red"]
+        assert {v.namespace for v in model.open_vocabularies()} == {"default", "three", "one"}
+        held = [model.take("one"), model.take("three")]  # nobody is thrown out while a request is at work
+        with pytest.raises(Overloaded):
+            model.take("four")
+        assert_problem(Seen(client, "four").get("/labels"), 429, "overloaded")
+        for vocabulary in held:
+            vocabulary.give_back()
+        assert Seen(client, "four").names() == []
+        assert model.num_users == 0
+        del vocabulary, held
+        gc.collect()
+        open_now = {v.namespace for v in model.open_vocabularies()}
+        assert set(runtime._database._stores) == open_now, "what was once asked for must not pile up"
+        assert client.get("/readyz").json()["checks"]["index"]["ok"]
+
+
+def test_a_lost_store_is_told_in_every_namespace_and_both_recover(tmp_path: Path, red: Path) -> None:
+    from vidlex.service.labels.embedded.server import EmbeddedStore
+
+    store = EmbeddedStore(tmp_path / "store")
+    path = store.start()
+    try:
+        with serving(tmp_path, redis_url=f"unix://{path}") as client:
+            users = [Seen(client, "one"), Seen(client, "two")]
+            for user in users:
+                add(user, "red")
+            store.stop()
+            wait_until(lambda: client.get("/readyz").status_code == 503, "the loss is not seen")
+            for user in users:
+                answer = classify(user, red).json()
+                assert [x["name"] for x in answer["labels"]] == ["red"]
+                assert [w["code"] for w in answer["warnings"]] == ["store_unavailable"]
+                assert_problem(user.post("/labels", json={"name": "blue"}), 503, "store_unavailable")
+            assert_problem(classify(Seen(client, "never-opened"), red), 503, "store_unavailable")
+            store = EmbeddedStore(tmp_path / "store")
+            assert store.start() == path
+            wait_until(lambda: client.get("/readyz").status_code == 200, "the return is not seen")
+            for user in users:
+                add(user, "blue")
+                answer = classify(user, red).json()
+                assert len(answer["labels"]) == 2 and answer["warnings"] == []
+    finally:
+        store.stop()
+
+
+def test_loading_a_namespace_is_part_of_the_deadline(
+    client: TestClient, red: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = IndexSync.load
+
+    def slow(sync: IndexSync) -> None:
+        threading.Event().wait(1.0)
+        load(sync)
+
+    monkeypatch.setattr(IndexSync, "load", slow)
+    assert_problem(classify(Seen(client, "slow"), red, deadline_ms=900), 504, "deadline_exceeded")

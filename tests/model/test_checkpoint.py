@@ -1,0 +1,297 @@
+"""From training to serving: a few steps on a tiny backbone, saved, loaded and asked; and open_clip zero-shot."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from support.art import tiny_sheet
+from support.tiny import write_llm
+from vidlex.model.checkpoint import CheckpointConfig, CheckpointError, copy_checkpoint, load_checkpoint, save_checkpoint
+from vidlex.model.config import LabelEncoderConfig, VideoEncoderConfig
+from vidlex.model.emoji.world import World
+from vidlex.model.factory import ModelNotFound, create_clip, create_label_encoder, load_classifier
+from vidlex.model.train.export import read_checkpoint, write_open_clip_folder
+from vidlex.model.train.fit_config import FitConfig
+from vidlex.model.train.run_fit import main
+from vidlex.model.train.task import OpenVocabularyNetwork
+from vidlex.model.video.encoder import VideoEncoder
+
+MODEL_CFG = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 40, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+FIT = FitConfig(
+    num_joint_steps=3, batch_size=4, num_step_labels=16, num_cached_videos=24, num_validation_videos=24,
+    num_prefix_steps=2, num_prefix_labels=3, num_label_steps=2, bf16=False,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    clip = open_clip.CLIP(**MODEL_CFG).eval()
+    return write_open_clip_folder(clip, MODEL_CFG, MEAN, STD, root / "clip"), write_llm(root / "llm")
+
+
+def label_config(llm: Path) -> LabelEncoderConfig:
+    return LabelEncoderConfig(
+        llm=str(llm), num_prefixes=2, num_attributes=1, tokens_per_attribute=2, prompting_width=16, prompting_heads=2
+    )
+
+
+def fit(folders: tuple[Path, Path], out: Path, *, store_clip: bool = True, half: bool = True) -> Path:
+    clip, llm = folders
+    return main(
+        FIT, VideoEncoderConfig(num_branch_blocks=2, num_frames=3), label_config(llm), clip_name=f"local-dir:{clip}",
+        out=out, art_cache=out, checkpoint_id="tiny", store_clip=store_clip, half=half, sheet=tiny_sheet(),
+    )  # fmt: skip
+
+
+def untrained(folders: tuple[Path, Path], num_branch_blocks: int) -> OpenVocabularyNetwork:
+    clip, llm = create_clip(f"local-dir:{folders[0]}"), folders[1]
+    video = VideoEncoderConfig(num_branch_blocks=num_branch_blocks, num_frames=3)
+    encoder = VideoEncoder(clip.model.visual, video, mean=MEAN, std=STD)
+    return OpenVocabularyNetwork(encoder, create_label_encoder(label_config(llm), clip)[0]).eval()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fit(folders, tmp_path_factory.mktemp("run"))
+
+
+def test_a_copy_has_another_name_and_the_same_weights(checkpoint: Path, tmp_path: Path) -> None:
+    copy_checkpoint(checkpoint, tmp_path / "copy", id="renamed")
+    old, new = load_checkpoint(checkpoint), load_checkpoint(tmp_path / "copy")
+    assert new[0] == replace(old[0], id="renamed") and set(old[1]) == set(new[1])
+    assert all(torch.equal(value, new[1][name]) for name, value in old[1].items())
+    with pytest.raises(CheckpointError, match="has no config"):
+        copy_checkpoint(tmp_path, tmp_path / "nothing", id="x")
+
+
+def test_a_trained_checkpoint_is_served(checkpoint: Path) -> None:
+    classifier = load_classifier(str(checkpoint), device="cpu")
+    assert (classifier.id, classifier.dim, classifier.num_frames) == ("tiny", 24, 3)
+    assert classifier.geometry.image_size == 32 and classifier.geometry.resize_mode == "squash"
+    rng = np.random.default_rng(0)
+    videos = [rng.integers(0, 256, (t, 32, 32, 3), dtype=np.uint8) for t in (3, 5, 3)]
+    features = classifier.encode_video(videos)
+    assert features.dtype == np.float32 and np.allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
+    for i, video in enumerate(videos):
+        assert np.allclose(classifier.encode_video([video])[0], features[i], atol=1e-5)
+    labels = classifier.encode_labels(["ball", "something never seen", "spinning"])
+    assert np.allclose(labels[1], classifier.encode_labels(["something never seen"])[0], atol=1e-5)
+    p = classifier.scorer.probability(features @ labels.T)
+    assert p.shape == (3, 3) and (p > 0).all() and (p < 1).all()
+
+
+def test_serving_scores_what_training_scored(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """The classifier's logits are those of the trained network on the same frames (stored in full precision)."""
+    from vidlex.model.train.task import OpenVocabularyNetwork
+
+    classifier = load_classifier(str(fit(folders, tmp_path, half=False)), device="cpu")
+    network = OpenVocabularyNetwork(classifier.video, classifier.label)  # type: ignore[attr-defined]
+    config, _, _ = load_checkpoint(tmp_path / "checkpoint")
+    with torch.no_grad():
+        network.log_scale.fill_(float(np.log(config.scorer.logit_scale)))
+        network.bias.fill_(config.scorer.logit_bias)
+        world = World(tmp_path, canvas=32, sheet=tiny_sheet())
+        sample = world.videos(4, 3, world.generator(0))
+        theirs = network.logits(network.video_features(sample.frames), network.label(list(world.labels)))
+    features = classifier.encode_video([v.permute(0, 2, 3, 1).numpy() for v in sample.frames])
+    ours = classifier.scorer.logit(features @ classifier.encode_labels(world.labels).T)
+    assert np.allclose(ours, theirs.numpy(), atol=1e-4)
+
+
+def test_training_moved_the_branch_and_the_prefixes(folders: tuple[Path, Path], checkpoint: Path) -> None:
+    stored = load_file(checkpoint / "model.safetensors")
+    assert stored["branch.branch.0.temporal.out.weight"].abs().max() > 0  # zero at the start
+    assert any(name.startswith("label.prefixes") for name in stored)
+    assert not any("llm" in name for name in stored)
+    clip = load_file(folders[0] / "open_clip_model.safetensors")
+    for name, value in clip.items():  # the frozen backbone did not move
+        assert torch.equal(stored[f"clip.{name}"].float(), value.half().float() if value.is_floating_point() else value)
+
+
+def test_a_checkpoint_may_name_its_backbone(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = fit(folders, tmp_path, store_clip=False)
+    assert not any(name.startswith("clip.") for name in load_file(folder / "model.safetensors"))
+    assert load_classifier(str(folder), device="cpu").dim == 24
+    text = (folder / "config.json").read_text()
+    config = CheckpointConfig.from_json(text)
+    other = replace(config, clip=replace(config.clip, digest="0" * 16))
+    (folder / "config.json").write_text(other.to_json())
+    with pytest.raises(CheckpointError, match="other weights"):
+        load_classifier(str(folder), device="cpu")
+
+
+def test_an_option_that_is_not_used_is_not_written_and_one_that_is_comes_back(checkpoint: Path) -> None:
+    config, _, _ = load_checkpoint(checkpoint)
+    for option, value in (("with_name", True), ("name_trust", 0.5), ("soft_behind", True)):
+        assert option not in config.to_json()  # earlier versions read it
+        used = replace(config, label=replace(config.label, **{option: value}))
+        assert CheckpointConfig.from_json(used.to_json()) == used
+
+
+def test_the_fingerprint_follows_everything_that_shapes_a_vector(checkpoint: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint, copy)
+    config, _, identity = load_checkpoint(copy)
+    assert load_checkpoint(checkpoint)[2] == identity
+
+    def with_config(changed: CheckpointConfig) -> str:
+        (copy / "config.json").write_text(changed.to_json())
+        return load_checkpoint(copy)[2]
+
+    assert with_config(replace(config, id="renamed", default_threshold=0.7)) == identity  # changes no vector
+    assert with_config(replace(config, label=replace(config.label, renormalize=True))) != identity
+    assert with_config(replace(config, label=replace(config.label, with_name=True))) != identity
+    assert with_config(replace(config, label=replace(config.label, name_trust=0.5))) != identity
+    assert with_config(replace(config, label=replace(config.label, soft_behind=True))) != identity
+    assert with_config(replace(config, clip=replace(config.clip, mean=(0.5, 0.5, 0.5)))) != identity
+    assert with_config(replace(config, llm_digest="other")) != identity
+    assert with_config(config) == identity
+    tensors = load_file(copy / "model.safetensors")
+    tensors["label.prefixes"] = tensors["label.prefixes"] + 1
+    save_file(tensors, copy / "model.safetensors")
+    assert load_checkpoint(copy)[2] != identity
+
+
+def test_what_is_not_a_checkpoint_is_refused_clearly(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match="give a zoo name"):
+        load_classifier(str(tmp_path / "nowhere"))
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint, copy)
+    data = json.loads((copy / "config.json").read_text())
+    for change, message in (({"format": 99}, "format"), ({"video": {"nonsense": 1}}, "config.json")):
+        (copy / "config.json").write_text(json.dumps({**data, **change}))
+        with pytest.raises(CheckpointError, match=message):
+            load_classifier(str(copy))
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"has no model\.safetensors"):
+        load_classifier(str(copy))
+
+
+def test_no_pickle_is_ever_loaded(tmp_path: Path) -> None:
+    torch.save({"x": torch.ones(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError):
+        load_classifier(str(tmp_path))
+
+
+def test_zero_shot_equals_open_clips_own_recipe(folders: tuple[Path, Path]) -> None:
+    """Frame mean and class-name prompts from a local folder in the hub's layout, against open_clip itself."""
+    name = f"local-dir:{folders[0]}"
+    classifier = load_classifier(f"open_clip:{name}", device="cpu")
+    model, _, preprocess = open_clip.create_model_and_transforms(name)
+    model.eval()
+    tokenizer = open_clip.get_tokenizer(name)
+    from PIL import Image
+
+    from vidlex.model.baselines.class_name import TEMPLATES
+
+    frames = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    with torch.no_grad():
+        pictures = torch.stack([preprocess(Image.fromarray(f)) for f in frames])
+        video = torch.nn.functional.normalize(model.encode_image(pictures).mean(dim=0), dim=0)
+        weights = open_clip.build_zero_shot_classifier(
+            model, tokenizer, ["dog", "red car"], [lambda c, t=t: t.format(c) for t in TEMPLATES["default"]]
+        )  # [D, 2]
+    ours = classifier.encode_video([frames]) @ classifier.encode_labels(["dog", "red car"]).T
+    assert np.allclose(ours[0], (video @ weights).numpy(), atol=1e-5)
+    assert classifier.scorer.logit_scale == pytest.approx(model.logit_scale.exp().item())
+
+
+def test_an_unknown_or_untagged_open_clip_name_says_what_to_write() -> None:
+    with pytest.raises(ModelNotFound, match="NAME/PRETRAINED"):
+        load_classifier("open_clip:ViT-B-16")
+    with pytest.raises(ModelNotFound, match="cannot load"):
+        load_classifier("open_clip:No-Such-Model/openai")
+
+
+def test_training_goes_on_from_a_checkpoint(folders: tuple[Path, Path], checkpoint: Path) -> None:
+    network, served = untrained(folders, 2), load_classifier(str(checkpoint), device="cpu")
+    frames = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    videos = torch.from_numpy(frames).permute(0, 3, 1, 2)[None]
+    wanted = torch.from_numpy(np.stack((served.encode_video([frames])[0], served.encode_labels(["beach"])[0])))
+
+    @torch.no_grad()
+    def off() -> list[float]:
+        found = torch.stack((network.video_features(videos)[0], network.label.encode_labels(["beach"])[0]))
+        return (found - wanted).abs().amax(dim=1).tolist()
+
+    config, tensors, _ = load_checkpoint(checkpoint)
+    assert max(off()) > 0.01
+    read_checkpoint(checkpoint, network)
+    own = network.video.trainable()
+    assert own and all(torch.equal(value, tensors[f"branch.{name}"]) for name, value in own.items())
+    assert max(off()) < 0.001  # the checkpoint's own CLIP is stored in half precision
+    assert network.log_scale.exp().item() == pytest.approx(config.scorer.logit_scale)
+    assert network.bias.item() == pytest.approx(config.scorer.logit_bias)
+    with pytest.raises(CheckpointError, match="another network's"):
+        read_checkpoint(checkpoint, untrained(folders, 1))
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[: len(whole) // 2], lambda whole: b"version https://git-lfs"])
+def test_damaged_weights_are_told(checkpoint: Path, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    shutil.copytree(checkpoint, tmp_path / "copy")
+    weights = tmp_path / "copy" / "model.safetensors"
+    weights.write_bytes(damage(weights.read_bytes()))
+    with pytest.raises(CheckpointError, match=r"model.safetensors is damaged or only a pointer .* fetch it again"):
+        load_classifier(str(tmp_path / "copy"), device="cpu")
+
+
+@pytest.mark.parametrize("part", ["clip.", "branch.", "label."])
+@pytest.mark.parametrize("wrong", ["shape", "missing"])
+def test_weights_that_do_not_fit_the_config_are_named(checkpoint: Path, tmp_path: Path, part: str, wrong: str) -> None:
+    config, tensors, _ = load_checkpoint(checkpoint)
+    name = next(name for name, value in tensors.items() if name.startswith(part) and value.ndim == 2)
+    if wrong == "shape":
+        tensors[name] = tensors[name][:1]
+    else:
+        del tensors[name]
+    save_checkpoint(tmp_path, config, tensors, half=False)
+    with pytest.raises(CheckpointError, match=f"another network.*{re.escape(name.removeprefix(part))}"):
+        load_classifier(str(tmp_path), device="cpu")
+
+
+def test_trust_in_names_comes_after_training_and_is_served(
+    folders: tuple[Path, Path], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same training, then labels and videos of twice the width that hold what the plain checkpoint gives."""
+    monkeypatch.setattr("vidlex.model.text.label_encoder.AGREEMENT", -1.0)  # where little is trained little agrees
+    clip, llm = folders
+    trusting = main(
+        FIT, VideoEncoderConfig(num_branch_blocks=2, num_frames=3), replace(label_config(llm), name_trust=0.5),
+        clip_name=f"local-dir:{clip}", out=tmp_path, art_cache=tmp_path, checkpoint_id="tiny", sheet=tiny_sheet(),
+    )  # fmt: skip
+    plain, fused = (load_checkpoint(folder) for folder in (checkpoint, trusting))
+    assert all(torch.equal(value, fused[1][name]) for name, value in plain[1].items())
+    assert fused[0].scorer.calibration != plain[0].scorer.calibration and fused[2] != plain[2]
+
+    old, new = (load_classifier(str(folder), device="cpu") for folder in (checkpoint, trusting))
+    assert (old.dim, new.dim) == (24, 48)
+    frames = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    video, label = new.encode_video([frames])[0], new.encode_labels(["beach"])[0]
+    assert np.allclose(video[:24] * 2**0.5, old.encode_video([frames])[0], atol=1e-5)
+    assert label.shape == (48,) and np.abs(label[24:]).max() > 0.01
+
+    network = untrained(folders, 2)
+    read_checkpoint(trusting, network)
+    videos = torch.from_numpy(frames).permute(0, 3, 1, 2)[None]
+    with torch.no_grad():
+        assert np.allclose(network.video_features(videos)[0].numpy(), video, atol=1e-3)
+        assert np.allclose(network.label.encode_labels(["beach"])[0].numpy(), label, atol=1e-3)

