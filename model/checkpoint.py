@@ -1,7 +1,7 @@
-"""A Vidlex checkpoint on disk: ``config.json`` and ``model.safetensors`` (never pickle), beside a card and metrics.
+"""A Vidlex checkpoint on disk: ``config.json`` and ``model.safetensors``, never pickles.
 
 The weights file holds the branch, the prefixes, the prompting transformer and, when ``clip.source`` is "stored",
-the CLIP itself, in half or full precision. The LLM is never inside: it is named, and its weights' digest is kept.
+the CLIP, in half or full precision. The LLM is not stored; the config has its name and the digest of its weights.
 """
 
 from __future__ import annotations
@@ -23,33 +23,26 @@ from vidlex.model.scoring import Calibration, Scorer
 from vidlex.model.types import FrameGeometry
 
 FORMAT = 1
-ENCODER_VERSION = 1
-"""Raised when the encoders' arithmetic changes: the same weights then give other vectors."""
+ENCODER_VERSION = 1  # part of the fingerprint; increment when the arithmetic changes the vectors of the same weights
 
 
-class CheckpointError(ValueError):
-    """The folder is not a checkpoint that this version can load. The message names what is wrong."""
+class CheckpointError(ValueError): ...
 
 
 @dataclass(frozen=True)
 class ClipSource:
-    """Where the backbone comes from and how pictures are prepared for it."""
-
+    # "stored" (weights in the checkpoint, architecture in ``model_cfg``) or an open_clip model name with an optional
+    # ``/pretrained`` tag, such as "ViT-B-16-quickgelu/openai" or "local-dir:/path"
     source: str
-    """"stored" (weights inside the checkpoint, architecture in ``model_cfg``) or an open_clip model name with an
-    optional ``/pretrained`` tag, such as "ViT-B-16-quickgelu/openai" or "local-dir:/path"."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     geometry: FrameGeometry
     model_cfg: dict[str, Any] | None = None
-    digest: str | None = None
-    """Hash of the backbone's weights, checked when it is not stored."""
+    digest: str | None = None  # of the backbone's weights, verified unless they are stored in the checkpoint
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Everything but the weights."""
-
     id: str
     clip: ClipSource
     video: VideoEncoderConfig
@@ -60,8 +53,7 @@ class CheckpointConfig:
     licence: str = "Apache-2.0"
     trained_labels: tuple[str, ...] = field(default=())
     method: Method = "ours"
-    baseline: BaselineConfig = field(default_factory=BaselineConfig)
-    """Read when ``method`` is another than ours."""
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)  # unused with method "ours"
 
     def to_json(self) -> str:
         values = {"format": FORMAT, **asdict(self), "label": self.label.to_dict()}
@@ -69,7 +61,6 @@ class CheckpointConfig:
 
     @classmethod
     def from_json(cls, text: str) -> CheckpointConfig:
-        """Raises CheckpointError for another format or missing and unknown fields."""
         try:
             data = json.loads(text)
             if data.pop("format") != FORMAT:
@@ -93,7 +84,7 @@ class CheckpointConfig:
 
 
 def save_checkpoint(folder: Path, config: CheckpointConfig, tensors: dict[str, Tensor], *, half: bool) -> None:
-    """Write the checkpoint; ``half`` stores float16 (half the size; load and evaluate it before you ship it)."""
+    """``half`` (float16) changes the vectors slightly: evaluate the stored checkpoint, not the network."""
     folder.mkdir(parents=True, exist_ok=True)
     stored = {
         name: value.detach().cpu().to(torch.float16 if half and value.is_floating_point() else value.dtype).contiguous()
@@ -104,7 +95,6 @@ def save_checkpoint(folder: Path, config: CheckpointConfig, tensors: dict[str, T
 
 
 def copy_checkpoint(source: Path, target: Path, *, id: str) -> None:
-    """The same weights under another name. Raises CheckpointError for what is no checkpoint."""
     config, _, _ = load_checkpoint(source)
     target.mkdir(parents=True, exist_ok=True)
     tensors = load_file(source / "model.safetensors")
@@ -113,37 +103,37 @@ def copy_checkpoint(source: Path, target: Path, *, id: str) -> None:
 
 
 def load_checkpoint(folder: Path) -> tuple[CheckpointConfig, dict[str, Tensor], str]:
-    """Config, float32 tensors and the fingerprint. Raises CheckpointError when a part is missing or damaged."""
+    """Config, tensors (float32) and fingerprint. Raises CheckpointError when a part is missing or damaged."""
     path = folder / "config.json"
     weights = folder / "model.safetensors"
-    for needed in (path, weights):
-        if not needed.is_file():
-            raise CheckpointError(f"{folder} has no {needed.name}: not a Vidlex checkpoint")
+    for required in (path, weights):
+        if not required.is_file():
+            raise CheckpointError(f"{folder} has no {required.name}: not a Vidlex checkpoint")
     config = CheckpointConfig.from_json(path.read_text(encoding="utf-8"))
     try:
         stored = load_file(weights)
     except SafetensorError as error:
         size = weights.stat().st_size
         raise CheckpointError(
-            f"{weights} is damaged or only a pointer to the file ({size} bytes): fetch it again ({error})"
+            f"{weights} is damaged or a Git LFS pointer ({size} bytes): download it again ({error})"
         ) from error
     tensors = {k: v.float() if v.is_floating_point() else v for k, v in stored.items()}
     return config, tensors, _fingerprint(config, weights)
 
 
 def check_fits(stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Raises CheckpointError unless both have the same names, each of the same shape."""
-    wrong = sorted(stored.keys() ^ own.keys())
-    wrong += [name for name in sorted(stored.keys() & own.keys()) if stored[name].shape != own[name].shape]
-    if wrong:
-        some = ", ".join(wrong[:5]) + (" ..." if len(wrong) > 5 else "")
-        raise CheckpointError(f"the weights are another network's (missing, unknown or of another shape: {some})")
+    """Raises CheckpointError unless both have the same names with the same shapes."""
+    mismatched = sorted(stored.keys() ^ own.keys())
+    mismatched += [name for name in sorted(stored.keys() & own.keys()) if stored[name].shape != own[name].shape]
+    if mismatched:
+        names = ", ".join(mismatched[:5]) + (" ..." if len(mismatched) > 5 else "")
+        raise CheckpointError(f"the weights do not match the network (missing, unknown or of another shape: {names})")
 
 
 def _fingerprint(config: CheckpointConfig, weights: Path) -> str:
-    """16 hex digits over all that shapes a vector; scoring and names are left out, they change no vector."""
+    """16 hex digits over everything that determines a vector. Scoring and ids do not."""
     digest = hashlib.sha256()
-    shaping = {
+    inputs = {
         "encoder_version": ENCODER_VERSION,
         "clip": asdict(config.clip),
         "video": asdict(config.video),
@@ -151,14 +141,14 @@ def _fingerprint(config: CheckpointConfig, weights: Path) -> str:
         "llm": config.llm_digest,
     }
     if config.method != "ours":
-        shaping |= {"method": config.method, "baseline": asdict(config.baseline)}
-    digest.update(json.dumps(shaping, sort_keys=True).encode())
+        inputs |= {"method": config.method, "baseline": asdict(config.baseline)}
+    digest.update(json.dumps(inputs, sort_keys=True).encode())
     digest.update(weights.read_bytes())
     return digest.hexdigest()[:16]
 
 
 def digest_tensors(tensors: dict[str, Tensor]) -> str:
-    """16 hex digits over names, shapes and values, independent of how they are stored on disk."""
+    """16 hex digits over names, shapes, dtypes and values, independent of their file format."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()
@@ -168,11 +158,10 @@ def digest_tensors(tensors: dict[str, Tensor]) -> str:
 
 
 def digest_llm(folder: Path) -> str:
-    """16 hex digits over the LLM's safetensors files."""
     digest = hashlib.sha256()
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise CheckpointError(f"the LLM folder {folder.name} holds no safetensors file")
+        raise CheckpointError(f"the LLM folder {folder.name} has no safetensors file")
     for file in files:
         with file.open("rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())

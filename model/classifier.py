@@ -1,5 +1,3 @@
-"""What the service needs of a model, whatever is behind it: the one seam between training and serving."""
-
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -14,52 +12,39 @@ from vidlex.model.types import FrameGeometry
 
 
 class LabelTextError(ValueError):
-    """The label's text cannot be encoded whole (too many tokens, say). Never cut silently."""
+    """The label cannot be encoded whole, such as one with too many tokens. Texts are never truncated."""
 
 
 @dataclass(frozen=True)
 class LabelDescription:
-    """How an encoder reads a label, for people."""
-
     prompts: tuple[str, ...]
-    """The texts that hold the label, as the encoder gets them."""
-    attributes: tuple[tuple[str, ...], ...] = ()
-    """What the LLM wrote under each of its N prefixes: K texts each. Empty for an encoder without an LLM."""
+    attributes: tuple[tuple[str, ...], ...] = ()  # [N][K] texts decoded by the LLM
 
 
 class Classifier(Protocol):
-    """Encoders and scoring of one checkpoint. Not thread-safe: one thread owns it (and its device)."""
+    """Encoders and scoring of one checkpoint. Not thread-safe: one thread owns the classifier and its device.
 
-    id: str
-    """Name for people, such as ``emoji-small`` or ``open_clip:ViT-B-16/openai``."""
+    Methods with labels raise LabelTextError for a name that cannot be encoded whole.
+    """
+
+    id: str  # such as ``emoji-small`` or ``open_clip:ViT-B-16/openai``
+    # hash of architecture, weights, preprocessing and prompts; vectors of two fingerprints are not comparable
     fingerprint: str
-    """Hash of architecture, weights, preprocessing and prompts. Vectors of two fingerprints never mix."""
-    dim: int
-    """D, the length of a feature."""
+    dim: int  # D
     geometry: FrameGeometry
-    num_frames: int
-    """Frames per video that the model was trained with; a request may ask for others."""
+    num_frames: int  # default of a request
     scorer: Scorer
-    default_threshold: float
-    """Probability from which a label counts as matched, when it has no threshold of its own."""
+    default_threshold: float  # probability from which a label without its own threshold matches
     device: str
 
     def encode_video(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Videos, each [T, H, W, 3] uint8 RGB at ``geometry`` (T may differ), to [B, D] float32 unit vectors."""
+        """B videos [T, H, W, 3] uint8 RGB at ``geometry``, of any T each -> [B, D] float32 unit vectors."""
         ...
 
-    def check_label(self, name: str) -> None:
-        """Raise LabelTextError when ``name`` cannot be encoded whole. Cheap: tokenises, runs no model."""
-        ...
+    def check_label(self, name: str) -> None: ...  # tokenises, runs no model
 
-    def encode_labels(self, names: Sequence[str]) -> NDArray[np.float32]:
-        """Label names to [V, D] float32 (length at most 1). Raises LabelTextError."""
-        ...
+    def encode_labels(self, names: Sequence[str]) -> NDArray[np.float32]: ...  # [V, D], of length at most 1
 
-    def describe_labels(self, names: Sequence[str]) -> list[LabelDescription]:
-        """How the encoder reads each name. Raises LabelTextError."""
-        ...
+    def describe_labels(self, names: Sequence[str]) -> list[LabelDescription]: ...
 
-    def info(self) -> dict[str, Any]:
-        """Facts for people: backbone, LLM, sizes, licence."""
-        ...
+    def info(self) -> dict[str, Any]: ...  # JSON values

@@ -1,12 +1,11 @@
-"""A classifier without weights whose answers a person can compute by head (``VIDLEX_MODEL=dummy``).
+"""A classifier without weights whose scores can be computed by hand (``VIDLEX_MODEL=dummy``).
 
-A video's feature is its mean colour (R, G, B), made a unit vector. A label that is a colour word gets that
-colour as a unit vector (red = 1,0,0; yellow = 1,1,0 / sqrt 2); any other label gets the axis
-``len(name) % 3``. Scores are ``sigmoid(10 * s - 5)``: a purely red video scores 0.9933 for "red" and 0.0067
-for "green".
+A video's feature is its mean colour (R, G, B), normalised. The feature of a colour word is that colour, normalised
+(red = 1,0,0; yellow = 1,1,0 / sqrt 2); any other label gets the unit vector of axis ``len(name) % 3``. Scores are
+``sigmoid(10 * s - 5)``: a purely red video scores 0.9933 for "red" and 0.0067 for "green".
 
-``dummy:2`` is another checkpoint of it, with vectors and a fingerprint of its own: its labels are one axis further
-(red = 0,1,0; blue = 1,0,0), so a purely red video scores 0.9933 for "blue". ``dummy:3`` moves them by two.
+``dummy:2`` acts as a second checkpoint with its own fingerprint: label vectors are rotated by one axis
+(red = 0,1,0; blue = 1,0,0), so a purely red video scores 0.9933 for "blue". ``dummy:3`` rotates by two.
 """
 
 from __future__ import annotations
@@ -34,8 +33,6 @@ MAX_WORDS = 16
 
 
 class DummyClassifier:
-    """See the module's text. ``version`` N is ``dummy:N``."""
-
     def __init__(self, version: int = 1) -> None:
         self.id = "dummy" if version == 1 else f"dummy:{version}"
         self._shift = version - 1
@@ -49,7 +46,7 @@ class DummyClassifier:
 
     def encode_video(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         means = np.stack([f.reshape(-1, 3).mean(axis=0, dtype=np.float64) for f in frames])  # [B, 3]
-        return _unit(means)
+        return _normalize(means)
 
     def check_label(self, name: str) -> None:
         if len(name.split()) > MAX_WORDS:
@@ -60,7 +57,7 @@ class DummyClassifier:
             self.check_label(name)
         axes = np.eye(3)
         rows = [COLOURS.get(name.lower(), axes[len(name) % 3]) for name in names]
-        return _unit(np.roll(np.asarray(rows, dtype=np.float64).reshape(-1, 3), self._shift, axis=1))
+        return _normalize(np.roll(np.asarray(rows, dtype=np.float64).reshape(-1, 3), self._shift, axis=1))
 
     def describe_labels(self, names: Sequence[str]) -> list[LabelDescription]:
         return [LabelDescription((name,)) for name in names]
@@ -70,14 +67,12 @@ class DummyClassifier:
 
 
 def create_dummy(spec: str) -> DummyClassifier | None:
-    """The classifier of ``dummy`` or ``dummy:N``; None for any other spec."""
     name, colon, version = spec.partition(":")
     if name != "dummy" or (colon and not (version.isascii() and version.isdigit() and 0 < int(version) < 100)):
         return None
     return DummyClassifier(int(version or 1))
 
 
-def _unit(x: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Rows to length 1; a zero row (a black video) stays zero."""
+def _normalize(x: NDArray[np.float64]) -> NDArray[np.float32]:  # a zero row (a black video) stays zero
     norm = np.linalg.norm(x, axis=-1, keepdims=True)
     return (x / np.where(norm > 0, norm, 1.0)).astype(np.float32)

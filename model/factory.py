@@ -1,17 +1,12 @@
-"""Joins the rooms: a backbone by name, the two encoders, and the classifier that the service owns."""
-
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import open_clip
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vidlex.model.baselines.base import ClipLabelEncoder
@@ -28,34 +23,27 @@ from vidlex.model.checkpoint import (
     digest_tensors,
     load_checkpoint,
 )
-from vidlex.model.classifier import Classifier, LabelDescription
+from vidlex.model.classifier import Classifier
 from vidlex.model.config import BaselineConfig, LabelEncoderConfig, Method, VideoEncoderConfig, fingerprint
 from vidlex.model.dummy import create_dummy
 from vidlex.model.scoring import Scorer
+from vidlex.model.specs import ModelNotFound, checkpoint_folder
 from vidlex.model.text.clip_text import ClipText
 from vidlex.model.text.label_encoder import LabelEncoder
 from vidlex.model.text.llm import FrozenLLM
+from vidlex.model.torch_classifier import TorchClassifier
 from vidlex.model.types import FrameGeometry
 from vidlex.model.video.encoder import VideoEncoder
-from vidlex.model.video.precision import Precision, choose_encoder
-from vidlex.model.weights import fetch_llm, list_zoo, zoo_dir
+from vidlex.model.video.precision import Precision
+from vidlex.model.weights import fetch_llm
 
+# values in ``open_clip+PROMPTING:NAME``; "llm" is the default LLM
 PROMPTING = ("name", "photo", "imagenet", "video", "llm")
-"""``open_clip+PROMPTING:NAME``: the templates of a zero-shot model, or attributes that the default LLM lists."""
-MAX_FRAMES_PER_PASS = 256
-"""Frames that go through the image tower at once: bounds the memory of a request."""
-
-
-class ModelNotFound(ValueError):
-    """``VIDLEX_MODEL`` names nothing that can be loaded. The message lists what could be."""
 
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """A loaded open_clip model and how pictures and words are prepared for it."""
-
-    model: Any
-    """open_clip's CLIP or CustomTextCLIP, in evaluation mode, frozen."""
+    model: Any  # open_clip's CLIP or CustomTextCLIP, frozen, in evaluation mode
     tokenizer: Any
     source: ClipSource
     model_cfg: dict[str, Any]
@@ -66,17 +54,17 @@ class Clip:
 
 
 def create_clip(name: str) -> Clip:
-    """Any open_clip model in float32 on the CPU: ``NAME/PRETRAINED``, ``local-dir:/path`` or ``hf-hub:org/repo``.
+    """An open_clip model in float32 on the CPU: ``NAME/PRETRAINED``, ``local-dir:/path`` or ``hf-hub:org/repo``.
 
-    Raises ModelNotFound when open_clip does not know the name or the weights cannot be had.
+    Raises ModelNotFound for an unknown name or unavailable weights.
     """
-    local = name.startswith(("local-dir:", "hf-hub:"))
-    architecture, _, tag = (name, "", "") if local else name.partition("/")
-    if not local and not tag:
-        raise ModelNotFound(f"{name!r} names no weights: write NAME/PRETRAINED, such as ViT-B-16-quickgelu/openai")
+    is_repository = name.startswith(("local-dir:", "hf-hub:"))
+    architecture, _, tag = (name, "", "") if is_repository else name.partition("/")
+    if not is_repository and not tag:
+        raise ModelNotFound(f"{name!r} names no weights: use NAME/PRETRAINED, such as ViT-B-16-quickgelu/openai")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # a QuickGELU mismatch silently gives wrong features
+            warnings.simplefilter("error", UserWarning)  # a QuickGELU mismatch gives wrong features
             model = open_clip.create_model(architecture, pretrained=tag or None, precision="fp32", device="cpu")
         tokenizer = open_clip.get_tokenizer(architecture)
     except UserWarning as warning:
@@ -88,21 +76,20 @@ def create_clip(name: str) -> Clip:
             f"cannot load the open_clip model {name!r} ({type(error).__name__}: {error}). Without a hub, give a "
             "folder: open_clip:local-dir:/path/with/open_clip_config.json"
         ) from error
-    prepare = model.visual.preprocess_cfg
-    size = prepare["size"]
+    preprocessing = model.visual.preprocess_cfg
+    size = preprocessing["size"]
     side = size if isinstance(size, int) else size[0]
     source = ClipSource(
         source=name,
-        mean=tuple(prepare["mean"]),
-        std=tuple(prepare["std"]),
-        geometry=FrameGeometry(image_size=int(side), resize_mode=prepare.get("resize_mode", "shortest")),
+        mean=tuple(preprocessing["mean"]),
+        std=tuple(preprocessing["std"]),
+        geometry=FrameGeometry(image_size=int(side), resize_mode=preprocessing.get("resize_mode", "shortest")),
     )
     model_cfg = open_clip.get_model_config(architecture) or {}
     return Clip(model.eval().requires_grad_(False), tokenizer, source, model_cfg)
 
 
-def stored_clip(source: ClipSource, state: dict[str, Tensor]) -> Clip:
-    """A CLIP whose weights lie in the checkpoint itself."""
+def _restore_clip(source: ClipSource, state: dict[str, Tensor]) -> Clip:
     if source.model_cfg is None:
         raise CheckpointError("the checkpoint stores its CLIP but has no clip.model_cfg")
     model = open_clip.CLIP(**source.model_cfg)
@@ -112,8 +99,7 @@ def stored_clip(source: ClipSource, state: dict[str, Tensor]) -> Clip:
     return Clip(model.eval().requires_grad_(False), tokenizer, source, source.model_cfg)
 
 
-def create_label_encoder(config: LabelEncoderConfig, clip: Clip) -> tuple[LabelEncoder, Path]:
-    """The paper's label encoder with its LLM, and the folder that the LLM came from."""
+def create_label_encoder(config: LabelEncoderConfig, clip: Clip) -> tuple[LabelEncoder, Path]:  # and the LLM's folder
     folder = fetch_llm(config.llm)
     return LabelEncoder(FrozenLLM.load(folder), ClipText(clip.model, clip.tokenizer), config), folder
 
@@ -121,7 +107,6 @@ def create_label_encoder(config: LabelEncoderConfig, clip: Clip) -> tuple[LabelE
 def create_baseline_labels(
     method: Method, baseline: BaselineConfig, label: LabelEncoderConfig, clip: Clip
 ) -> tuple[ClipLabelEncoder, Path | None]:
-    """The label encoder of a method that is not ours, and the folder of its LLM if it has one."""
     text = ClipText(clip.model, clip.tokenizer)
     if method == "coop":
         return CoOpLabelEncoder(
@@ -135,114 +120,44 @@ def create_baseline_labels(
         return FixedLlmLabelEncoder(llm, text, prompt_version="v2", renormalize=label.renormalize), folder
     if method in ("class_name", "vificlip"):
         return ClassNameLabelEncoder(text, TEMPLATES[baseline.templates]), None
-    raise ValueError(f"{method!r} is no baseline")
+    raise ValueError(f"{method!r} is not a baseline")
 
 
-class TorchClassifier:
-    """Encoders and scoring on one device (see ``vidlex.model.classifier.Classifier``)."""
-
-    def __init__(
-        self,
-        *,
-        id: str,
-        fingerprint: str,
-        video: VideoEncoder,
-        label: LabelEncoder | ClipLabelEncoder,
-        scorer: Scorer,
-        geometry: FrameGeometry,
-        default_threshold: float,
-        device: str,
-        precision: Precision,
-        facts: dict[str, Any],
-    ) -> None:
-        self.id, self.fingerprint, self.device = id, fingerprint, device
-        self.scorer, self.geometry, self.default_threshold = scorer, geometry, default_threshold
-        self.num_frames = video.config.num_frames
-        self.video = video.to(device).eval()
-        self.label = label.to(device).eval()
-        if isinstance(self.label, LabelEncoder):
-            self.label.quicken()
-        side = geometry.image_size
-        chosen = choose_encoder(
-            self.video, precision=precision, image_size=side, scorer=scorer, fingerprint=fingerprint
-        )
-        self._encoder = chosen.encoder
-        self.facts = facts | {"encoder": chosen.name}
-        self.dim = int(self.encode_video([np.zeros((1, side, side, 3), np.uint8)]).shape[1])
-
-    def encode_video(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """See Classifier. Videos of equal length share a pass of at most MAX_FRAMES_PER_PASS frames."""
-        out: list[NDArray[np.float32] | None] = [None] * len(frames)
-        by_length: dict[int, list[int]] = {}
-        for index, video in enumerate(frames):
-            by_length.setdefault(len(video), []).append(index)
-        for length, members in by_length.items():
-            per_pass = max(1, MAX_FRAMES_PER_PASS // length)
-            for start in range(0, len(members), per_pass):
-                chunk = members[start : start + per_pass]
-                stacked = torch.from_numpy(np.stack([frames[i] for i in chunk]))
-                features = self._encoder.encode_video(stacked.to(self.device)).cpu().numpy()
-                for i, feature in zip(chunk, features, strict=True):
-                    out[i] = feature
-        return np.stack([f for f in out if f is not None])
-
-    def check_label(self, name: str) -> None:
-        self.label.check_label(name)
-
-    def encode_labels(self, names: Sequence[str]) -> NDArray[np.float32]:
-        features: NDArray[np.float32] = self.label.encode_labels(list(names)).float().cpu().numpy()
-        return features
-
-    def describe_labels(self, names: Sequence[str]) -> list[LabelDescription]:
-        with torch.inference_mode():
-            return self.label.describe_labels(list(names))
-
-    def info(self) -> dict[str, Any]:
-        return dict(self.facts)
-
-
-def list_devices(wanted: str) -> list[str]:
-    """What VIDLEX_DEVICE names: ``cuda:all`` is each GPU, a list has commas. Raises ValueError if there is no GPU."""
-    if wanted != "cuda:all":
-        return wanted.split(",")
-    found = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    if not found:
-        raise ValueError("cuda:all is asked for, and there is no GPU")
-    return found
+def list_devices(spec: str) -> list[str]:  # of VIDLEX_DEVICE: comma-separated names, or ``cuda:all``
+    if spec != "cuda:all":
+        return spec.split(",")
+    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    if not gpus:
+        raise ValueError("cuda:all was requested, but there is no GPU")
+    return gpus
 
 
 def load_classifier(spec: str, *, device: str = "auto", precision: Precision = "float32") -> Classifier:
-    """``dummy``, a zoo name, a checkpoint folder, or ``open_clip:NAME`` zero-shot (frame mean, class-name prompts;
-    ``open_clip+imagenet:NAME`` and its like choose the prompts, ``open_clip+llm:NAME`` has an LLM list attributes).
+    """``spec`` is ``dummy``, a zoo name, a checkpoint folder, or ``open_clip:NAME`` for zero-shot classification with
+    the frame mean and class-name prompts (``open_clip+PROMPTING:NAME`` selects other prompts, see PROMPTING).
 
-    ``precision`` is the video encoder's (``vidlex.model.video.precision``); labels are always encoded in float32.
-    Raises ModelNotFound, CheckpointError, or what the LLM's fetching raises.
+    ``precision`` is that of the video encoder (``vidlex.model.video.precision``); labels are always encoded in float32.
+    Raises ModelNotFound, CheckpointError or WeightsError.
     """
-    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    torch_device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     dummy = create_dummy(spec)
     if dummy is not None:
         return dummy
     if spec.startswith(("open_clip:", "open_clip+")):
-        return _zero_shot(spec, place, precision)
-    folder = zoo_dir() / spec if spec in list_zoo() else Path(spec).expanduser()
-    if not (folder / "config.json").is_file():
-        raise ModelNotFound(
-            f"no model {spec!r}: give a zoo name ({', '.join(list_zoo()) or 'none shipped'}), a checkpoint folder, "
-            "open_clip:NAME/PRETRAINED, open_clip:local-dir:/path, or dummy"
-        )
-    return _from_checkpoint(folder, place, precision)
+        return _load_zero_shot(spec, torch_device, precision)
+    return _load_from_checkpoint(checkpoint_folder(spec), torch_device, precision)
 
 
-def _from_checkpoint(folder: Path, device: str, precision: Precision) -> Classifier:
+def _load_from_checkpoint(folder: Path, device: str, precision: Precision) -> Classifier:
     config, tensors, identity = load_checkpoint(folder)
-    parts = {part: _strip(tensors, f"{part}.") for part in ("clip", "branch", "label")}
+    parts = {part: _select_prefix(tensors, f"{part}.") for part in ("clip", "branch", "label")}
     if config.clip.source == "stored":
-        clip = stored_clip(config.clip, parts["clip"])
+        clip = _restore_clip(config.clip, parts["clip"])
     else:
         clip = create_clip(config.clip.source)
         if clip.digest != config.clip.digest:
             raise CheckpointError(
-                f"the backbone {config.clip.source} has other weights than this checkpoint was trained on"
+                f"the backbone {config.clip.source} has other weights than in the training of this checkpoint"
             )
     video = VideoEncoder(clip.model.visual, config.video, mean=config.clip.mean, std=config.clip.std)
     label: LabelEncoder | ClipLabelEncoder
@@ -252,13 +167,13 @@ def _from_checkpoint(folder: Path, device: str, precision: Precision) -> Classif
     else:
         label, llm_folder = create_baseline_labels(config.method, config.baseline, config.label, clip)
     if llm_folder is not None and config.llm_digest not in (None, digest_llm(llm_folder)):
-        raise CheckpointError(f"the LLM {config.label.llm} has other weights than this checkpoint was trained with")
-    check_fits(parts["branch"], video.trainable())
+        raise CheckpointError(f"the LLM {config.label.llm} has other weights than in the training of this checkpoint")
+    check_fits(parts["branch"], video.trainable_parameters())
     check_fits(parts["label"], label.trainable_state_dict())
     video.load_state_dict(parts["branch"], strict=False)
     label.load_state_dict(parts["label"], strict=False)
     video.with_frame_mean = config.method == "ours" and config.label.name_trust > 0
-    facts = {
+    info = {
         "backbone": config.clip.source,
         "method": config.method,
         "llm": config.label.llm if llm_folder is not None else None,
@@ -276,13 +191,11 @@ def _from_checkpoint(folder: Path, device: str, precision: Precision) -> Classif
         default_threshold=config.default_threshold,
         device=device,
         precision=precision,
-        facts=facts,
+        info=info,
     )
 
 
-def _zero_shot(spec: str, device: str, precision: Precision) -> Classifier:
-    """Scores are CLIP's own ``logit_scale`` and ``logit_bias``; a CLIP trained with softmax has no bias of its own,
-    so its logits are centred at a cosine of 0.25, a usual value of a matching pair, and not calibrated."""
+def _load_zero_shot(spec: str, device: str, precision: Precision) -> Classifier:
     kind, _, name = spec.partition(":")
     prompting = kind.removeprefix("open_clip").removeprefix("+") or "default"
     if prompting not in ("default", *PROMPTING):
@@ -298,8 +211,9 @@ def _zero_shot(spec: str, device: str, precision: Precision) -> Classifier:
     baseline = BaselineConfig() if prompting == "llm" else BaselineConfig(templates=prompting)  # type: ignore[arg-type]
     label, llm_folder = create_baseline_labels(method, baseline, LabelEncoderConfig(), clip)
     prompts: list[str] = [digest_llm(llm_folder)] if llm_folder is not None else list(TEMPLATES[baseline.templates])
-    shown = Path(name).name if name.startswith("local-dir:") else name
+    display_name = Path(name).name if name.startswith("local-dir:") else name
     scale = float(clip.model.logit_scale.exp())
+    # a CLIP trained with softmax has no bias: its logits are centred at a cosine of 0.25, typical of a matching pair
     bias = getattr(clip.model, "logit_bias", None)
     scorer = Scorer(scale, float(bias) if bias is not None else -0.25 * scale)
     identity = fingerprint(
@@ -307,7 +221,7 @@ def _zero_shot(spec: str, device: str, precision: Precision) -> Classifier:
         clip.source.geometry.image_size, clip.source.geometry.resize_mode,
     )  # fmt: skip
     return TorchClassifier(
-        id=f"{kind}:{shown}",
+        id=f"{kind}:{display_name}",
         fingerprint=identity,
         video=video,
         label=label,
@@ -316,9 +230,9 @@ def _zero_shot(spec: str, device: str, precision: Precision) -> Classifier:
         default_threshold=0.5,
         device=device,
         precision=precision,
-        facts={"backbone": shown, "llm": LabelEncoderConfig().llm if llm_folder else None, "branch_blocks": 0},
+        info={"backbone": display_name, "llm": LabelEncoderConfig().llm if llm_folder else None, "branch_blocks": 0},
     )
 
 
-def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _select_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,28 +1,24 @@
-"""similarity -> logit -> probability. The only scoring arithmetic; training and serving share it.
+"""Similarity to logit to probability: the scoring arithmetic of both training and serving.
 
 Paper section 3 (arXiv 2407.09073): ``p = sigmoid(s / tau)`` with ``s`` the inner product of the video and the
-label feature. Vidlex writes ``logit = logit_scale * s + logit_bias`` as SigLIP does (the paper is
-``logit_scale = 1 / tau, logit_bias = 0``), and then applies a calibration fitted on validation data
-(Platt 1999: ``p = sigmoid(slope * logit + intercept)``). Each label's probability depends on its own
-similarity alone, never on the other labels.
+label feature. As in SigLIP, ``logit = logit_scale * s + logit_bias`` (the paper has ``logit_scale = 1 / tau,
+logit_bias = 0``), followed by a calibration fitted on validation data (Platt 1999: ``p = sigmoid(slope * logit +
+intercept)``). A label's probability depends only on its own similarity.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-ArrayT = TypeVar("ArrayT")
-"""numpy array or torch tensor: the arithmetic is the same."""
+ArrayT = TypeVar("ArrayT")  # numpy array or torch tensor
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Platt scaling of the logit. The identity by default."""
-
     slope: float = 1.0
     intercept: float = 0.0
 
@@ -31,17 +27,14 @@ class Calibration:
             raise ValueError(f"calibration must be finite with a positive slope, got {self}")
 
     def probability(self, logit: NDArray[np.floating[Any]] | float) -> NDArray[np.float64]:
-        """``sigmoid(slope * logit + intercept)`` in float64, any shape."""
         return sigmoid(np.asarray(logit, dtype=np.float64) * self.slope + self.intercept)
 
 
 def similarity_to_logit(similarity: ArrayT, logit_scale: Any, logit_bias: Any) -> ArrayT:
-    """``logit_scale * similarity + logit_bias``, element by element; any shape, e.g. [B, V]."""
     return similarity * logit_scale + logit_bias  # type: ignore[no-any-return]
 
 
-def sigmoid(logit: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Logistic function in float64, without overflow at either end. Any shape."""
+def sigmoid(logit: NDArray[np.floating[Any]]) -> NDArray[np.float64]:  # without overflow
     x = np.asarray(logit, dtype=np.float64)
     e = np.exp(-np.abs(x))
     result: NDArray[np.float64] = np.where(x >= 0, 1.0, e) / (1.0 + e)
@@ -50,8 +43,6 @@ def sigmoid(logit: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Scorer:
-    """A checkpoint's way from similarities to probabilities, as used by the service."""
-
     logit_scale: float
     logit_bias: float = 0.0
     calibration: Calibration = Calibration()
@@ -60,12 +51,10 @@ class Scorer:
         if not (np.isfinite(self.logit_scale) and np.isfinite(self.logit_bias) and self.logit_scale > 0):
             raise ValueError(f"a higher similarity must score higher, got {self.logit_scale=}, {self.logit_bias=}")
 
-    def logit(self, similarity: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """Uncalibrated logits in float64, same shape. Metrics are computed on these (float32 sigmoids tie)."""
+    def logit(self, similarity: NDArray[np.floating[Any]]) -> NDArray[np.float64]:  # uncalibrated
         return similarity_to_logit(np.asarray(similarity, dtype=np.float64), self.logit_scale, self.logit_bias)
 
     def probability(self, similarity: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """Calibrated probabilities in 0..1, float64, same shape as ``similarity``."""
         return self.calibration.probability(self.logit(similarity))
 
     def similarity(self, probability: float) -> float:
@@ -75,10 +64,3 @@ class Scorer:
         calibrated = float(np.log(probability) - np.log1p(-probability))
         logit = (calibrated - self.calibration.intercept) / self.calibration.slope
         return (logit - self.logit_bias) / self.logit_scale
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Scorer:
-        return cls(data["logit_scale"], data["logit_bias"], Calibration(**data["calibration"]))

@@ -1,9 +1,9 @@
-"""What travels between the rooms: frames of one video, and facts about its file.
+"""Frames of one video and facts about its file.
 
-Shape letters, used everywhere: B videos, T frames, C channels, H height, W width, D embedding,
-V labels, N prefixes, K attributes per prefix, L tokens per attribute, M prompt tokens, P patches.
+Shape letters of the whole package: B videos, T frames, C channels, H height, W width, D embedding, V labels, N
+prefixes, K attributes per prefix, L tokens per attribute, M prompt tokens, P patches.
 
-No torch here: a decode process imports this file and must stay small.
+Imports no torch: every decode process loads this module and must stay small.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ DecoderName = Literal["auto", "pyav", "decord", "torchcodec"]
 
 @dataclass(frozen=True)
 class FrameGeometry:
-    """How a decoded picture becomes a model input: ``image_size`` pixels square, uint8 RGB.
+    """How a decoded picture becomes a square model input of ``image_size`` pixels, uint8 RGB.
 
     ``shortest`` scales the short side and crops the centre (open_clip's default), ``squash`` ignores the
-    aspect ratio and sees the whole picture, ``longest`` scales the long side and pads with black.
+    aspect ratio, ``longest`` scales the long side and pads with black.
     """
 
     image_size: int
@@ -39,7 +39,7 @@ class FrameGeometry:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """Facts about a video file as decoded (after rotation), not as its header claims."""
+    """Facts about a video file as decoded (after rotation), not as claimed by its header."""
 
     duration_ms: int
     width: int
@@ -52,12 +52,8 @@ class VideoInfo:
 
 @dataclass(frozen=True, eq=False)
 class FrameBatch:
-    """Sampled frames of one video, in presentation order."""
-
-    frames: NDArray[np.uint8]
-    """[T, H, W, C=3] uint8 RGB."""
-    timestamps_ms: tuple[int, ...]
-    """Presentation time of each frame, from the start of the video. Not decreasing."""
+    frames: NDArray[np.uint8]  # [T, H, W, C=3] RGB
+    timestamps_ms: tuple[int, ...]  # [T] presentation times from the start of the video; not decreasing
     video: VideoInfo
 
     def __post_init__(self) -> None:

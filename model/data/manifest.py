@@ -1,7 +1,7 @@
-"""One form for every dataset: JSON Lines, one video (or a stretch of one) per line.
+"""The manifest of a dataset: JSON Lines, one entry per video or segment of a video.
 
-A label in ``positives`` is true, one in ``negatives`` was verified to be absent; any other is unknown, unless the
-manifest's vocabulary is complete (``closed``: every label not positive is absent, as in the procedural world).
+A label in ``positives`` is present and one in ``negatives`` was verified to be absent. Any other label is unknown, or
+absent if the entry is ``closed`` (its labels are complete).
 """
 
 from __future__ import annotations
@@ -16,15 +16,12 @@ MAX_LINE_BYTES = 1 << 20
 
 
 class ManifestError(ValueError):
-    """Names the file, the line and what is wrong there."""
+    """The message names file, line and problem."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One labelled video."""
-
-    video: str
-    """Path of the file, relative to the manifest."""
+    video: str  # relative to the manifest
     positives: tuple[str, ...]
     negatives: tuple[str, ...] = ()
     closed: bool = False
@@ -40,24 +37,24 @@ def write_manifest(path: Path, entries: Iterable[Entry]) -> None:
 
 
 def read_manifest(path: Path) -> Iterator[Entry]:
-    """Entries in file order. Raises ManifestError with file and line number; empty lines are skipped."""
-    with path.open("rb") as handle:
-        for number, raw in enumerate(handle, start=1):
+    """Entries in file order; empty lines are skipped. Raises ManifestError."""
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
             if len(raw) > MAX_LINE_BYTES:
                 raise ManifestError(f"{path}:{number}: the line is longer than {MAX_LINE_BYTES} bytes")
             text = raw.decode("utf-8-sig" if number == 1 else "utf-8", errors="strict").strip()
             if text:
-                yield _entry(text, f"{path}:{number}")
+                yield _parse_entry(text, f"{path}:{number}")
 
 
-def _entry(text: str, where: str) -> Entry:
+def _parse_entry(text: str, location: str) -> Entry:
     try:
         data: dict[str, Any] = json.loads(text)
         entry = Entry(**{**data, "positives": tuple(data["positives"]), "negatives": tuple(data.get("negatives", ()))})
     except (ValueError, TypeError, KeyError) as error:
-        raise ManifestError(f"{where}: not a manifest entry ({error!r})") from error
+        raise ManifestError(f"{location}: not a manifest entry ({error!r})") from error
     if not isinstance(entry.video, str) or not all(isinstance(x, str) for x in entry.positives + entry.negatives):
-        raise ManifestError(f"{where}: video and labels must be text")
+        raise ManifestError(f"{location}: video and labels must be text")
     if set(entry.positives) & set(entry.negatives):
-        raise ManifestError(f"{where}: a label is both positive and negative")
+        raise ManifestError(f"{location}: a label is both positive and negative")
     return entry

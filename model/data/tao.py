@@ -1,8 +1,8 @@
 """TAO (Tracking Any Object): tracks and, per video, the categories verified to be absent.
 
 The federated protocol of TAO and LVIS: a category is judged only on the videos where it has a track or was verified
-absent; everywhere else it is unknown. ``not_exhaustive_category_ids`` says that not every instance is boxed; such a
-category is never a negative.
+absent; otherwise it is unknown. A category in ``not_exhaustive_category_ids`` (not every instance is boxed) is never a
+negative.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from vidlex.model.data.annotations import AnnotationError, read_json
-from vidlex.model.data.dataset import SPLITS, DatasetFacts, LabelText, VideoFiles, relative, write_dataset
+from vidlex.model.data.dataset import SPLITS, DatasetInfo, LabelInfo, VideoFiles, relative_path, write_dataset
 from vidlex.model.data.manifest import Entry
 
-PROMPTS = {"baby": "person"}
-"""Category 805 is called baby, but its synset is person.n.01 and its tracks are people of any age."""
+PROMPTS = {"baby": "person"}  # the synset of category 805 is person.n.01: its tracks are people of any age
 _REMEDY = "take train.json or validation.json of github.com/TAO-Dataset/annotations, v1.2"
 
 
-class _Child(BaseModel):
+class _MergedCategory(BaseModel):
     id: int
 
 
@@ -31,7 +30,7 @@ class _Category(BaseModel):
     id: int
     name: str
     synset: str = "unknown"
-    merged: list[_Child] = Field(default_factory=list)
+    merged: list[_MergedCategory] = Field(default_factory=list)
 
 
 class _Video(BaseModel):
@@ -55,18 +54,16 @@ class _File(BaseModel):
 
 @dataclass(frozen=True)
 class FederatedVideo:
-    """Category ids of one video after merging; what is in neither set is unknown."""
-
     name: str
     split: str
-    positives: frozenset[int]
+    positives: frozenset[int]  # category ids after merging; those in neither set are unknown
     negatives: frozenset[int]
 
 
 def read_videos(path: Path) -> tuple[list[FederatedVideo], dict[int, tuple[str, str]]]:
-    """Videos with their categories, and id -> (name, synset) of all categories. Raises AnnotationError.
+    """The videos, and id -> (name, synset) of all categories. Raises AnnotationError.
 
-    Merged children (cup <- mug) become their parents everywhere, in the two lists of a video too.
+    Merged categories (mug -> cup) are replaced by their parents, also in the lists of a video.
     """
     file = read_json(path, _File, remedy=_REMEDY)
     parent = {child.id: category.id for category in file.categories for child in category.merged}
@@ -75,16 +72,14 @@ def read_videos(path: Path) -> tuple[list[FederatedVideo], dict[int, tuple[str, 
     tracks = file.tracks if file.tracks is not None else file.annotations
     for track in tracks:
         if track.video_id not in positives or track.category_id not in known:
-            problem = (
-                f"a track names video {track.video_id} and category {track.category_id}, one of which is not listed"
-            )
+            problem = f"a track has video {track.video_id} and category {track.category_id}, one of which is unknown"
             raise AnnotationError(path, None, problem, _REMEDY)
         positives[track.video_id].add(parent.get(track.category_id, track.category_id))
     videos = []
     for video in file.videos:
         present = positives[video.id]
-        partial = {parent.get(i, i) for i in video.not_exhaustive_category_ids}
-        absent = {parent.get(i, i) for i in video.neg_category_ids} - present - partial
+        not_exhaustive = {parent.get(i, i) for i in video.not_exhaustive_category_ids}
+        absent = {parent.get(i, i) for i in video.neg_category_ids} - present - not_exhaustive
         if unknown := absent - known:
             raise AnnotationError(path, None, f"{video.name}: no category {min(unknown)}", _REMEDY)
         videos.append(FederatedVideo(video.name, _split(path, video.name), frozenset(present), frozenset(absent)))
@@ -98,19 +93,22 @@ def _split(path: Path, name: str) -> str:
     return SPLITS[split]
 
 
-def prompt_of(name: str) -> str:
-    """``bow_(weapon)`` -> "bow (weapon)"."""
+def category_prompt(name: str) -> str:  # bow_(weapon) -> bow (weapon)
     return PROMPTS.get(name, name.replace("_", " "))
 
 
 def build(*, annotations: Path, videos: Path, out: Path = Path("data/tao")) -> dict[str, Any]:
-    """TAO. ``annotations``: train.json or validation.json (or a _with_freeform one); ``videos``: the folder in which
-    the videos lie under their TAO names, such as val/YFCC100M/v_....mp4. Categories without a track are left out.
+    """Write the manifest and the labels of TAO. Categories without a track are left out.
+
+    Args:
+        annotations: train.json or validation.json, or the same with freeform categories.
+        videos: Folder of the videos under their TAO names, such as val/YFCC100M/v_....mp4.
+        out: Folder of the manifest and the labels.
     """
     annotated, categories = read_videos(annotations)
     used = sorted({i for video in annotated for i in video.positives})
-    names = Counter(categories[i][0] for i in used)
-    keys = {i: categories[i][0] if names[categories[i][0]] == 1 else f"{categories[i][0]} #{i}" for i in used}
+    num_uses = Counter(categories[i][0] for i in used)
+    keys = {i: categories[i][0] if num_uses[categories[i][0]] == 1 else f"{categories[i][0]} #{i}" for i in used}
     files = VideoFiles(videos)
     entries: list[Entry] = []
     missing: list[str] = []
@@ -121,18 +119,18 @@ def build(*, annotations: Path, videos: Path, out: Path = Path("data/tao")) -> d
             continue
         entries.append(
             Entry(
-                relative(path, out),
+                relative_path(path, out),
                 tuple(keys[i] for i in sorted(video.positives)),
                 tuple(keys[i] for i in sorted(video.negatives) if i in keys),
                 split=video.split,
                 native_id=video.name,
             )
         )
-    labels = {keys[i]: LabelText(prompt_of(categories[i][0]), "object", str(i)) for i in used}
-    facts = DatasetFacts(
+    labels = {keys[i]: LabelInfo(category_prompt(categories[i][0]), "object", str(i)) for i in used}
+    info = DatasetInfo(
         "tao",
         protocol="tao",
         counts={"num_categories": len(categories), "num_annotated_videos": len(annotated)},
         note="federated: a category counts only where it has a track or was verified absent",
     )
-    return write_dataset(out, entries, labels, missing, facts, sources=[annotations])
+    return write_dataset(out, entries, labels, missing, info, sources=[annotations])

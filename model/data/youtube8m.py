@@ -1,70 +1,66 @@
 """YouTube-8M (2018): vocabulary, video-level or frame-level TFRecords, and the human segment ratings of 2019.
 
-A label's id is the ``Index`` column, never the row number. Labels are made by machines: an absent label is unknown.
-Segment ratings (score 0) are the only verified negatives.
+The id of a label is the ``Index`` column, never the row number. Labels are machine-made: an unlisted label is unknown.
+Segment ratings with score 0 are the only verified negatives.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vidlex.model.data.annotations import AnnotationError, Row, is_youtube_id, read_csv
-from vidlex.model.data.dataset import SPLITS, DatasetFacts, LabelText, VideoFiles, relative, write_dataset
+from vidlex.model.data.annotations import AnnotationError, is_youtube_id, read_csv
+from vidlex.model.data.dataset import SPLITS, DatasetInfo, LabelInfo, VideoFiles, relative_path, write_dataset
 from vidlex.model.data.manifest import Entry
-from vidlex.model.data.tfrecord import Value, features, read_records
+from vidlex.model.data.tfrecord import Value, parse_features, read_records
 
 NUM_CLASSES = 3862
 SEGMENT_SECONDS = 5
 GAMES = "Games"
 VERTICALS = ("Vertical1", "Vertical2", "Vertical3")
 _COLUMNS = ("Index", "TrainVideoCount", "KnowledgeGraphId", "Name", *VERTICALS)
-_VOCABULARY = "take vocabulary.csv of the 2018 release (3,862 classes), research.google.com/youtube8m/download.html"
-_RECORDS = "take the records of the 2018 release (folders 2/video, 2/frame, 3/frame)"
-_SHARD = re.compile(r"(train|validate|test)[A-Za-z0-9_-]*\.tfrecord")
+_VOCABULARY_REMEDY = (
+    "take vocabulary.csv of the 2018 release (3,862 classes), research.google.com/youtube8m/download.html"
+)
+_RECORDS_REMEDY = "take the records of the 2018 release (folders 2/video, 2/frame, 3/frame)"
+_OLD_NUMBERING = "the numbering of 2017 and before (4,716 classes), in which the same numbers mean other labels"
+_SHARD_NAME = re.compile(r"(train|validate|test)[A-Za-z0-9_-]*\.tfrecord")
 
 
 @dataclass(frozen=True)
 class VideoClass:
-    """One row of vocabulary.csv."""
-
     index: int
-    entity: str
-    """Knowledge-graph id, ``/m/...``."""
-    name: str
-    """Empty in 56 rows."""
+    entity: str  # knowledge-graph id, ``/m/...``
+    name: str  # empty in 56 rows
     verticals: tuple[str, ...]
     num_train_videos: int
 
 
 def read_vocabulary(path: Path) -> dict[int, VideoClass]:
-    """All 3,862 classes by Index. Raises AnnotationError for any other list of labels, the 2017 numbering included."""
-    _refuse_label_names(path)
-    found: dict[int, VideoClass] = {}
-    for row in read_csv(path, _COLUMNS, missing_column=_VOCABULARY):
+    """All 3,862 classes by Index. Raises AnnotationError for any other list of labels."""
+    _reject_label_names(path)
+    classes: dict[int, VideoClass] = {}
+    for row in read_csv(path, _COLUMNS, missing_column_remedy=_VOCABULARY_REMEDY):
         index = row.integer("Index")
         if index >= NUM_CLASSES:
-            raise row.error(f"Index {index}: {_OLD}", _VOCABULARY)
-        if index in found:
-            raise row.error(f"Index {index} comes twice", _VOCABULARY)
+            raise row.error(f"Index {index}: {_OLD_NUMBERING}", _VOCABULARY_REMEDY)
+        if index in classes:
+            raise row.error(f"duplicate Index {index}", _VOCABULARY_REMEDY)
         verticals = tuple(v for v in (row[column].strip() for column in VERTICALS) if v)
-        found[index] = VideoClass(
+        classes[index] = VideoClass(
             index, row["KnowledgeGraphId"], row["Name"].strip(), verticals, row.integer("TrainVideoCount")
         )
-    if len(found) != NUM_CLASSES:
-        problem = f"{len(found)} classes, not {NUM_CLASSES} (the vocabulary of 2019 lists the 1,000 rated ones only)"
-        raise AnnotationError(path, None, problem, _VOCABULARY)
-    return found
+    if len(classes) != NUM_CLASSES:
+        problem = f"{len(classes)} classes, not {NUM_CLASSES} (the vocabulary of 2019 lists the 1,000 rated ones only)"
+        raise AnnotationError(path, None, problem, _VOCABULARY_REMEDY)
+    return classes
 
 
-_OLD = "the numbering of 2017 and before (4,716 classes), which names other things by the same numbers"
-
-
-def _refuse_label_names(path: Path) -> None:
-    """Two files called label_names_2018.csv circulate; one has the old numbering, neither has verticals."""
+def _reject_label_names(path: Path) -> None:
+    """A label_names_2018.csv has no verticals, and one version has the old numbering. Raises AnnotationError."""
     if not path.is_file():
         return
     with path.open("rb") as file:
@@ -74,8 +70,8 @@ def _refuse_label_names(path: Path) -> None:
         for line, raw in enumerate(file, start=2):
             number = raw.split(b",", 1)[0].strip()
             if number.isdigit() and int(number) >= NUM_CLASSES:
-                raise AnnotationError(path, line, f"label id {int(number)}: {_OLD}", _VOCABULARY)
-    raise AnnotationError(path, 1, "a list of names without verticals: games cannot be told", _VOCABULARY)
+                raise AnnotationError(path, line, f"label id {int(number)}: {_OLD_NUMBERING}", _VOCABULARY_REMEDY)
+    raise AnnotationError(path, 1, "a list of names without verticals: games cannot be identified", _VOCABULARY_REMEDY)
 
 
 def select_classes(
@@ -85,36 +81,33 @@ def select_classes(
     drop_unnamed: bool = True,
     top_classes: int | None = None,
 ) -> list[VideoClass]:
-    """Classes to keep, in the order of their Index.
+    """In the order of their Index.
 
-    ``drop_games``: those with Games among their verticals (3,019 are left). ``top_classes``: of what is left only the
-    most frequent in the training partition; 2,429 approximates the paper's subset, whose rule is not published.
+    ``drop_games`` drops the classes with the vertical Games (3,019 remain). ``top_classes`` then selects the most
+    frequent ones of the training partition; 2,429 approximates the subset of the paper, whose rule is not published.
     """
-    kept = [
+    selected = [
         c for c in classes.values() if not (drop_games and GAMES in c.verticals) and not (drop_unnamed and not c.name)
     ]
     if top_classes is not None:
-        kept = sorted(kept, key=lambda c: (-c.num_train_videos, c.index))[:top_classes]
-    return sorted(kept, key=lambda c: c.index)
+        selected = sorted(selected, key=lambda c: (-c.num_train_videos, c.index))[:top_classes]
+    return sorted(selected, key=lambda c: c.index)
 
 
 def fill_names(classes: dict[int, VideoClass], path: Path) -> dict[int, VideoClass]:
-    """Names for the unnamed from a CSV ``Index,...,name_from_category_list``; the others stay as they are."""
     filled = dict(classes)
     for row in read_csv(path, ("Index", "name_from_category_list")):
         index = row.integer("Index", high=NUM_CLASSES - 1)
-        old = filled[index]
-        if not old.name:
-            name = row["name_from_category_list"].strip()
-            filled[index] = VideoClass(index, old.entity, name, old.verticals, old.num_train_videos)
+        if not filled[index].name:
+            filled[index] = replace(filled[index], name=row["name_from_category_list"].strip())
     return filled
 
 
-def label_keys(kept: list[VideoClass]) -> dict[int, str]:
-    """Index -> key: the name, or the knowledge-graph id where a name is missing or taken."""
+def label_keys(classes: list[VideoClass]) -> dict[int, str]:
+    """Index -> key: the name, or the knowledge-graph id if the name is missing or taken."""
     keys: dict[int, str] = {}
     taken: set[str] = set()
-    for c in sorted(kept, key=lambda c: (not c.name, -c.num_train_videos)):
+    for c in sorted(classes, key=lambda c: (not c.name, -c.num_train_videos)):
         keys[c.index] = c.name if c.name and c.name not in taken else c.entity
         taken.add(keys[c.index])
     return {index: keys[index] for index in sorted(keys)}
@@ -122,85 +115,80 @@ def label_keys(kept: list[VideoClass]) -> dict[int, str]:
 
 @dataclass(frozen=True)
 class Segment:
-    """Human ratings of one stretch of a video, seconds."""
-
-    start: int
+    start_seconds: int  # ratings are of the ``SEGMENT_SECONDS`` from here
     positives: tuple[int, ...]
     negatives: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a TFRecord says of one video."""
-
     video: str
     labels: tuple[int, ...]
     split: str
-    segments: tuple[Segment, ...] = field(default=())
+    segments: tuple[Segment, ...]
 
 
 def read_shard(path: Path) -> Iterator[Record]:
-    """Videos of one shard, whose name says the split. Raises AnnotationError with the record's number as the line."""
-    named = _SHARD.fullmatch(path.name)
-    if named is None:
-        raise AnnotationError(path, None, "the name says no split", "keep names such as train0093.tfrecord")
-    split = SPLITS[named.group(1)]
+    """Videos of one shard; its file name has the split. The line of an AnnotationError is the record's number."""
+    match = _SHARD_NAME.fullmatch(path.name)
+    if match is None:
+        raise AnnotationError(path, None, "the file name has no split", "keep names such as train0093.tfrecord")
+    split = SPLITS[match.group(1)]
     for number, payload in read_records(path):
         try:
-            found = features(payload)
+            features = parse_features(payload)
         except ValueError as error:
-            raise AnnotationError(path, number, f"not an Example ({error})", _RECORDS) from None
-        yield _record(path, number, found, split)
+            raise AnnotationError(path, number, f"not an Example ({error})", _RECORDS_REMEDY) from None
+        yield _record(path, number, features, split)
 
 
-def _record(path: Path, number: int, found: dict[str, Value], split: str) -> Record:
-    if "video_id" in found:
-        raise AnnotationError(path, number, f"the key video_id belongs to {_OLD}", _RECORDS)
-    names = [v for v in found.get("id", []) if isinstance(v, bytes)]
+def _record(path: Path, number: int, features: dict[str, Value], split: str) -> Record:
+    if "video_id" in features:
+        raise AnnotationError(path, number, f"the key video_id belongs to {_OLD_NUMBERING}", _RECORDS_REMEDY)
+    names = [v for v in features.get("id", []) if isinstance(v, bytes)]
     if len(names) != 1:
-        raise AnnotationError(path, number, "the record has no id", _RECORDS)
-    labels = _integers(found, "labels")
+        raise AnnotationError(path, number, "the record has no id", _RECORDS_REMEDY)
+    labels = _integers(features, "labels")
     for label in labels:
         if not 0 <= label < NUM_CLASSES:
-            raise AnnotationError(path, number, f"label {label}: {_OLD}", _RECORDS)
-    return Record(names[0].decode("utf-8", "replace"), tuple(labels), split, _segments(path, number, found))
+            raise AnnotationError(path, number, f"label {label}: {_OLD_NUMBERING}", _RECORDS_REMEDY)
+    return Record(names[0].decode("utf-8", "replace"), tuple(labels), split, _segments(path, number, features))
 
 
-def _segments(path: Path, number: int, found: dict[str, Value]) -> tuple[Segment, ...]:
-    labels, starts = _integers(found, "segment_labels"), _integers(found, "segment_start_times")
-    scores = [float(v) for v in found.get("segment_scores", []) if not isinstance(v, bytes)]
+def _segments(path: Path, number: int, features: dict[str, Value]) -> tuple[Segment, ...]:
+    labels, starts = _integers(features, "segment_labels"), _integers(features, "segment_start_times")
+    scores = [float(v) for v in features.get("segment_scores", []) if not isinstance(v, bytes)]
     if not len(labels) == len(starts) == len(scores):
         problem = f"{len(labels)} segment labels, {len(starts)} starts and {len(scores)} scores"
-        raise AnnotationError(path, number, problem, _RECORDS)
+        raise AnnotationError(path, number, problem, _RECORDS_REMEDY)
     by_start: dict[int, dict[int, bool]] = {}
     for label, start, score in zip(labels, starts, scores, strict=True):
         if not 0 <= label < NUM_CLASSES:
-            raise AnnotationError(path, number, f"segment label {label}: {_OLD}", _RECORDS)
+            raise AnnotationError(path, number, f"segment label {label}: {_OLD_NUMBERING}", _RECORDS_REMEDY)
         rated = by_start.setdefault(start, {})
         rated[label] = rated.get(label, False) or score > 0
     return tuple(
-        Segment(start, tuple(c for c, yes in rated.items() if yes), tuple(c for c, yes in rated.items() if not yes))
+        Segment(
+            start,
+            tuple(label for label, is_present in rated.items() if is_present),
+            tuple(label for label, is_present in rated.items() if not is_present),
+        )
         for start, rated in sorted(by_start.items())
     )
 
 
-def _integers(found: dict[str, Value], name: str) -> list[int]:
-    return [v for v in found.get(name, []) if isinstance(v, int)]
+def _integers(features: dict[str, Value], name: str) -> list[int]:
+    return [v for v in features.get(name, []) if isinstance(v, int)]
 
 
-def read_ids(path: Path) -> dict[str, str]:
-    """``yt8m_id,youtube_id``: the 4-character keys of the records, resolved."""
-    found: dict[str, str] = {}
+def read_ids(path: Path) -> dict[str, str]:  # 4-character id of a record -> YouTube id
+    ids: dict[str, str] = {}
     for row in read_csv(path, ("yt8m_id", "youtube_id")):
-        _check_key(row)
-        found[row["yt8m_id"]] = row.youtube_id("youtube_id")
-    return found
-
-
-def _check_key(row: Row) -> None:
-    key = row["yt8m_id"]
-    if not (len(key) == 4 and key.isascii() and key.isalnum()):
-        raise row.error(f"yt8m_id is {key!r}, not 4 letters or digits", "read ids as text, case matters")
+        key = row["yt8m_id"]
+        if not (len(key) == 4 and key.isascii() and key.isalnum()):
+            raise row.error(f"yt8m_id is {key!r}, not 4 letters or digits", "read ids as text, case matters")
+        ids[key] = row.youtube_id("youtube_id")
+    return ids
 
 
 def build(
@@ -215,31 +203,39 @@ def build(
     top_classes: int | None = None,
     segments: bool = False,
 ) -> dict[str, Any]:
-    """YouTube-8M. ``vocabulary``: vocabulary.csv; ``records``: a folder of TFRecords (without it only the labels are
-    written); ``ids``: a CSV yt8m_id,youtube_id, unless video files carry the 4-character keys. ``unnamed`` names the 56
-    unnamed classes, which are dropped otherwise. ``top_classes`` 2429 approximates the paper's selection.
-    ``segments`` takes the ratings of 2019 in place of the video labels.
+    """Write the manifest and the labels of YouTube-8M.
+
+    Args:
+        vocabulary: The file vocabulary.csv.
+        videos: Folder of the videos, named by their 4-character ids, or by their YouTube ids with `--ids`.
+        out: Folder of the manifest and the labels.
+        records: Folder of the TFRecords; without it only the labels are written.
+        ids: CSV file with the columns yt8m_id and youtube_id.
+        unnamed: CSV file with names for the 56 unnamed classes, which are dropped otherwise.
+        keep_games: Keep the classes of video games.
+        top_classes: Number of the most frequent classes to use; 2429 approximates the selection of the paper.
+        segments: Use the segment ratings of 2019 instead of the video labels.
     """
     classes = read_vocabulary(vocabulary)
-    num_left = len(select_classes(classes, drop_games=not keep_games, drop_unnamed=False))
+    num_without_games = len(select_classes(classes, drop_games=not keep_games, drop_unnamed=False))
     if unnamed is not None:
         classes = fill_names(classes, unnamed)
-    kept = select_classes(classes, drop_games=not keep_games, top_classes=top_classes)
-    keys = label_keys(kept)
+    selected = select_classes(classes, drop_games=not keep_games, top_classes=top_classes)
+    keys = label_keys(selected)
     files, youtube_ids = VideoFiles(videos), read_ids(ids) if ids is not None else {}
     entries: list[Entry] = []
     missing: list[str] = []
     counts = {
         "num_classes": len(classes),
-        "num_without_games": num_left,
+        "num_without_games": num_without_games,
         "num_annotated_videos": 0,
         "num_unlabelled": 0,
     }
     for shard in sorted(records.rglob("*.tfrecord")) if records is not None else ():
         for record in read_shard(shard):
             counts["num_annotated_videos"] += 1
-            described = _entries(record, keys, segments)
-            if not described:
+            entry_fields = _entry_fields(record, keys, segments)
+            if not entry_fields:
                 counts["num_unlabelled"] += 1
                 continue
             name = youtube_ids.get(record.video, record.video)
@@ -247,20 +243,20 @@ def build(
             if path is None:
                 missing.append(record.video)
             else:
-                entries += [Entry(relative(path, out), native_id=record.video, **part) for part in described]
+                video = relative_path(path, out)
+                entries += [Entry(video, native_id=record.video, **fields) for fields in entry_fields]
     note = "absent labels are unknown (machine-made labels)"
     if top_classes is not None:
-        note += f"; the {len(kept)} most frequent classes are an approximation of the paper's selection, not its list"
+        note += f"; the {len(selected)} most frequent classes approximate the selection of the paper"
     sources = [path for path in (vocabulary, ids, unnamed) if path is not None]
     options = {"keep_games": keep_games, "top_classes": top_classes, "segments": segments}
-    facts = DatasetFacts("youtube8m", options=options, counts=counts, note=note)
-    by_index = {c.index: c for c in kept}
-    labels = {key: LabelText(by_index[i].name, None, str(i)) for i, key in keys.items()}
-    return write_dataset(out, entries, labels, missing, facts, sources=sources)
+    info = DatasetInfo("youtube8m", options=options, counts=counts, note=note)
+    by_index = {c.index: c for c in selected}
+    labels = {key: LabelInfo(by_index[i].name, None, str(i)) for i, key in keys.items()}
+    return write_dataset(out, entries, labels, missing, info, sources=sources)
 
 
-def _entries(record: Record, keys: dict[int, str], segments: bool) -> list[dict[str, Any]]:
-    """The manifest's members of one video: one line for its labels, or one for each rated segment."""
+def _entry_fields(record: Record, keys: dict[int, str], segments: bool) -> list[dict[str, Any]]:
     if not segments:
         positives = tuple(keys[c] for c in record.labels if c in keys)
         return [{"positives": positives, "split": record.split}] if positives else []
@@ -269,8 +265,8 @@ def _entries(record: Record, keys: dict[int, str], segments: bool) -> list[dict[
             "positives": tuple(keys[c] for c in s.positives if c in keys),
             "negatives": tuple(keys[c] for c in s.negatives if c in keys),
             "split": record.split,
-            "start_ms": s.start * 1000,
-            "end_ms": (s.start + SEGMENT_SECONDS) * 1000,
+            "start_ms": s.start_seconds * 1000,
+            "end_ms": (s.start_seconds + SEGMENT_SECONDS) * 1000,
         }
         for s in record.segments
         if any(c in keys for c in (*s.positives, *s.negatives))

@@ -1,10 +1,9 @@
-"""From a video file to the frames that a model looks at: ``decode_frames``.
+"""Decodes the sampled frames of a video file, scaled to the model's input size.
 
-The file comes from a stranger, so `model.decode.probe` judges it first; then `model.decode.readers` decodes the sampled
-frames, which FFmpeg scales to the model's size on the way. A native decoder can still crash or hang: run this in a
-process that can be killed when the file is not your own.
+Files are untrusted: `model.decode.probe` validates a file before `model.decode.readers` decodes it. Native decoders can
+still crash or hang: decode untrusted files in a process that can be killed.
 
-No torch here: a decode process imports this file.
+Imports no torch: every decode process loads this module and must stay small.
 """
 
 from __future__ import annotations
@@ -26,19 +25,16 @@ from vidlex.model.decode.sampling import centre_times, select_frames
 from vidlex.model.decode.torchcodec_reader import read_by_torchcodec
 from vidlex.model.types import DecoderName, FrameBatch, FrameGeometry, FramePolicy, VideoInfo
 
-_MAX_SHARED_PIXELS = 4096 * 2304
-"""Of a larger picture one decoder alone is enough for a process's memory: each keeps up to some twenty."""
-_MAX_THREADS = 16
-"""FFmpeg's own bound. Each holds pictures: of 8192x4320, 64 of them took more than the 2 GiB of a decode process."""
-_ORDERS: dict[DecoderName, tuple[DecoderName, ...]] = {
+_MAX_PARALLEL_PIXELS = 4096 * 2304  # larger pictures use one decoder: each holds up to about twenty of them
+_MAX_THREADS = 16  # FFmpeg's maximum; 64 threads exceeded the 2 GiB of a decode process at 8192x4320
+# readers to try in order; PyAV supports every file, the others can be faster
+_READER_ORDER: dict[DecoderName, tuple[DecoderName, ...]] = {
     "auto": ("pyav", "decord"),
     "pyav": ("pyav",),
     "decord": ("decord", "pyav"),
     "torchcodec": ("torchcodec", "pyav"),
 }
-"""Who reads a file, and who when that fails. PyAV is always right; the others may be wanted for their speed."""
-_MIN_BALANCE = 0.75
-"""Several decoders are used if the busiest has at most this share of the frames."""
+_MAX_BUSIEST_SHARE = 0.75  # several decoders are used only if the busiest has at most this fraction of the work
 
 
 def decode_frames(
@@ -54,13 +50,12 @@ def decode_frames(
     num_threads: int = 0,
     decoder: DecoderName = "auto",
 ) -> FrameBatch:
-    """``num_frames`` frames of the window [start_ms, end_ms) (default: the whole video), upright, as RGB squares.
+    """``num_frames`` upright square RGB frames of the window [start_ms, end_ms), by default the whole video.
 
-    With ``segment_ms`` the window is cut into segments of that length, of which the last may be shorter, and the answer
-    has ``num_frames`` times as many frames as there are segments, evenly over the window. Which frames:
-    `vidlex.model.decode.sampling`. A file that was cut off is decoded as long as every sampled time is still there.
-    ``num_threads`` = 0 takes one for each core, and never more than 16; they change no pixel. ``decoder`` is
-    who reads the file first, and changes no pixel either. Raises `DecodeError`, or OSError if the file cannot be read.
+    With ``segment_ms`` the window is divided into segments of that length, the last possibly shorter, and
+    ``num_frames`` per segment are sampled evenly over the window. A truncated file is decoded if it contains every
+    sampled time. ``num_threads`` = 0 uses one thread per core, at most 16. Neither it nor ``decoder`` (the preferred
+    reader) changes a pixel. Raises `DecodeError`, or OSError if the file cannot be read.
     """
     _check_parameters(num_frames, policy, start_ms, end_ms, limits)
     if segment_ms is not None and segment_ms < 1:
@@ -69,13 +64,13 @@ def decode_frames(
     info, index = header.info, header.index
     if index is None:
         raise DecodeError("undecodable_video", "The video has no frames.")
-    duration_ms = _true_duration(path, header, index.end_ms, len(index), limits)
+    duration_ms = _actual_duration(path, header, index.end_ms, len(index), limits)
     start, end = _window(start_ms, end_ms, duration_ms)
     if segment_ms is not None:
         num_frames *= len(range(start, end, segment_ms))
         if num_frames > limits.max_frames:
             raise DecodeError("too_many_frames", f"The segments need more than {limits.max_frames} frames.")
-    _check_present(int(centre_times(num_frames, start, end)[-1]), index.end_ms, len(index), duration_ms)
+    _check_not_truncated(int(centre_times(num_frames, start, end)[-1]), index.end_ms, len(index), duration_ms)
     indices = select_frames(
         index.starts_ms,
         num_frames=num_frames,
@@ -106,13 +101,12 @@ def _read(
     num_threads: int,
     decoder: DecoderName,
 ) -> NDArray[np.uint8]:
-    """[T, S, S, 3], by the first of the decoder's order that can."""
-    wanted, copies = np.unique(indices, return_counts=True)
+    unique_indices, copies = np.unique(indices, return_counts=True)
     size = scaled_size(geometry, header.info.width, header.info.height)
     frames = np.empty((len(indices), geometry.image_size, geometry.image_size, 3), np.uint8)
     threads = min(num_threads or os.cpu_count() or 1, _MAX_THREADS)
-    many = 1 if header.info.width * header.info.height > _MAX_SHARED_PIXELS else threads
-    parts = _shares(index, wanted, many)
+    max_decoders = 1 if header.info.width * header.info.height > _MAX_PARALLEL_PIXELS else threads
+    parts = _split_among_decoders(index, unique_indices, max_decoders)
     ends = np.cumsum(copies)
 
     def by_time(first: int, last: int) -> None:
@@ -120,37 +114,39 @@ def _read(
             path,
             header,
             index,
-            wanted[first:last],
+            unique_indices[first:last],
             size=size,
             limits=limits,
             num_threads=threads if len(parts) == 1 else 1,
         )
         _fill(frames[ends[first] - copies[first] : ends[last - 1]], pictures, copies[first:last])
 
-    def all_by_time() -> None:
+    def by_time_in_parallel() -> None:
         with ThreadPoolExecutor(len(parts)) as pool:
             for _ in pool.map(lambda part: by_time(*part), parts):
                 pass
 
     def by_count() -> None:
-        _fill(frames, read_by_count(path, index, wanted, size=size, num_threads=threads), copies)
+        _fill(frames, read_by_count(path, index, unique_indices, size=size, num_threads=threads), copies)
 
     def by_torchcodec() -> None:
-        pictures = read_by_torchcodec(path, index, wanted, size=size, rotation=header.rotation, num_threads=threads)
+        pictures = read_by_torchcodec(
+            path, index, unique_indices, size=size, rotation=header.rotation, num_threads=threads
+        )
         _fill(frames, pictures, copies)
 
-    readers: dict[DecoderName, Callable[[], None]] = {"pyav": all_by_time, "torchcodec": by_torchcodec}
-    if index.is_simple and header.demuxer != "mpegts":  # decord miscounts elsewhere
+    readers: dict[DecoderName, Callable[[], None]] = {"pyav": by_time_in_parallel, "torchcodec": by_torchcodec}
+    if index.is_simple and header.demuxer != "mpegts":  # decord returns wrong frames for other files
         readers["decord"] = by_count
     failures = []
-    for name in _ORDERS[decoder]:
+    for name in _READER_ORDER[decoder]:
         if name not in readers:
             continue
         try:
             readers[name]()
         except MemoryError:
             raise
-        except Exception as error:  # decord raises its own errors, RuntimeError, AssertionError and StopIteration
+        except Exception as error:  # decord raises DECORDError, RuntimeError, AssertionError and StopIteration
             failures.append(f"{type(error).__name__}: {error}")
         else:
             return frames
@@ -161,35 +157,33 @@ def _read(
     )
 
 
-def _shares(index: FrameIndex, wanted: NDArray[np.int64], num_shares: int) -> list[tuple[int, int]]:
-    """Parts [first, last) of ``wanted`` for several decoders side by side, each with about as many frames to decode.
+def _split_among_decoders(index: FrameIndex, indices: NDArray[np.int64], max_decoders: int) -> list[tuple[int, int]]:
+    """Parts [first, last) of ``indices`` for parallel decoders, with about equal numbers of frames to decode.
 
-    What one keyframe leads to stays together. Several decoders with a thread each beat several threads of one, which
-    have to start anew behind each keyframe that is sought; but one is all there is to do where one group of pictures
-    holds most of the work.
+    Frames of one group of pictures stay in one part. Several decoders with one thread each are faster than one with
+    several threads, which restart after each seek; but one part is returned if one group holds most of the work.
     """
-    begins = np.searchsorted(index.keyframes, wanted, side="right") - 1
-    starts = np.flatnonzero(np.diff(begins, prepend=-1))  # where another keyframe's frames begin
-    lasts = np.append(starts[1:], len(wanted))
-    costs = wanted[lasts - 1] - index.keyframes[begins[starts]] + 1
-    share_of = ((np.cumsum(costs) - costs / 2) * num_shares / costs.sum()).astype(np.int64)
-    loads = np.bincount(share_of, weights=costs)
-    if num_shares == 1 or loads.max() > _MIN_BALANCE * costs.sum():
-        return [(0, len(wanted))]
-    edges = starts[np.flatnonzero(np.diff(share_of, prepend=-1))].tolist()
-    return list(zip(edges, [*edges[1:], len(wanted)], strict=True))
+    groups = np.searchsorted(index.keyframes, indices, side="right") - 1
+    starts = np.flatnonzero(np.diff(groups, prepend=-1))  # first of each group in ``indices``
+    lasts = np.append(starts[1:], len(indices))
+    costs = indices[lasts - 1] - index.keyframes[groups[starts]] + 1
+    decoder_of = ((np.cumsum(costs) - costs / 2) * max_decoders / costs.sum()).astype(np.int64)
+    loads = np.bincount(decoder_of, weights=costs)
+    if max_decoders == 1 or loads.max() > _MAX_BUSIEST_SHARE * costs.sum():
+        return [(0, len(indices))]
+    edges = starts[np.flatnonzero(np.diff(decoder_of, prepend=-1))].tolist()
+    return list(zip(edges, [*edges[1:], len(indices)], strict=True))
 
 
 def _fill(frames: NDArray[np.uint8], pictures: Iterator[Picture], copies: NDArray[np.int64]) -> None:
-    """Lay each picture into as many of the ``frames`` as it stands for."""
-    place = 0
+    position = 0
     for picture, count in zip(pictures, copies.tolist(), strict=True):
-        fit_square(picture, frames[place])
-        frames[place + 1 : place + count] = frames[place]
-        place += count
+        fit_square(picture, frames[position])
+        frames[position + 1 : position + count] = frames[position]
+        position += count
 
 
-# --- judging a request -------------------------------------------------------------------------------------------
+# --- validation --------------------------------------------------------------------------------------------------
 
 
 def _check_parameters(
@@ -214,26 +208,23 @@ def _window(start_ms: int | None, end_ms: int | None, duration_ms: int) -> tuple
     return start, end
 
 
-def _slack_ms(duration_ms: int, num_frames: int) -> int:
-    """How far a claimed end may lie behind the last frame's before something is missing."""
+def _tolerance_ms(duration_ms: int, num_frames: int) -> int:
     return max(500, 2 * duration_ms // num_frames)
 
 
-def _true_duration(path: Path, header: Header, seen_ms: int, num_frames: int, limits: DecodeLimits) -> int:
-    """The video's length: as its frames show it, or as claimed if the end of the file is missing."""
-    check_duration(seen_ms, limits)
+def _actual_duration(path: Path, header: Header, indexed_ms: int, num_frames: int, limits: DecodeLimits) -> int:
+    check_duration(indexed_ms, limits)
     claimed = header.duration_ms
-    if claimed is None or claimed <= seen_ms + _slack_ms(seen_ms, num_frames):
-        return seen_ms
+    if claimed is None or claimed <= indexed_ms + _tolerance_ms(indexed_ms, num_frames):
+        return indexed_ms
     if header.duration_is_shared and other_streams_reach(path, header.demuxer, claimed - 1000):
-        return seen_ms  # nothing is missing: the sound simply lasts longer than the picture
+        return indexed_ms  # not truncated: another stream is longer than the video
     return claimed
 
 
-def _check_present(last_ms: int, seen_ms: int, num_frames: int, duration_ms: int) -> None:
-    """Refuse if the last sampled time lies behind the last frame of a file that was cut off."""
-    if last_ms >= seen_ms + _slack_ms(seen_ms, num_frames):
+def _check_not_truncated(last_ms: int, indexed_ms: int, num_frames: int, duration_ms: int) -> None:
+    if last_ms >= indexed_ms + _tolerance_ms(indexed_ms, num_frames):
         raise DecodeError(
             "undecodable_video",
-            f"The video is incomplete: it should last {duration_ms} ms, but its data ends after {seen_ms} ms.",
+            f"The video is incomplete: it should last {duration_ms} ms, but its data ends after {indexed_ms} ms.",
         )

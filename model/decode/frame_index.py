@@ -1,4 +1,4 @@
-"""The frames of a file in the order in which they are shown, from its packets alone: nothing is decoded."""
+"""The frames of a file in presentation order, read from its packets without decoding."""
 
 from __future__ import annotations
 
@@ -15,37 +15,36 @@ from vidlex.model.decode.limits import DecodeLimits, check_file_frames
 
 @dataclass(frozen=True, eq=False)
 class FrameIndex:
-    """Frame ``i`` is on screen from ``starts_ms[i]`` to ``ends_ms[i]``, counted from the first frame."""
+    """Frame ``i`` is shown from ``starts_ms[i]`` to ``ends_ms[i]``, relative to the first frame."""
 
-    pts: NDArray[np.int64]
-    """[N] time stamps as the container writes them, in order, in units of ``time_base`` seconds."""
+    pts: NDArray[np.int64]  # in ``time_base`` seconds; not decreasing
     time_base: Fraction
     starts_ms: NDArray[np.int64]
     ends_ms: NDArray[np.int64]
-    keyframes: NDArray[np.int64]
-    """Frames that decode without any other."""
+    keyframes: NDArray[np.int64]  # indices of frames that decode without any other frame
+    # no packet is hidden, and frames shown before a keyframe are stored before it, so frames can be found by counting
+    # packets; false for open groups of pictures (x265's default)
     is_simple: bool
-    """Every frame before a keyframe is stored before it too, and nothing is hidden: counting packets finds frames.
-
-    Not so with an open group of pictures, where frames shown before a keyframe refer to it and are stored behind it
-    (x265 writes that by default).
-    """
 
     def __len__(self) -> int:
         return len(self.pts)
 
     @property
     def end_ms(self) -> int:
-        """Where the last frame ends; at least 1, since even a single frame is shown."""
         return max(1, int(self.ends_ms.max()))
+
+    def decoding_plan(self, indices: NDArray[np.int64]) -> tuple[list[int], list[int], list[int]]:
+        """Time stamps of the frames, numbers of the keyframes that they decode from, time stamps of all keyframes."""
+        groups = np.searchsorted(self.keyframes, indices, side="right") - 1
+        return self.pts[indices].tolist(), groups.tolist(), self.pts[self.keyframes].tolist()
 
 
 def index_frames(packets: Iterable[Any], time_base: Fraction, limits: DecodeLimits) -> FrameIndex | None:
-    """Read all ``packets`` of one stream (as PyAV demuxes them); None if it holds no frame to begin with."""
+    """Index all ``packets`` of one stream, as demuxed by PyAV; None without a keyframe."""
     rows: list[tuple[int, int, bool]] = []
     hidden = False
     for packet in packets:
-        if packet.size == 0:  # PyAV marks the end of the file so
+        if packet.size == 0:  # PyAV's end-of-file marker
             continue
         time = packet.dts if packet.pts is None else packet.pts
         if time is None or packet.is_discard or (not rows and not packet.is_keyframe):
@@ -56,13 +55,13 @@ def index_frames(packets: Iterable[Any], time_base: Fraction, limits: DecodeLimi
     if not rows:
         return None
     stored = np.array(rows, np.int64)
-    stored = stored[stored[:, 0] >= stored[0, 0]]  # what is shown before the first keyframe cannot be decoded
+    stored = stored[stored[:, 0] >= stored[0, 0]]  # frames before the first keyframe cannot be decoded
     hidden |= len(stored) != len(rows)
     order = np.argsort(stored[:, 0], kind="stable")
     pts, durations, is_key = stored[order].T
     keyframes = np.flatnonzero(is_key)
     starts = _milliseconds(pts - pts[0], time_base)
-    # a frame without a duration lasts as long as the one before it
+    # a last frame without a duration gets that of the frame before it
     last = durations[-1] or (pts[-1] - pts[-2] if len(pts) > 1 else 0)
     next_pts = np.append(pts[1:], pts[-1] + last)
     return FrameIndex(

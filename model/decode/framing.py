@@ -1,4 +1,4 @@
-"""How a picture of any size is laid into the model's square: the arithmetic of open_clip's own preprocessing."""
+"""Geometry of scaling and cropping a picture to the model's square, as in open_clip's preprocessing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vidlex.model.types import FrameGeometry
 
 
 def scaled_size(geometry: FrameGeometry, width: int, height: int) -> tuple[int, int]:
-    """(width, height) to scale the upright picture to, before the crop or pad of `fit_square`."""
+    # (width, height) before `fit_square`
     size = geometry.image_size
     if geometry.resize_mode == "squash":
         return size, size
@@ -19,7 +19,7 @@ def scaled_size(geometry: FrameGeometry, width: int, height: int) -> tuple[int, 
 
 
 def fit_square(picture: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
-    """Put a scaled picture [h, w, 3] into ``out`` [S, S, 3]: the centre where it is larger, black where smaller."""
+    """Centre a picture [h, w, 3] in the square ``out`` [H, W, 3], cropped or padded with black."""
     size = out.shape[0]
     top, left = (round((side - size) / 2) for side in picture.shape[:2])
     crop = picture[max(0, top) : max(0, top) + size, max(0, left) : max(0, left) + size]

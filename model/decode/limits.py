@@ -1,12 +1,9 @@
-"""What a video file may ask for, and what is said when it asks for more.
-
-Nothing native is imported here: the service's own process reads this file and must not load a decoder.
-"""
+"""Limits on video files. Imports no native decoder: the service's main process loads this module."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 DecodeCode = Literal[
     "undecodable_video",
@@ -19,36 +16,25 @@ DecodeCode = Literal[
 
 
 @dataclass(frozen=True)
-class DecodeLimits:
-    """What a file may ask for at most. Everything is refused from the header where the header tells."""
-
+class DecodeLimits:  # all inclusive
     max_bytes: int = 5 * 2**30
     max_pixels: int = 8192 * 4320
     max_side: int = 8192
     max_aspect_ratio: float = 32.0
     max_duration_ms: int = 2 * 3600 * 1000
     max_fps: float = 240.0
-    max_frames: int = 2048
-    """Frames sampled in one call."""
-    max_file_frames: int = 2_000_000
-    """Frames in the file: each costs memory for its time stamp."""
+    max_frames: int = 2048  # sampled per call
+    max_file_frames: int = 2_000_000  # in the file; each takes memory in the index
     max_streams: int = 32
 
 
 class DecodeError(Exception):
-    """``str(error)`` is written for a stranger; ``internal`` holds the native text, for the log alone."""
+    """``str(error)`` is public; ``internal`` has native error text, for logs only."""
 
     def __init__(self, code: DecodeCode, message: str, *, internal: str = "") -> None:
         super().__init__(message)
         self.code: DecodeCode = code
         self.internal = internal
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.code, str(self), self.internal)
-
-
-def _rebuild(code: DecodeCode, message: str, internal: str) -> DecodeError:
-    return DecodeError(code, message, internal=internal)
 
 
 def check_size(width: int, height: int, limits: DecodeLimits) -> None:

@@ -1,8 +1,4 @@
-"""Judging a stranger's video file before it is decoded.
-
-Its first bytes name the demuxer (nothing else may open it), the container's claims are checked without any decoder,
-then one frame is decoded under a pixel limit, because a stream may be larger than its container says.
-"""
+"""Validates an untrusted video file by its header, then by one frame, which may be larger than claimed."""
 
 from __future__ import annotations
 
@@ -23,42 +19,35 @@ from vidlex.model.decode.limits import DecodeError, DecodeLimits, check_duration
 from vidlex.model.decode.sniff import CONTAINERS, HEAD_BYTES, demuxer_for
 from vidlex.model.types import VideoInfo
 
+# FFmpeg has hundreds more, few of them well tested against hostile data
 CODECS = frozenset(
     ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "h263", "prores", "dnxhd")
 )
-"""Video codecs that are decoded; FFmpeg has hundreds more, few of them well tested against hostile data."""
 
-_PROBE_PACKETS = 64
-"""Packets tried until one of them yields a first frame."""
+_MAX_PROBE_PACKETS = 64
 
 
 @dataclass(frozen=True)
 class Header:
-    """What the container claims and the first frame proves."""
-
     info: VideoInfo
-    duration_ms: int | None
-    """Claimed length of the video stream; None if the file does not say."""
-    duration_is_shared: bool
-    """The claim is the container's, and another stream may be what lasts that long."""
+    duration_ms: int | None  # claimed for the video stream; None without a claim
+    duration_is_shared: bool  # the claim is for the whole container, so another stream may be the longest
     demuxer: str
-    rotation: int
-    """Degrees counter-clockwise by which the stored picture has to be turned; ``info`` is upright already."""
-    index: FrameIndex | None
-    """None unless asked for, or if the file holds no frame."""
+    rotation: int  # counter-clockwise degrees from the stored to the upright picture; ``info`` is upright
+    index: FrameIndex | None  # None if not requested, or without a keyframe
 
 
 def probe(path: Path, limits: DecodeLimits = DecodeLimits()) -> VideoInfo:
-    """Facts about a file from its header and first frame, in a few milliseconds. Raises `DecodeError`."""
+    """Reads the header and first frame, in a few milliseconds. Raises `DecodeError`, or OSError."""
     return read_header(path, limits, with_index=False).info
 
 
 def read_header(path: Path, limits: DecodeLimits, *, with_index: bool) -> Header:
-    """As `probe`; the index reads every packet of the file, at more than half a million a second."""
+    # the index reads every packet of the file
     num_bytes, demuxer = _sniff(path, limits)
     try:
         with open_video(path, demuxer) as container:
-            return _judge(container, demuxer, num_bytes, limits, with_index)
+            return _check_container(container, demuxer, num_bytes, limits, with_index)
     except (av.FFmpegError, OSError, ValueError, EOFError) as error:
         raise DecodeError(
             "undecodable_video",
@@ -85,8 +74,8 @@ def _sniff(path: Path, limits: DecodeLimits) -> tuple[int, str]:
 
 
 def open_video(path: Path, demuxer: str) -> Any:
-    """The container for reading, with the one demuxer that its first bytes named. Close it."""
-    # an absolute path cannot be taken for a protocol; without a permitted codec the header is read, nothing decoded
+    # An absolute path cannot be parsed as a protocol. Without a permitted codec, opening reads the header but decodes
+    # nothing.
     return av.open(
         os.fspath(path.absolute()),
         format=demuxer,
@@ -94,7 +83,7 @@ def open_video(path: Path, demuxer: str) -> Any:
     )
 
 
-def _judge(container: Any, demuxer: str, num_bytes: int, limits: DecodeLimits, with_index: bool) -> Header:
+def _check_container(container: Any, demuxer: str, num_bytes: int, limits: DecodeLimits, with_index: bool) -> Header:
     if len(container.streams) > limits.max_streams:
         raise DecodeError(
             "unsupported_media",
@@ -114,26 +103,25 @@ def _judge(container: Any, demuxer: str, num_bytes: int, limits: DecodeLimits, w
     check_size(decoder.width, decoder.height, limits)
     check_duration(duration_ms or 0, limits)
     check_file_frames(num_frames, limits)
-    if fps > limits.max_fps and num_frames > 16:  # a rate means little for a handful of frames
+    if fps > limits.max_fps and num_frames > 16:  # not for a few frames, whose rate is meaningless
         raise DecodeError(
             "undecodable_video", f"The video has {fps:.0f} frames per second; at most {limits.max_fps:g} are allowed."
         )
-    seen: list[Any] = []
-    packets = _until_broken(container.demux(stream))
-    first = _first_frame(packets, seen, decoder, limits)
-    turned = first.rotation % 180 == 90
-    width, height = (first.height, first.width) if turned else (first.width, first.height)
+    read_packets: list[Any] = []
+    packets = _intact_packets(container.demux(stream))
+    first = _first_frame(packets, read_packets, decoder, limits)
+    is_sideways = first.rotation % 180 == 90
+    width, height = (first.height, first.width) if is_sideways else (first.width, first.height)
     check_size(width, height, limits)
     info = VideoInfo(duration_ms or 0, width, height, fps, codec, num_frames, num_bytes)
-    index = index_frames(chain(seen, packets), stream.time_base, limits) if with_index else None
+    index = index_frames(chain(read_packets, packets), stream.time_base, limits) if with_index else None
     return Header(info, duration_ms, shared, demuxer, first.rotation, index)
 
 
 def _claimed_duration(container: Any, demuxer: str, stream: Any) -> tuple[int | None, bool]:
-    """(milliseconds, is it the whole file's rather than the stream's own).
+    """(milliseconds, whether the claim is for the whole container rather than the stream).
 
-    Matroska knows the file's length alone, which FFmpeg repeats for each stream; most writers add a stream's own
-    as a tag.
+    Matroska stores the file's duration only, which FFmpeg repeats for each stream; most writers tag each stream's own.
     """
     tag = re.fullmatch(r"(\d{1,4}):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
     if tag is not None:
@@ -147,25 +135,23 @@ def _claimed_duration(container: Any, demuxer: str, stream: Any) -> tuple[int | 
 
 
 def decoder_options(limits: DecodeLimits) -> dict[str, str]:
-    """Options that make a decoder refuse larger pictures. FFmpeg counts a row as up to 64 pixels wider than it is."""
+    # FFmpeg counts rows as up to 64 pixels wider than they are
     return {"max_pixels": str(limits.max_pixels + 64 * limits.max_side)}
 
 
-def _until_broken(packets: Iterator[Any]) -> Iterator[Any]:
-    """Packets up to the place where the file is damaged or ends too soon."""
+def _intact_packets(packets: Iterator[Any]) -> Iterator[Any]:
     with contextlib.suppress(av.FFmpegError):
         yield from packets
 
 
-def _first_frame(packets: Iterator[Any], seen: list[Any], decoder: Any, limits: DecodeLimits) -> Any:
-    """The first frame that decodes, with a decoder that refuses larger pictures. Packets read go to ``seen``."""
+def _first_frame(packets: Iterator[Any], read_packets: list[Any], decoder: Any, limits: DecodeLimits) -> Any:
     decoder.options = decoder_options(limits)
     decoder.thread_count, decoder.thread_type = 1, "NONE"
     decoder.skip_frame, failure = "NONKEY", ""
     for packet in packets:
-        seen.append(packet)
+        read_packets.append(packet)
         try:
-            # drain after each packet: a decoder that reorders would hold the frame back for several more
+            # drain after each packet, or a reordering decoder would delay the frame by several packets
             frames = decoder.decode(packet) or (decoder.decode(None) if packet.size else [])
             decoder.flush_buffers()
         except (av.FFmpegError, ValueError) as error:
@@ -173,7 +159,7 @@ def _first_frame(packets: Iterator[Any], seen: list[Any], decoder: Any, limits: 
         if frames:
             return frames[0]
         check_size(decoder.width, decoder.height, limits)
-        if len(seen) > _PROBE_PACKETS:
+        if len(read_packets) > _MAX_PROBE_PACKETS:
             break
     raise DecodeError(
         "undecodable_video", "No frame of the video can be decoded: its data is damaged or missing.", internal=failure

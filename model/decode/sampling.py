@@ -1,15 +1,15 @@
-"""Which frames of a video are looked at: integer arithmetic on frame times, nothing else.
+"""Selects the frames of a video to decode, by integer arithmetic on frame times.
 
-Times are milliseconds from the start of the video. Frame ``i`` is on screen from ``starts_ms[i]`` until the next
-frame starts, so a time names exactly one frame, with constant and with variable frame rate.
+Times are milliseconds from the start of the video. Frame ``i`` is shown from ``starts_ms[i]`` until the next frame
+starts, so every time has exactly one frame, with constant and with variable frame rate.
 
 Policies:
 
-``uniform``    cut the window into T equal segments and take the frame on screen at the centre of each.
-``keyframes``  T of the frames in the window that decode without any other, spread evenly; fast and less exact.
+``uniform``    the frames shown at the centres of T equal segments of the window.
+``keyframes``  T keyframes of the window, spread evenly; faster and less exact.
 
-A window with no more frames than asked gives each of them once and then repeats the last, so the answer always has
-T frames and never goes back in time.
+If the window has at most T frames, each is selected once and the last is repeated: the result always has T frames in
+presentation order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Indices = NDArray[np.int64]
 
 
 def centre_times(num_frames: int, start_ms: int, end_ms: int) -> Indices:
-    """Centres of ``num_frames`` equal segments of [start_ms, end_ms), rounded down: [T], not decreasing."""
+    """[T] centres of equal segments of [start_ms, end_ms), rounded down."""
     if num_frames < 1:
         raise ValueError(f"num_frames must be positive, got {num_frames = }")
     if not 0 <= start_ms < end_ms:
@@ -35,12 +35,10 @@ def centre_times(num_frames: int, start_ms: int, end_ms: int) -> Indices:
 
 
 def frames_at(times_ms: Indices, starts_ms: Indices) -> Indices:
-    """The frame on screen at each time; before the first frame that is the first."""
     return np.maximum(np.searchsorted(starts_ms, times_ms, side="right") - 1, 0).astype(np.int64)
 
 
 def frames_in(start_ms: int, end_ms: int, starts_ms: Indices) -> Indices:
-    """All frames that are on screen at some time of [start_ms, end_ms), in order; at least one."""
     first = int(frames_at(np.array([start_ms]), starts_ms)[0])
     last = int(frames_at(np.array([end_ms - 1]), starts_ms)[0])
     return np.arange(first, last + 1, dtype=np.int64)
@@ -55,17 +53,16 @@ def select_frames(
     policy: FramePolicy = "uniform",
     keyframes: Sequence[int] | Indices = (),
 ) -> Indices:
-    """Indices [T = num_frames] of the frames to decode, not decreasing. ``starts_ms`` must be in order.
+    """[T] indices of the frames to decode, not decreasing. ``starts_ms`` and ``keyframes`` (indices) must be sorted.
 
-    ``keyframes`` (indices, in order) serves the policy of that name; with none in the window it falls back to the
-    last one before it, from which the window's first frame is decoded anyway, and failing that to frame 0.
+    The ``keyframes`` policy falls back to the last keyframe before the window, or else to frame 0.
     """
     if len(starts_ms) == 0:
-        raise ValueError("a video without frames has nothing to select")
+        raise ValueError("cannot select frames of a video without frames")
     times = centre_times(num_frames, start_ms, end_ms)
     inside = frames_in(start_ms, end_ms, starts_ms)
     if policy == "uniform":
-        return _padded(inside, num_frames) if len(inside) <= num_frames else frames_at(times, starts_ms)
+        return _repeat_last(inside, num_frames) if len(inside) <= num_frames else frames_at(times, starts_ms)
     if policy == "keyframes":
         keys = np.asarray(keyframes, dtype=np.int64)
         within = keys[(keys >= inside[0]) & (keys <= inside[-1])]
@@ -73,11 +70,11 @@ def select_frames(
             before = keys[keys < inside[0]]
             within = before[-1:] if len(before) else np.zeros(1, np.int64)
         if len(within) <= num_frames:
-            return _padded(within, num_frames)
-        places = (2 * np.arange(num_frames, dtype=np.int64) + 1) * len(within) // (2 * num_frames)
-        return np.take(within, places)
+            return _repeat_last(within, num_frames)
+        centres = (2 * np.arange(num_frames, dtype=np.int64) + 1) * len(within) // (2 * num_frames)
+        return np.take(within, centres)
     raise ValueError(f"unknown {policy = }; known: uniform, keyframes")
 
 
-def _padded(indices: Indices, num_frames: int) -> Indices:
+def _repeat_last(indices: Indices, num_frames: int) -> Indices:
     return np.concatenate([indices, np.full(num_frames - len(indices), indices[-1], np.int64)])

@@ -1,9 +1,8 @@
-"""The art: sprites of each style, fetched from npm packages when the data is built, and never committed.
+"""Sprites of each art style, fetched from npm packages when the data is built. The art is not part of the repository.
 
-``emoji-datasource-google`` (Noto Emoji, Apache-2.0) and ``emoji-datasource-twitter`` (Twemoji, CC-BY-4.0) hold the
-same emoji at 64x64 pixels under the same file names, and the category tree; the packages' own data is MIT.
-``openmoji`` (OpenMoji, CC-BY-SA-4.0) holds drawings in SVG: a style that no training shows. ``emojilib`` (MIT) holds
-the keywords.
+``emoji-datasource-google`` (Noto Emoji, Apache-2.0) and ``emoji-datasource-twitter`` (Twemoji, CC-BY-4.0) contain the
+same emoji at 64x64 pixels under the same file names, and the category tree (MIT). ``openmoji`` (OpenMoji, CC-BY-SA-4.0)
+contains SVG files: the style of the evaluation only. ``emojilib`` (MIT) contains the keywords.
 """
 
 from __future__ import annotations
@@ -24,19 +23,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vidlex.model.emoji.keywords import emoji_of, read_keywords, visible_keywords
+from vidlex.model.emoji.keywords import emoji_characters, filter_keywords, read_keywords
 from vidlex.model.emoji.nouns import HYPERNYMS, Noun, build_nouns, noun_name
 
 SPRITE_SIZE = 64
 MAX_SPRITE_BYTES = 1 << 20
-VARIATION = "\ufe0f"
-"""The character that asks for a coloured emoji; some lists leave it out."""
+VARIATION_SELECTOR = "\ufe0f"  # requests the coloured form of an emoji; optional in lists of emoji
 
 
 @dataclass(frozen=True)
 class ArtPackage:
-    """One style of art, where it comes from and what may be done with it."""
-
     style: str
     package: str
     version: str
@@ -75,7 +71,6 @@ OPENMOJI = ArtPackage(
     "OpenMoji, the open-source emoji and icon project",
     "CC-BY-SA-4.0",
 )
-"""Drawn for the evaluation alone."""
 
 KEYWORDS = ArtPackage(
     "keywords",
@@ -87,26 +82,22 @@ KEYWORDS = ArtPackage(
 )
 
 
-class ArtUnavailable(RuntimeError):
-    """A package could not be fetched or is not the one that was pinned. The message says what to do."""
+class ArtError(RuntimeError):
+    """A package could not be fetched, or its content is not the expected one."""
 
 
 @dataclass(frozen=True, eq=False)
 class SpriteSheet:
-    """All sprites of all styles as one tensor, and which noun owns which."""
-
     nouns: tuple[Noun, ...]
     styles: tuple[str, ...]
-    sprites: Tensor
-    """[styles, sprites, 4, 64, 64] uint8, RGBA with straight alpha."""
-    sprite_noun: Tensor
-    """[sprites] int64: index into ``nouns``."""
+    sprites: Tensor  # [styles, sprites, 4, 64, 64] uint8, RGBA with straight alpha
+    sprite_noun: Tensor  # [sprites] int64, sorted indices into ``nouns``
 
 
 def fetch_package(package: ArtPackage, cache: Path) -> Path:
-    """Path of the package's tarball in ``cache``, fetched with ``npm pack`` when it is not there.
+    """Path of the package's tarball in ``cache``, fetched with ``npm pack`` if missing.
 
-    Raises ArtUnavailable when npm is missing or fails, or when the checksum is not the pinned one.
+    Raises ArtError if npm is missing or fails, or if the checksum is not the pinned one.
     """
     cache.mkdir(parents=True, exist_ok=True)
     target = cache / f"{package.package}-{package.version}.tgz"
@@ -121,13 +112,13 @@ def fetch_package(package: ArtPackage, cache: Path) -> Path:
                     timeout=600,
                 )
             except FileNotFoundError:
-                raise ArtUnavailable(f"npm is needed to fetch {package.spec}: install Node.js and try again") from None
+                raise ArtError(f"npm is needed to fetch {package.spec}: install Node.js and try again") from None
             except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-                raise ArtUnavailable(f"npm could not fetch {package.spec}: {error}") from error
+                raise ArtError(f"npm could not fetch {package.spec}: {error}") from error
             (Path(scratch) / target.name).replace(target)
     digest = hashlib.sha256(target.read_bytes()).hexdigest()
     if digest != package.sha256:
-        raise ArtUnavailable(f"{target} has sha256 {digest}, expected {package.sha256}: delete it and try again")
+        raise ArtError(f"{target} has sha256 {digest}, expected {package.sha256}: delete it and try again")
     return target
 
 
@@ -138,90 +129,87 @@ def load_sheet(
     vectors: ArtPackage | None = OPENMOJI,
     keywords: ArtPackage | None = KEYWORDS,
 ) -> SpriteSheet:
-    """Sprites of every noun in every style (about 16 MB per style), reading only the files that are used.
+    """Sprites of every noun in every style, about 16 MB per style. Raises ArtError.
 
-    ``packages`` hold pixels and the category tree, ``vectors`` SVG drawings, ``keywords`` other words.
+    ``packages`` contain pixels and the category tree, ``vectors`` SVG files, ``keywords`` the keywords of each emoji.
     """
     tarballs = [fetch_package(package, cache) for package in packages]
     styles = tuple(package.style for package in packages)
-    drawings = _read_drawings(fetch_package(vectors, cache)) if vectors is not None else None
-    words = read_keywords(fetch_package(keywords, cache)) if keywords is not None else {}
-    emoji = _read_json(tarballs[0], "package/emoji.json")
-    names = {noun_name(str(entry["name"])) for entry in emoji} | {h for row in HYPERNYMS.values() for h in row}
-    known = frozenset(names)
+    svgs = _read_svgs(fetch_package(vectors, cache)) if vectors is not None else None
+    keywords_of_emoji = read_keywords(fetch_package(keywords, cache)) if keywords is not None else {}
+    entries = _read_json(tarballs[0], "package/emoji.json")
+    names = {noun_name(str(entry["name"])) for entry in entries} | {h for row in HYPERNYMS.values() for h in row}
+    known_words = frozenset(names)
 
-    def words_of(image: str) -> tuple[str, ...]:
-        drawn = emoji_of(image)
-        return visible_keywords(words.get(drawn) or words.get(drawn.replace(VARIATION, "")) or (), known=known)
+    def image_keywords(image: str) -> tuple[str, ...]:
+        emoji = emoji_characters(image)
+        words = keywords_of_emoji.get(emoji) or keywords_of_emoji.get(emoji.replace(VARIATION_SELECTOR, ""))
+        return filter_keywords(words or (), known=known_words)
 
     nouns = build_nouns(
-        emoji,
+        entries,
         styles,
-        drawn=(lambda image: True) if drawings is None else (lambda image: _stem(image) in drawings),
-        keywords=words_of if words else (lambda image: ()),
+        has_image=(lambda image: True) if svgs is None else (lambda image: _stem(image) in svgs),
+        keywords=image_keywords,
     )
-    wanted = [(index, image) for index, noun in enumerate(nouns) for image in noun.images]
-    images = [image for _, image in wanted]
+    noun_images = [(index, image) for index, noun in enumerate(nouns) for image in noun.images]
+    images = [image for _, image in noun_images]
     sheets = [_read_sprites(tarball, style, images) for tarball, style in zip(tarballs, styles, strict=True)]
-    if drawings is not None and vectors is not None:
-        sheets.append(np.stack([_rasterise(drawings[_stem(image)]) for image in images]))
+    if svgs is not None and vectors is not None:
+        sheets.append(np.stack([_rasterise(svgs[_stem(image)]) for image in images]))
         styles = (*styles, vectors.style)
     return SpriteSheet(
         nouns=nouns,
         styles=styles,
         sprites=torch.from_numpy(np.stack(sheets)),
-        sprite_noun=torch.tensor([index for index, _ in wanted]),
+        sprite_noun=torch.tensor([index for index, _ in noun_images]),
     )
 
 
-def _stem(image: str) -> str:
-    """What "1F6E1-FE0F.svg" and "1f6e1.png" have in common."""
+def _stem(image: str) -> str:  # "1F6E1-FE0F.svg" and "1f6e1.png" -> "1f6e1"
     return image.rsplit(".", 1)[0].lower().replace("-fe0f", "")
 
 
-def _read_drawings(tarball: Path) -> dict[str, str]:
-    """Stem of a file name -> its SVG text, of all coloured drawings (4,495 files, 8 MB)."""
-    drawings = {}
+def _read_svgs(tarball: Path) -> dict[str, str]:  # by stem; 4,495 files, 8 MB
+    svgs = {}
     with tarfile.open(tarball, "r:gz") as archive:
         for member in archive:
             if member.name.startswith("package/color/svg/") and member.isfile() and member.size <= MAX_SPRITE_BYTES:
-                handle = archive.extractfile(member)
-                assert handle is not None  # it is a file
-                drawings[_stem(member.name.rsplit("/", 1)[1])] = handle.read().decode()
-    return drawings
+                file = archive.extractfile(member)
+                assert file is not None  # isfile()
+                svgs[_stem(member.name.rsplit("/", 1)[1])] = file.read().decode()
+    return svgs
 
 
-def _rasterise(svg: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """[4, 64, 64] uint8 RGBA of a drawing."""
-    import resvg_py  # a native library that only the building of data needs
+def _rasterise(svg: str) -> np.ndarray[Any, np.dtype[np.uint8]]:  # RGBA
+    import resvg_py  # a native library, used only when data is built
 
-    picture = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SPRITE_SIZE, height=SPRITE_SIZE))
-    return np.asarray(Image.open(io.BytesIO(picture)).convert("RGBA")).transpose(2, 0, 1)  # [64, 64, 4] -> [4, 64, 64]
+    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SPRITE_SIZE, height=SPRITE_SIZE))
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGBA")).transpose(2, 0, 1)  # [64, 64, 4] -> [4, 64, 64]
 
 
 def _read_json(tarball: Path, member: str) -> list[dict[str, Any]]:
     with tarfile.open(tarball, "r:gz") as archive:
-        handle = archive.extractfile(member)
-        if handle is None:
-            raise ArtUnavailable(f"{tarball} holds no file {member}")
-        data: list[dict[str, Any]] = json.load(handle)
+        file = archive.extractfile(member)
+        if file is None:
+            raise ArtError(f"{tarball} contains no file {member}")
+        data: list[dict[str, Any]] = json.load(file)
         return data
 
 
 def _read_sprites(tarball: Path, style: str, images: Sequence[str]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """[sprites, 4, 64, 64] uint8 in the order of ``images``. Sprites of another size are scaled."""
-    place = {f"package/img/{style}/64/{image}": index for index, image in enumerate(images)}
+    index_of = {f"package/img/{style}/64/{image}": index for index, image in enumerate(images)}
     sprites = np.zeros((len(images), 4, SPRITE_SIZE, SPRITE_SIZE), np.uint8)
-    missing = set(place)
+    missing = set(index_of)
     with tarfile.open(tarball, "r:gz") as archive:
         for member in archive:
             if member.name not in missing or not member.isfile() or member.size > MAX_SPRITE_BYTES:
                 continue
-            handle = archive.extractfile(member)
-            assert handle is not None  # it is a file
-            picture = Image.open(io.BytesIO(handle.read())).convert("RGBA").resize((SPRITE_SIZE, SPRITE_SIZE))
-            sprites[place[member.name]] = np.asarray(picture).transpose(2, 0, 1)  # [64, 64, 4] -> [4, 64, 64]
+            file = archive.extractfile(member)
+            assert file is not None  # isfile()
+            picture = Image.open(io.BytesIO(file.read())).convert("RGBA").resize((SPRITE_SIZE, SPRITE_SIZE))
+            sprites[index_of[member.name]] = np.asarray(picture).transpose(2, 0, 1)  # [64, 64, 4] -> [4, 64, 64]
             missing.discard(member.name)
     if missing:
-        raise ArtUnavailable(f"{tarball} lacks {len(missing)} sprites, for example {min(missing)}")
+        raise ArtError(f"{tarball} lacks {len(missing)} sprites, for example {min(missing)}")
     return sprites

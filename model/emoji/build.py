@@ -1,4 +1,4 @@
-"""``vidlex data build emoji``: held-out videos as mp4 files with a manifest, the vocabulary and the art's licences."""
+"""``vidlex data build emoji``: held-out videos as mp4 files with a manifest, the labels and the licences of the art."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from vidlex.model.data.manifest import Entry, write_manifest
 from vidlex.model.emoji.assets import KEYWORDS, OPENMOJI, PACKAGES, SpriteSheet
@@ -36,8 +35,8 @@ def build(
 ) -> Path:
     """Write ``num_videos`` videos of 4 s with ``min_labels`` to ``max_labels`` true labels; returns the manifest.
 
-    ``part``: the labels of training ("seen"), or a column of the evaluation with labels that no training has.
-    The world draws at 96 pixels, the file shows it at ``size``. Seeded: the same arguments give the same videos.
+    ``part``: the labels of training ("seen"), or a column of the evaluation with labels that training lacks. Videos are
+    rendered at 96 pixels and scaled to ``size``. The same arguments give the same videos.
     """
     world = World(art_cache, split=split, part=part, sheet=sheet)
     (out / "videos").mkdir(parents=True, exist_ok=True)
@@ -49,7 +48,8 @@ def build(
             continue
         name = f"videos/{part}-{split}-{seed:02d}-{len(entries):04d}.mp4"
         write_mp4(sample.frames[0], out / name, fps=FPS, size=size)
-        entries.append(Entry(video=name, positives=true_labels(world, sample.targets[0]), closed=True, split=split))
+        labels = tuple(world.labels[i] for i in torch.nonzero(sample.targets[0])[:, 0].tolist())
+        entries.append(Entry(video=name, positives=labels, closed=True, split=split))
         if progress is not None:
             progress(len(entries), num_videos)
     manifest = out / "manifest.jsonl"
@@ -60,7 +60,3 @@ def build(
     ]
     (out / "ART.json").write_text(json.dumps(licences, indent=1) + "\n", encoding="utf-8")
     return manifest
-
-
-def true_labels(world: World, targets: Tensor) -> tuple[str, ...]:
-    return tuple(world.labels[i] for i in torch.nonzero(targets)[:, 0].tolist())

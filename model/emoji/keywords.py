@@ -1,6 +1,6 @@
-"""Other words for things: the keywords of ``emojilib`` (MIT), filtered to words that name what can be seen.
+"""Keywords of nouns, from ``emojilib`` (MIT), filtered to words for visible objects.
 
-A keyword is true of every noun that carries it: "puppy" of a dog, "citrus" of a lemon and an orange.
+A keyword is a label of every noun that has it: "puppy" of the dog, "citrus" of the lemon and the orange.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+# keywords of more nouns than this ("nature", "red") are dropped: they describe none of them well
 MAX_NOUNS = 12
-"""A keyword of more nouns than this ("nature", "red") says little about any of them."""
 
 _WORD = re.compile(r"[a-z]+(?:[ -][a-z]+){0,2}")
 _ABSTRACT = frozenset(
@@ -49,7 +49,6 @@ _ABSTRACT = frozenset(
 
 
 def read_keywords(tarball: Path) -> dict[str, tuple[str, ...]]:
-    """Emoji -> its keywords in the package's order, lower case, underscores as spaces. At most 32 MB are read."""
     with tarfile.open(tarball, "r:gz") as archive:
         handle = archive.extractfile("package/dist/emoji-en-US.json")
         assert handle is not None  # the checksum is pinned
@@ -57,24 +56,21 @@ def read_keywords(tarball: Path) -> dict[str, tuple[str, ...]]:
     return {emoji: tuple(word.lower().replace("_", " ") for word in words) for emoji, words in document.items()}
 
 
-def emoji_of(image: str) -> str:
-    """The characters that a sprite draws: "1f468-200d-1f33e.png" -> man farmer."""
+def emoji_characters(image: str) -> str:  # "1f468-200d-1f33e.png" -> man farmer
     return "".join(chr(int(code, 16)) for code in image.removesuffix(".png").split("-"))
 
 
-def visible_keywords(words: Iterable[str], *, known: frozenset[str]) -> tuple[str, ...]:
-    """Those of ``words`` that may serve as labels: plain words, not abstract, not a name that the world has already
-    (``known``) and not the plural of one."""
-    kept = []
+def filter_keywords(words: Iterable[str], *, known: frozenset[str]) -> tuple[str, ...]:
+    """The words usable as labels: plain, not abstract, and neither equal to a word in ``known`` nor its plural."""
+    selected = []
     for word in dict.fromkeys(words):
-        plain = _WORD.fullmatch(word) and 3 <= len(word) <= 24
-        new = not {word, word.removesuffix("s"), f"{word}s"} & known
-        if plain and new and not any(part in _ABSTRACT for part in re.split("[ -]", word)):
-            kept.append(word)
-    return tuple(kept)
+        is_plain = _WORD.fullmatch(word) and 3 <= len(word) <= 24
+        is_new = not {word, word.removesuffix("s"), f"{word}s"} & known
+        if is_plain and is_new and not any(part in _ABSTRACT for part in re.split("[ -]", word)):
+            selected.append(word)
+    return tuple(selected)
 
 
-def not_too_common(keywords_of: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """Noun -> keywords, without those that more than ``MAX_NOUNS`` nouns carry."""
+def drop_common_keywords(keywords_of: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
     count = Counter(word for words in keywords_of.values() for word in set(words))
     return {noun: tuple(w for w in words if count[w] <= MAX_NOUNS) for noun, words in keywords_of.items()}

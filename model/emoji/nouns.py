@@ -1,8 +1,8 @@
-"""The nouns of the procedural world: what each emoji is called, its hypernyms, and the words people file it under.
+"""The nouns of the procedural world: name, hypernyms and keywords of each emoji.
 
-A noun is drawn by one or several emoji ("cow" has a whole cow and a cow's face; "farmer" has three people). Its
-hypernyms come from the emoji's subcategory in the category tree of ``emoji-datasource``. Names are cleaned by hand
-where the official name is not what a person would call the thing ("HOCHO" becomes "kitchen knife").
+A noun has one or several emoji ("cow" has a cow and a cow's face; "farmer" has three people). Its hypernyms come from
+the subcategory in the category tree of ``emoji-datasource``. Official names that are not everyday words are replaced
+("HOCHO" by "kitchen knife").
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+# subcategory of the emoji -> hypernyms of all its nouns; emoji of other subcategories are not used
 HYPERNYMS: Mapping[str, tuple[str, ...]] = {
     "animal-mammal": ("animal", "mammal"),
     "animal-bird": ("animal", "bird"),
@@ -67,9 +68,9 @@ HYPERNYMS: Mapping[str, tuple[str, ...]] = {
     "medical": ("medical supply",),
     "other-object": ("household item",),
 }
-"""Subcategory of the emoji -> hypernyms of all its nouns. Only these subcategories are drawn."""
 
-RENAMED: Mapping[str, str] = {
+# official emoji name in lower case, without a trailing " face" -> noun
+NAME_OVERRIDES: Mapping[str, str] = {
     "slice of pizza": "pizza",
     "automobile": "car",
     "recreational vehicle": "jeep",
@@ -264,9 +265,9 @@ RENAMED: Mapping[str, str] = {
     "anatomical heart": "human heart",
     "linked paperclips": "paperclip",
 }
-"""Official emoji name in lower case, without a trailing " face" -> the noun it draws."""
 
-DROPPED = frozenset(
+# emoji without a single object, of a scene, or that differ from another only in a small mark
+EXCLUDED_NAMES = frozenset(
     word.strip()
     for word in """desert|beach with umbrella|national park|foggy|night with stars|sunrise over mountains|sunrise
     |cityscape|cityscape at dusk|sunset over buildings|bridge at night|hot springs|milky way|new moon symbol
@@ -279,57 +280,51 @@ DROPPED = frozenset(
     |person feeding baby|seat|biting lip|rock|wood|window|elevator
     """.replace("\n", "").split("|")
 )
-"""Emoji that show no one thing, or the same thing as a scene, or differ from another by a mark alone."""
 
 _GENDERED = re.compile(r"(?:wo)?m[ae]n (?:with |in )?(?=[a-z])")
-_UNSEEN_DETAIL = re.compile(r" facing right$| face$")
+_DETAIL_SUFFIX = re.compile(r" facing right$| face$")
 
 
 @dataclass(frozen=True)
 class Noun:
-    """One thing of the world."""
-
     name: str
     hypernyms: tuple[str, ...]
-    images: tuple[str, ...]
-    """File names of the sprites, alike in every art style, such as ``1f415.png``."""
+    images: tuple[str, ...]  # file names such as ``1f415.png``, the same in every art style
     keywords: tuple[str, ...] = ()
-    """Other words for it, or for what it belongs to."""
 
 
 def build_nouns(
     emoji: Sequence[Mapping[str, Any]],
     styles: Sequence[str],
     *,
-    drawn: Callable[[str], bool] = lambda image: True,
+    has_image: Callable[[str], bool] = lambda image: True,
     keywords: Callable[[str], Sequence[str]] = lambda image: (),
 ) -> tuple[Noun, ...]:
-    """Nouns from the parsed ``emoji.json``, sorted by name: only those that every style draws.
+    """Nouns from the parsed ``emoji.json``, sorted by name; those with an image in every style.
 
-    ``drawn`` says whether the further styles, which the file does not know, have an image; ``keywords`` gives an
-    image's words. Raises ValueError when the file has none of the expected subcategories (a changed format).
+    ``has_image``: whether the styles that are not in the file have the image; ``keywords``: the keywords of an image.
+    Raises ValueError if the file has none of the expected subcategories (its format changed).
     """
-    found: dict[str, tuple[tuple[str, ...], list[str]]] = {}
+    images_of: dict[str, tuple[tuple[str, ...], list[str]]] = {}
     for entry in sorted(emoji, key=lambda e: int(e["sort_order"])):
         hypernyms = HYPERNYMS.get(entry["subcategory"])
         image = str(entry["image"])
         name = noun_name(str(entry["name"]))
-        if hypernyms is None or name in DROPPED or not drawn(image):
+        if hypernyms is None or name in EXCLUDED_NAMES or not has_image(image):
             continue
         if not all(entry.get(f"has_img_{style}") for style in styles):
             continue
-        found.setdefault(name, (hypernyms, []))[1].append(image)
-    if not found:
+        images_of.setdefault(name, (hypernyms, []))[1].append(image)
+    if not images_of:
         raise ValueError("no usable emoji: emoji.json has none of the expected subcategories")
     return tuple(
         Noun(name, hypernyms, tuple(images), tuple(dict.fromkeys(word for image in images for word in keywords(image))))
-        for name, (hypernyms, images) in sorted(found.items())
+        for name, (hypernyms, images) in sorted(images_of.items())
     )
 
 
-def noun_name(official: str) -> str:
-    """What a person would call an emoji: "WOMAN FARMER" -> "farmer", "COW FACE" -> "cow"."""
-    name = _UNSEEN_DETAIL.sub("", official.lower())
-    name = RENAMED.get(name, name)
+def noun_name(emoji_name: str) -> str:  # "WOMAN FARMER" -> "farmer", "COW FACE" -> "cow"
+    name = _DETAIL_SUFFIX.sub("", emoji_name.lower())
+    name = NAME_OVERRIDES.get(name, name)
     bare = _GENDERED.sub("", name, count=1) if _GENDERED.match(name) else name
-    return RENAMED.get(bare, bare)
+    return NAME_OVERRIDES.get(bare, bare)

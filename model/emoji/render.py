@@ -1,4 +1,4 @@
-"""Sprites onto backgrounds, vectorised: one ``grid_sample`` per layer for a whole batch of frames."""
+"""Compositing sprites onto backgrounds: one ``grid_sample`` per layer for a whole batch of frames."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from vidlex.model.emoji.motion import Pose
 
 
 def render(background: Tensor, layers: Tensor, pose: Pose) -> Tensor:
-    """Draw ``S`` sprites per video, the first one lowest.
+    """Draw ``S`` sprites per video, the last one on top. Returns [B, T, 3, H, W] uint8.
 
-    ``background`` [B, 3, H, W] uint8; ``layers`` [B, S, 4, h, w] uint8 RGBA with straight alpha; ``pose`` [B, S, T]
-    (a sprite of alpha 0 is not seen). Returns [B, T, 3, H, W] uint8.
+    ``background`` [B, 3, H, W] uint8; ``layers`` [B, S, 4, h, w] uint8 RGBA with straight alpha; ``pose`` [B, S, T].
     """
     b, s = layers.shape[:2]
     t = pose.x.shape[-1]
@@ -32,8 +31,7 @@ def render(background: Tensor, layers: Tensor, pose: Pose) -> Tensor:
     return canvas.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _inverse_affine(pose: Pose, layer: int) -> Tensor:
-    """[B, T, 2, 3]: from canvas coordinates to sprite coordinates (translate, turn back, scale)."""
+def _inverse_affine(pose: Pose, layer: int) -> Tensor:  # [B, T, 2, 3], canvas to sprite coordinates
     x, y = pose.x[:, layer], pose.y[:, layer]
     size = pose.size[:, layer].clamp_min(1e-3)
     cos, sin = pose.angle[:, layer].cos() / size, pose.angle[:, layer].sin() / size
@@ -45,22 +43,21 @@ def _inverse_affine(pose: Pose, layer: int) -> Tensor:
 
 
 def crop_backgrounds(bank: Tensor, scene: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """[B, 3, size, size] uint8 on the bank's device: for each entry of ``scene`` [B] a random picture, crop and
-    mirroring of the bank.
+    """[B, 3, size, size] uint8 on the bank's device: a random image, crop and mirroring for each of ``scene`` [B].
 
-    A crop covers at most two thirds of the picture's side; for a larger canvas it is scaled up.
+    A crop covers at most two thirds of the image's side; for a larger canvas it is scaled up.
     """
-    n, pictures, side = scene.shape[0], bank.shape[1], bank.shape[-1]
+    n, num_images, side = scene.shape[0], bank.shape[1], bank.shape[-1]
     canvas, size = size, min(size, side * 2 // 3)
-    which = torch.randint(0, pictures, (n,), generator=generator)
+    image = torch.randint(0, num_images, (n,), generator=generator)
     offset = torch.randint(0, side - size + 1, (n, 2), generator=generator)
-    mirrored = torch.rand(n, generator=generator) < 0.5
+    is_mirrored = torch.rand(n, generator=generator) < 0.5
     along = torch.arange(size)
     rows = offset[:, :1] + along  # [B, size]
-    columns = offset[:, 1:] + torch.where(mirrored[:, None], along.flip(0), along)  # [B, size]
-    place = (scene[:, None, None], which[:, None, None], rows[:, :, None], columns[:, None, :])
-    scenes, chosen, y, x = (index.to(bank.device) for index in place)
-    stacked = bank[scenes, chosen, :, y, x].permute(0, 3, 1, 2)  # [B, size, size, 3] -> [B, 3, size, size]
+    columns = offset[:, 1:] + torch.where(is_mirrored[:, None], along.flip(0), along)  # [B, size]
+    indices = (scene[:, None, None], image[:, None, None], rows[:, :, None], columns[:, None, :])
+    scenes, images, y, x = (index.to(bank.device) for index in indices)
+    crops = bank[scenes, images, :, y, x].permute(0, 3, 1, 2)  # [B, size, size, 3] -> [B, 3, size, size]
     if canvas == size:
-        return stacked
-    return F.interpolate(stacked.float(), size=(canvas, canvas), mode="bilinear").round_().to(torch.uint8)
+        return crops
+    return F.interpolate(crops.float(), size=(canvas, canvas), mode="bilinear").round_().to(torch.uint8)

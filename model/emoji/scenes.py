@@ -1,8 +1,9 @@
-"""Backgrounds: each scene is a family of procedural pictures, drawn once into a bank and then cropped at random."""
+"""Backgrounds: procedural images of each scene, drawn once into a bank and cropped at random."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 
 import numpy as np
 import torch
@@ -12,15 +13,12 @@ from torch import Tensor
 
 from vidlex.model.emoji.vocabulary import SCENES
 
-BANK_SIZE = 144
-"""Side of a background in pixels; a crop of the canvas' size is taken from it."""
+BANK_SIZE = 144  # pixels, before cropping to the canvas
 
 Colour = tuple[int, int, int]
 
 
-class Random:
-    """numpy's generator with plain Python integers, as Pillow wants them."""
-
+class Random:  # NumPy's generator, with the Python numbers that Pillow requires
     def __init__(self, seed: int) -> None:
         self.numpy = np.random.default_rng(seed)
 
@@ -31,15 +29,18 @@ class Random:
         return float(self.numpy.uniform(low, high))
 
 
+@cache
 def scene_bank(num_per_scene: int, seed: int) -> Tensor:
-    """[scenes, num_per_scene, 3, 144, 144] uint8, in the order of ``SCENES``. The same seed gives the same bits."""
+    """[scenes, num_per_scene, 3, 144, 144] uint8 in the order of ``SCENES``, bit-identical for the same seed.
+
+    Cached and shared: callers must not write to it.
+    """
     rng = Random(seed)
     pictures = [[_draw(scene, rng) for _ in range(num_per_scene)] for scene in SCENES]
     return torch.from_numpy(np.asarray(pictures)).permute(0, 1, 4, 2, 3).contiguous()
 
 
-def _draw(scene: str, rng: Random) -> NDArray[np.uint8]:
-    """[144, 144, 3] uint8 of one scene."""
+def _draw(scene: str, rng: Random) -> NDArray[np.uint8]:  # [144, 144, 3]
     picture = _PAINTERS[scene](rng)
     picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.0)))
     noise = rng.numpy.normal(0, rng.uniform(1, 5), (BANK_SIZE, BANK_SIZE, 1))

@@ -1,6 +1,6 @@
-"""The words of the procedural world beside its nouns: scenes, actions and other ways of saying them.
+"""The words of the procedural world other than nouns: scenes, actions and their synonyms.
 
-The second list of each entry in ``SCENE_WORDS`` and ``ACTION_WORDS`` is kept out of every text that any training reads.
+``SCENE_WORDS`` and ``ACTION_WORDS`` map a name to its synonyms in training and those held out of all training texts.
 """
 
 from __future__ import annotations
@@ -82,10 +82,9 @@ ACTION_WORDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "disappearing": ((), ("vanishing",)),
     "teleporting": ((), ("jumping from place to place",)),
 }
-"""Action -> (other ways of saying it in training, ways that no training text says)."""
 
+# motions over the whole video; none is recognisable from one frame
 ACTIONS = tuple(ACTION_WORDS)
-"""What a sprite does over the whole video. None of them can be read from one frame."""
 
+# neither shown nor named in training; most combine trained actions: tumbling is falling and spinning
 HELD_OUT_ACTIONS = ("swaying", "bobbing", "tumbling", "rolling", "pulsing", "disappearing", "teleporting")
-"""Neither shown nor named in training. Most are made of things that are: tumbling is falling and spinning."""

@@ -1,8 +1,7 @@
-"""The procedural world: endless labelled pictures and videos, the same bits for the same seed.
+"""The procedural world: an unlimited supply of labelled images and videos, bit-identical for the same seed.
 
-A video shows one scene and one or two sprites, each with an action or at rest. Its labels are the nouns, their
-hypernyms and keywords, the scene, the actions, and pairs of noun and action. Splits differ by seed alone: held-out
-videos show known things in new backgrounds (a bank of its own), places and motions.
+A video shows one scene and one or two sprites, each moving or still. Its labels are the nouns, their hypernyms and
+keywords, the scene, the actions, and pairs of noun and action. Splits differ only in seeds and background banks.
 """
 
 from __future__ import annotations
@@ -23,48 +22,36 @@ from vidlex.model.emoji.vocabulary import ACTIONS, SCENES
 
 PICTURE_SIZES = (0.28, 0.62)
 VIDEO_SIZES = (0.34, 0.58)
-PAIR_PART = 0.12
-"""Part of the sprites that show a pair of their column; as many its noun alone, as many its action alone."""
+MAX_SPRITES = 2
+STILL_FRACTION = 0.12
+# of the sprites, for each of: a pair of the column, the noun of a pair alone, the action of a pair alone
+PAIR_FRACTION = 0.12
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A batch of labelled videos (or pictures: T = 1)."""
+    """A batch of labelled videos, or images if T = 1."""
 
-    frames: Tensor
-    """[B, T, 3, H, W] uint8 RGB, on the world's device."""
-    targets: Tensor
-    """[B, V] bool over ``World.labels``; this and all that follows on the CPU."""
-    times: Tensor
-    """[T] in 0..1 of the video."""
-    nouns: Tensor
-    """[B, S] index of each sprite's noun, -1 where there is none."""
-    actions: Tensor
-    """[B, S] index of each sprite's action, -1 where it rests or there is none."""
+    frames: Tensor  # [B, T, 3, H, W] uint8 RGB on the device of the world; all others are on the CPU
+    targets: Tensor  # [B, V] bool over ``World.labels``
+    nouns: Tensor  # [B, S] index of each sprite's noun, -1 without a sprite
+    actions: Tensor  # [B, S] index of each sprite's action, -1 if it is still or without a sprite
 
 
-class _Cast(NamedTuple):
-    """Who plays in some videos."""
-
-    present: Tensor
-    """[B, S] bool."""
-    sprite: Tensor
-    """[B, S]."""
-    style: Tensor
-    """[B, S]."""
-    scene: Tensor
-    """[B]."""
-    targets: Tensor
-    """[B, V] bool."""
+class _Composition(NamedTuple):
+    is_present: Tensor  # [B, S] bool
+    sprite: Tensor  # [B, S]
+    style: Tensor  # [B, S]
+    scene: Tensor  # [B]
+    targets: Tensor  # [B, V] bool
 
 
 class World:
-    """``split`` is "train", "val" or "test": it chooses the backgrounds and keeps the seeds apart.
+    """``split`` ("train", "val" or "test") selects the background bank and the range of seeds.
 
-    ``part`` is what training sees ("pretrain", "seen") or a column of the evaluation (``vidlex.model.emoji.protocol``).
-    ``num_more_pairs`` adds labels of that many pairs behind the part's own; the same seeds show the same videos.
-    ``device`` draws the frames: who plays and how is decided on the CPU, so that the same seed shows the same
-    everywhere; pixels may differ by rounding between devices.
+    ``part`` is a part of training ("pretrain", "seen") or a column of the evaluation (``vidlex.model.emoji.protocol``).
+    ``num_more_pairs`` appends labels for that many pairs; the videos stay the same. ``device`` renders the frames. All
+    random numbers are drawn on the CPU: between devices only pixels may differ, by rounding.
     """
 
     def __init__(
@@ -78,90 +65,74 @@ class World:
         sheet: SpriteSheet | None = None,
         device: str = "cpu",
     ) -> None:
-        salt = {"train": 1, "val": 2, "test": 3}[split]
         self.canvas = canvas
-        self.salt = salt
+        self._salt = {"train": 1, "val": 2, "test": 3}[split]
         self.sheet = sheet if sheet is not None else load_sheet(cache)
-        self._bank = scene_bank(96 if split == "train" else 24, seed=salt).to(device)
+        self._bank = scene_bank(96 if split == "train" else 24, seed=self._salt).to(device)
         self._sprites = self.sheet.sprites.to(device)
         self.device = device
         self.protocol = Protocol(self.sheet.nouns)
         self.column = self.protocol.column(part, num_more_pairs)
         self.labels = self.column.labels
         unseen = [style in UNSEEN_STYLES for style in self.sheet.styles]
-        wanted = self.column.unseen_styles and any(unseen)
-        self.styles = torch.tensor([i for i, is_unseen in enumerate(unseen) if is_unseen == wanted])
+        use_unseen = self.column.unseen_styles and any(unseen)
+        self.styles = torch.tensor([i for i, is_unseen in enumerate(unseen) if is_unseen == use_unseen])
 
-    def kinds(self) -> dict[str, str]:
-        """Label -> "noun", "hypernym", "keyword", "scene", "action" or "pair"."""
+    def kinds(self) -> dict[str, str]:  # label -> noun, hypernym, keyword, scene, action or pair
         return dict(self.column.kinds)
 
-    def thing_of_pairs(self) -> Tensor:
-        """[V] int64: the noun of each label that is a pair, -1 for other labels."""
-        things = torch.full((len(self.labels),), -1)
-        for (noun, _), label in self.column.pair_truth.items():
-            things[label] = noun
-        return things
+    def pair_nouns(self) -> Tensor:  # [V] int64, -1 for labels that are no pair
+        nouns = torch.full((len(self.labels),), -1)
+        for (noun, _), label in self.column.pair_labels.items():
+            nouns[label] = noun
+        return nouns
 
     def generator(self, seed: int) -> torch.Generator:
-        return torch.Generator().manual_seed(seed * 8 + self.salt)
+        return torch.Generator().manual_seed(seed * 8 + self._salt)
 
-    def pictures(self, num: int, generator: torch.Generator, *, max_sprites: int = 2) -> Sample:
-        """Still pictures [num, 1, 3, H, W]: what web images are to CLIP. Their targets hold no action."""
-        still = torch.full((num, max_sprites), STILL)
-        noun = self._draw(self.column.nouns, (num, max_sprites), generator)
-        return self._sample(noun, still, torch.tensor([0.5]), sizes=PICTURE_SIZES, generator=generator)
+    def pictures(self, num: int, generator: torch.Generator) -> Sample:  # [num, 1, 3, H, W]
+        noun = _choose(self.column.nouns, (num, MAX_SPRITES), generator)
+        action = torch.full((num, MAX_SPRITES), STILL)
+        times = torch.tensor([0.5])
+        return self._sample(noun, action, times, generator, sizes=PICTURE_SIZES, single_sprite_fraction=0.5)
 
     def videos(
-        self,
-        num: int,
-        num_frames: int,
-        generator: torch.Generator,
-        *,
-        max_sprites: int = 2,
-        one_sprite: float = 0.5,
-        at_rest: float = 0.12,
+        self, num: int, num_frames: int, generator: torch.Generator, *, single_sprite_fraction: float = 0.5
     ) -> Sample:
-        """Videos of ``num_frames`` uniform frames. ``one_sprite``: part of videos with a single sprite."""
-        noun, action = self._things(num, generator, max_sprites, at_rest)
+        noun, action = self._sample_nouns_and_actions(num, generator)
         times = (torch.arange(num_frames) + 0.5) / num_frames
-        return self._sample(noun, action, times, sizes=VIDEO_SIZES, generator=generator, one_sprite=one_sprite)
+        return self._sample(
+            noun, action, times, generator, sizes=VIDEO_SIZES, single_sprite_fraction=single_sprite_fraction
+        )
 
-    def targets_of_videos(self, num: int, generator: torch.Generator) -> Tensor:
-        """[num, V] bool: the targets of ``videos`` by the same generator, without drawing them."""
-        noun, action = self._things(num, generator)
-        return self._cast(noun, action, generator, one_sprite=0.5).targets
+    def video_targets(self, num: int, generator: torch.Generator) -> Tensor:
+        """[num, V] bool: the targets of ``videos`` with the same generator, without rendering."""
+        noun, action = self._sample_nouns_and_actions(num, generator)
+        return self._compose(noun, action, generator, single_sprite_fraction=0.5).targets
 
-    def _things(
-        self, num: int, generator: torch.Generator, max_sprites: int = 2, at_rest: float = 0.12
-    ) -> tuple[Tensor, Tensor]:
-        """Noun and action of each sprite, [num, max_sprites] each."""
-        shape = (num, max_sprites)
-        noun = self._draw(self.column.nouns, shape, generator)
-        action = self._draw(self.column.actions, shape, generator)
-        noun, action = self._favour_pairs(noun, action, generator)
-        rests = torch.rand(shape, generator=generator) < at_rest
-        return noun, torch.where(rests | self._forbidden(noun, action), STILL, action)
+    def _sample_nouns_and_actions(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:  # [num, S] each
+        shape = (num, MAX_SPRITES)
+        noun = _choose(self.column.nouns, shape, generator)
+        action = _choose(self.column.actions, shape, generator)
+        noun, action = self._oversample_pairs(noun, action, generator)
+        is_still = torch.rand(shape, generator=generator) < STILL_FRACTION
+        return noun, torch.where(is_still | self._is_excluded(noun, action), STILL, action)
 
-    def _draw(self, pool: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        return pool[torch.randint(0, len(pool), shape, generator=generator)]
-
-    def _favour_pairs(self, noun: Tensor, action: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Some sprites are one of the column's pairs, others half of one: hard negatives of its label."""
+    def _oversample_pairs(self, noun: Tensor, action: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Replace some sprites by a pair of the column, or by half of one (a hard negative of its label)."""
         pairs = self.column.pairs
         chance = torch.rand(noun.shape, generator=generator)
         if not len(pairs):
             return noun, action
-        pair = self._draw(pairs, noun.shape, generator)  # [num, S, 2]
-        noun = torch.where(chance < 2 * PAIR_PART, pair[..., 0], noun)
-        moves_so = (chance < PAIR_PART) | ((chance >= 2 * PAIR_PART) & (chance < 3 * PAIR_PART))
-        action = torch.where(moves_so, pair[..., 1], action)
+        pair = _choose(pairs, noun.shape, generator)  # [num, S, 2]
+        noun = torch.where(chance < 2 * PAIR_FRACTION, pair[..., 0], noun)
+        replaces_action = (chance < PAIR_FRACTION) | ((chance >= 2 * PAIR_FRACTION) & (chance < 3 * PAIR_FRACTION))
+        action = torch.where(replaces_action, pair[..., 1], action)
         return noun, action
 
-    def _forbidden(self, noun: Tensor, action: Tensor) -> Tensor:
-        """[num, S] bool: pairs that this column never shows."""
-        forbidden = self.column.forbidden
-        cells = [pair in forbidden for pair in zip(noun.flatten().tolist(), action.flatten().tolist(), strict=True)]
+    def _is_excluded(self, noun: Tensor, action: Tensor) -> Tensor:  # [num, S] bool
+        excluded = self.column.excluded_pairs
+        cells = [pair in excluded for pair in zip(noun.flatten().tolist(), action.flatten().tolist(), strict=True)]
         return torch.tensor(cells).view(noun.shape)
 
     def _sample(
@@ -169,67 +140,72 @@ class World:
         noun: Tensor,
         action: Tensor,
         times: Tensor,
+        generator: torch.Generator,
         *,
         sizes: tuple[float, float],
-        generator: torch.Generator,
-        one_sprite: float = 0.5,
+        single_sprite_fraction: float,
     ) -> Sample:
-        num, max_sprites = action.shape
-        cast = self._cast(noun, action, generator, one_sprite)
-        present = cast.present
+        composition = self._compose(noun, action, generator, single_sprite_fraction)
+        is_present = composition.is_present
         pose = sample_pose(action.reshape(-1), times, sizes, generator)  # [num * S, T]
-        pose = _spread(pose, num, max_sprites, present, generator)
-        background = crop_backgrounds(self._bank, cast.scene, self.canvas, generator)
-        sprites = self._sprites[cast.style.to(self.device), cast.sprite.to(self.device)]  # [num, S, 4, h, w]
-        frames = render(background, sprites, pose.to(self.device))
-        shown = torch.where(present, noun, -1)
-        moving = present & (action != STILL)
-        return Sample(frames, cast.targets, times, shown, torch.where(moving, action, -1))
+        pose = _separate_sprites(pose, is_present, generator)
+        background = crop_backgrounds(self._bank, composition.scene, self.canvas, generator)
+        sprites = self._sprites[composition.style.to(self.device), composition.sprite.to(self.device)]
+        frames = render(background, sprites, pose.to(self.device))  # sprites [num, S, 4, h, w]
+        is_moving = is_present & (action != STILL)
+        return Sample(
+            frames, composition.targets, torch.where(is_present, noun, -1), torch.where(is_moving, action, -1)
+        )
 
-    def _cast(self, noun: Tensor, action: Tensor, generator: torch.Generator, one_sprite: float) -> _Cast:
-        num, max_sprites = action.shape
-        single = torch.rand(num, generator=generator) < one_sprite
-        present = torch.ones(num, max_sprites, dtype=torch.bool)
-        present[single, 1:] = False
-        sprite = self._one_sprite_of(noun, generator)
-        style = self._draw(self.styles, (num, 1), generator).expand(num, max_sprites)
+    def _compose(
+        self, noun: Tensor, action: Tensor, generator: torch.Generator, single_sprite_fraction: float
+    ) -> _Composition:
+        num = len(action)
+        is_single = torch.rand(num, generator=generator) < single_sprite_fraction
+        is_present = torch.ones(num, MAX_SPRITES, dtype=torch.bool)
+        is_present[is_single, 1:] = False
+        sprite = self._choose_sprites(noun, generator)
+        style = _choose(self.styles, (num, 1), generator).expand(num, MAX_SPRITES)
         scene = torch.randint(0, len(SCENES), (num,), generator=generator)
-        targets = self._targets(noun, action, scene, present, present & (action != STILL))
-        return _Cast(present, sprite, style, scene, targets)
+        targets = self._targets(noun, action, scene, is_present)
+        return _Composition(is_present, sprite, style, scene, targets)
 
-    def _targets(self, noun: Tensor, action: Tensor, scene: Tensor, present: Tensor, moving: Tensor) -> Tensor:
-        """[num, V] bool: what the sprites, their motions and the scene make true."""
+    def _targets(self, noun: Tensor, action: Tensor, scene: Tensor, is_present: Tensor) -> Tensor:  # [num, V] bool
         column = self.column
-        targets = column.scene_truth[scene].clone()
-        for s in range(noun.shape[1]):
-            targets |= column.noun_truth[noun[:, s]] & present[:, s, None]
-            targets |= column.action_truth[action[:, s].clamp_max(len(ACTIONS) - 1)] & moving[:, s, None]
-        if column.pair_truth:
-            for i, s in moving.nonzero().tolist():
-                label = column.pair_truth.get((int(noun[i, s]), int(action[i, s])))
+        is_moving = is_present & (action != STILL)
+        targets = column.scene_labels[scene].clone()
+        for s in range(MAX_SPRITES):
+            targets |= column.noun_labels[noun[:, s]] & is_present[:, s, None]
+            targets |= column.action_labels[action[:, s].clamp_max(len(ACTIONS) - 1)] & is_moving[:, s, None]
+        if column.pair_labels:
+            for i, s in is_moving.nonzero().tolist():
+                label = column.pair_labels.get((int(noun[i, s]), int(action[i, s])))
                 if label is not None:
                     targets[i, label] = True
         return targets
 
-    def _one_sprite_of(self, noun: Tensor, generator: torch.Generator) -> Tensor:
-        """A random sprite among those of each noun, same shape as ``noun``."""
-        owner = self.sheet.sprite_noun  # sorted by noun
-        first = torch.searchsorted(owner, noun)
-        count = torch.searchsorted(owner, noun, right=True) - first
+    def _choose_sprites(self, noun: Tensor, generator: torch.Generator) -> Tensor:
+        nouns = self.sheet.sprite_noun  # sorted
+        first = torch.searchsorted(nouns, noun)
+        count = torch.searchsorted(nouns, noun, right=True) - first
         return first + (torch.rand(noun.shape, generator=generator) * count).long()
 
 
-def _spread(pose: Pose, num: int, max_sprites: int, present: Tensor, generator: torch.Generator) -> Pose:
-    """[num * S, T] -> [num, S, T]: two sprites go to opposite halves, absent ones become invisible."""
+def _choose(pool: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return pool[torch.randint(0, len(pool), shape, generator=generator)]
+
+
+def _separate_sprites(pose: Pose, is_present: Tensor, generator: torch.Generator) -> Pose:
+    """[num * S, T] -> [num, S, T]: two sprites move to opposite halves, absent ones become invisible."""
+    num = len(is_present)
     x, y, size, angle, alpha, stretch = (
-        v.reshape(num, max_sprites, -1) for v in (pose.x, pose.y, pose.size, pose.angle, pose.alpha, pose.stretch)
+        v.reshape(num, MAX_SPRITES, -1) for v in (pose.x, pose.y, pose.size, pose.angle, pose.alpha, pose.stretch)
     )
-    if max_sprites == 2:
-        both = present.all(dim=1)[:, None, None]
-        side = (torch.randint(0, 2, (num, 1), generator=generator) * 2 - 1) * 0.45
-        offset = torch.stack((side, -side), dim=1)  # [num, 2, 1]
-        horizontal = (torch.rand(num, 1, 1, generator=generator) < 0.6) & both
-        x = torch.where(horizontal, x * 0.5 + offset, x)
-        y = torch.where(both & ~horizontal, y * 0.5 + offset, y)
-        size = torch.where(both, size * 0.85, size)
-    return Pose(x, y, size, angle, alpha * present[..., None], stretch)
+    has_two = is_present.all(dim=1)[:, None, None]
+    side = (torch.randint(0, 2, (num, 1), generator=generator) * 2 - 1) * 0.45
+    offset = torch.stack((side, -side), dim=1)  # [num, 2, 1]
+    is_horizontal = (torch.rand(num, 1, 1, generator=generator) < 0.6) & has_two
+    x = torch.where(is_horizontal, x * 0.5 + offset, x)
+    y = torch.where(has_two & ~is_horizontal, y * 0.5 + offset, y)
+    size = torch.where(has_two, size * 0.85, size)
+    return Pose(x, y, size, angle, alpha * is_present[..., None], stretch)

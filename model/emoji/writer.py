@@ -1,5 +1,3 @@
-"""Videos of the world as real files."""
-
 from __future__ import annotations
 
 from fractions import Fraction
@@ -12,9 +10,9 @@ from torch import Tensor
 
 
 def write_mp4(frames: Tensor, path: Path, *, fps: int = 12, size: int | None = None) -> None:
-    """[T, 3, H, W] uint8 to an H.264 mp4 of T / fps seconds, scaled to ``size`` pixels square when given.
+    """Write [T, 3, H, W] uint8 as H.264, scaled to ``size`` pixels square if given.
 
-    The metadata is fixed, so the same frames give the same bytes with the same encoder.
+    The metadata is fixed: the same frames give the same bytes with the same encoder.
     """
     if size is not None:
         frames = F.interpolate(frames.float(), size=(size, size), mode="bilinear", antialias=True)

@@ -1,5 +1,3 @@
-"""Platt scaling fitted on validation logits, and how far probabilities are from frequencies."""
-
 from __future__ import annotations
 
 from typing import Any
@@ -14,7 +12,7 @@ from vidlex.model.scoring import Calibration, sigmoid
 def fit_platt(logits: NDArray[np.floating[Any]], targets: NDArray[np.bool_]) -> Calibration:
     """Slope and intercept that minimise the log loss of ``sigmoid(slope * logit + intercept)`` (Platt 1999).
 
-    Any shapes that agree. The slope stays positive, so no ranking changes. ValueError when one class is missing.
+    The slope is positive, so that the ranking does not change. Raises ValueError if either class is missing.
     """
     x = np.asarray(logits, np.float64).ravel()
     y = np.asarray(targets, bool).ravel()
@@ -28,23 +26,22 @@ def fit_platt(logits: NDArray[np.floating[Any]], targets: NDArray[np.bool_]) -> 
         residual = (sigmoid(z) - y) / len(x)
         return float(value), np.array([np.sum(residual * x) * slope, np.sum(residual)])
 
-    found = minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B", bounds=((-5, 5), (-50, 50)))
-    return Calibration(slope=float(np.exp(found.x[0])), intercept=float(found.x[1]))
+    result = minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B", bounds=((-5, 5), (-50, 50)))
+    return Calibration(slope=float(np.exp(result.x[0])), intercept=float(result.x[1]))
 
 
 def reliability(
     probabilities: NDArray[np.floating[Any]], targets: NDArray[np.bool_], num_bins: int = 15
 ) -> list[dict[str, float]]:
-    """The reliability diagram: mean probability, frequency and size of each equal-width bin that holds anything."""
     p = np.asarray(probabilities, np.float64).ravel()
     y = np.asarray(targets, bool).ravel()
     bins = np.minimum((p * num_bins).astype(int), num_bins - 1)
     counts = np.bincount(bins, minlength=num_bins)
-    means, hits = np.bincount(bins, p, num_bins), np.bincount(bins, y, num_bins)
+    sums, positives = np.bincount(bins, p, num_bins), np.bincount(bins, y, num_bins)
     return [
         {
-            "probability": float(means[i] / counts[i]),
-            "frequency": float(hits[i] / counts[i]),
+            "probability": float(sums[i] / counts[i]),
+            "frequency": float(positives[i] / counts[i]),
             "num_pairs": int(counts[i]),
         }
         for i in np.flatnonzero(counts)
@@ -54,7 +51,7 @@ def reliability(
 def expected_calibration_error(
     probabilities: NDArray[np.floating[Any]], targets: NDArray[np.bool_], num_bins: int = 15
 ) -> float:
-    """Mean distance of probability and frequency over equal-width bins, weighted by their size (Guo et al. 2017)."""
+    """Mean difference of probability and frequency over equal-width bins, weighted by their size (Guo et al. 2017)."""
     rows = reliability(probabilities, targets, num_bins)
     total = sum(row["num_pairs"] for row in rows)
     return sum(abs(row["probability"] - row["frequency"]) * row["num_pairs"] for row in rows) / total

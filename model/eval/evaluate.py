@@ -1,4 +1,4 @@
-"""``vidlex eval``: a classifier against a manifest of real files, decoded and scored as the service does it."""
+"""``vidlex eval``: score the videos of a manifest as the service does, and report metrics."""
 
 from __future__ import annotations
 
@@ -20,25 +20,18 @@ from vidlex.model.decode.limits import DecodeError
 from vidlex.model.eval.bootstrap import bootstrap_intervals
 from vidlex.model.eval.calibration import expected_calibration_error, reliability
 from vidlex.model.eval.metrics import f1_at, federated_average_precision, per_label, summarise
-from vidlex.model.eval.rareact import official_scores
+from vidlex.model.eval.rareact import rareact_metrics
 from vidlex.model.eval.thresholds import threshold_loss
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What a classifier said of a dataset."""
-
     labels: tuple[str, ...]
-    similarities: NDArray[np.float32]
-    """[B, V]"""
-    targets: NDArray[np.bool_]
-    """[B, V]"""
-    known: NDArray[np.bool_]
-    """[B, V]: pairs whose truth is known."""
-    skipped: tuple[str, ...]
-    """Videos that could not be decoded, by name."""
-    native_ids: tuple[str | None, ...] = ()
-    """[B], as the manifest has them."""
+    similarities: NDArray[np.float32]  # [B, V]
+    targets: NDArray[np.bool_]  # [B, V]
+    known: NDArray[np.bool_]  # [B, V]: whether the truth is known
+    skipped: tuple[str, ...]  # videos that could not be decoded
+    native_ids: tuple[str | None, ...]  # [B]
 
 
 def score(
@@ -51,17 +44,16 @@ def score(
     num_frames: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
-    """Decode and score every video of ``manifest`` against ``labels`` (default: every label that occurs in it).
+    """Decode and score every video of ``manifest`` against ``labels`` (default: all labels in the manifest).
 
-    ``prompts``: what the encoder reads in place of a label's name. ``unlabelled``: whether a pair that is neither
-    positive nor negative is skipped or counts as absent. A video that is missing or broken is counted in ``skipped``,
-    never fatal. Raises ManifestError for a bad manifest, ValueError when nothing could be scored.
+    ``prompts``: texts to encode in place of the label names. ``unlabelled``: see ``vidlex.model.data.dataset``. Missing
+    and broken videos are skipped. Raises ManifestError for an invalid manifest, ValueError if no video could be scored.
     """
     entries = list(read_manifest(manifest))
     vocabulary = tuple(labels) if labels else tuple(sorted({n for e in entries for n in e.positives + e.negatives}))
     label_features = classifier.encode_labels([(prompts or {}).get(name, name) for name in vocabulary])  # [V, D]
     rows: list[NDArray[np.float32]] = []
-    kept: list[Entry] = []
+    scored: list[Entry] = []
     skipped: list[str] = []
     for done, entry in enumerate(entries, start=1):
         try:
@@ -76,17 +68,17 @@ def score(
             skipped.append(entry.video)
         else:
             rows.append(classifier.encode_video([batch.frames])[0])
-            kept.append(entry)
+            scored.append(entry)
         if progress is not None:
             progress(done, len(entries))
-    if not kept:
+    if not scored:
         raise ValueError(f"none of the {len(entries)} videos of {manifest} could be decoded")
-    place = {name: i for i, name in enumerate(vocabulary)}
-    targets = np.zeros((len(kept), len(vocabulary)), bool)
+    column = {name: i for i, name in enumerate(vocabulary)}
+    targets = np.zeros((len(scored), len(vocabulary)), bool)
     known = np.zeros_like(targets)
-    for i, entry in enumerate(kept):
-        targets[i, [place[n] for n in entry.positives if n in place]] = True
-        known[i, [place[n] for n in entry.positives + entry.negatives if n in place]] = True
+    for i, entry in enumerate(scored):
+        targets[i, [column[n] for n in entry.positives if n in column]] = True
+        known[i, [column[n] for n in entry.positives + entry.negatives if n in column]] = True
         known[i] |= entry.closed or unlabelled == "absent"
     return Scores(
         vocabulary,
@@ -94,13 +86,11 @@ def score(
         targets,
         known,
         tuple(skipped),
-        tuple(entry.native_id for entry in kept),
+        tuple(entry.native_id for entry in scored),
     )
 
 
 def report(classifier: Classifier, scores: Scores, kinds: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Figures of a dataset: overall with 95 % intervals over videos, by kind of label with what one threshold for all
-    kinds costs, at the shipped threshold, and how calibrated it is."""
     logits = classifier.scorer.logit(scores.similarities)
     probabilities = classifier.scorer.probability(scores.similarities)
     known = scores.known
@@ -117,8 +107,8 @@ def report(classifier: Classifier, scores: Scores, kinds: Mapping[str, str] | No
         "skipped_videos": list(scores.skipped),
     }
     if len({kinds.get(name) for name in scores.labels} if kinds else ()) > 1:
-        of_label = [(kinds or {}).get(name, "none") for name in scores.labels]
-        result["thresholds"] = threshold_loss(logits, scores.targets, known, of_label)
+        label_kinds = [(kinds or {}).get(name, "none") for name in scores.labels]
+        result["thresholds"] = threshold_loss(logits, scores.targets, known, label_kinds)
     if kinds:
         result["by_kind"] = {}
         for kind in sorted(set(kinds.values())):
@@ -129,20 +119,18 @@ def report(classifier: Classifier, scores: Scores, kinds: Mapping[str, str] | No
 
 
 def label_table(classifier: Classifier, scores: Scores, kinds: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """One row per label: its kind and the figures of ``per_label``."""
     rows = per_label(classifier.scorer.logit(scores.similarities), scores.targets, scores.known)
     return [
         {"label": name, "kind": (kinds or {}).get(name), **row} for name, row in zip(scores.labels, rows, strict=True)
     ]
 
 
-def official(classifier: Classifier, scores: Scores, folder: Path, protocol: str) -> dict[str, Any]:
-    """The dataset's own figures beside the common ones. ``folder`` holds what its builder wrote."""
+def protocol_metrics(classifier: Classifier, scores: Scores, folder: Path, protocol: str) -> dict[str, Any]:
     logits = classifier.scorer.logit(scores.similarities)
     if protocol == "tao":
         value, num_labels = federated_average_precision(logits, scores.targets, scores.known)
         return {"federated_map": value, "num_judged_labels": num_labels}
     if protocol == "rareact":
-        places = {name: i for i, name in enumerate(scores.native_ids) if name is not None}
-        return official_scores(read_ratings(folder / "rareact.csv"), places, scores.labels, logits)
+        rows = {name: i for i, name in enumerate(scores.native_ids) if name is not None}
+        return rareact_metrics(read_ratings(folder / "rareact.csv"), rows, scores.labels, logits)
     raise ValueError(f"unknown protocol {protocol!r}: tao or rareact")

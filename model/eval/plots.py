@@ -11,10 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from vidlex.model.eval.metrics import area, curve
+from vidlex.model.eval.metrics import precision_recall_curve, step_auc
 
-MAX_POINTS = 2000
-"""Points drawn per curve."""
+MAX_POINTS = 2000  # per curve
 
 
 def _axes() -> tuple[Figure, Axes]:
@@ -25,7 +24,6 @@ def _axes() -> tuple[Figure, Axes]:
 
 
 def plot_reliability(rows: Sequence[Mapping[str, float]], path: Path, title: str = "") -> None:
-    """``rows`` of ``calibration.reliability``; a bubble's area grows with the logarithm of its number of pairs."""
     figure, axes = _axes()
     axes.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--")
     x, y = [row["probability"] for row in rows], [row["frequency"] for row in rows]
@@ -36,21 +34,19 @@ def plot_reliability(rows: Sequence[Mapping[str, float]], path: Path, title: str
 
 
 def plot_precision_recall(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], path: Path, title: str = "") -> None:
-    """One curve per name from its scores and targets, with its micro AUPR."""
     figure, axes = _axes()
     for name, (scores, targets) in curves.items():
-        precision, recall, _ = curve(scores, targets)
-        keep = np.unique(np.linspace(0, len(recall) - 1, MAX_POINTS).astype(int))
-        axes.step(recall[keep], precision[keep], where="pre", label=f"{name}: {area(precision, recall):.3f}")
+        precision, recall, _ = precision_recall_curve(scores, targets)
+        shown = np.unique(np.linspace(0, len(recall) - 1, MAX_POINTS).astype(int))
+        axes.step(recall[shown], precision[shown], where="pre", label=f"{name}: {step_auc(precision, recall):.3f}")
     axes.set(xlabel="recall", ylabel="precision", title=title)
     axes.legend(loc="upper right", fontsize=8)
     figure.savefig(path, dpi=120)
 
 
 def plot_points(curves: Mapping[str, Sequence[Sequence[float]]], path: Path, title: str = "") -> None:
-    """Precision-recall curves that are points (recall, precision) already."""
     figure, axes = _axes()
-    for name, points in curves.items():
+    for name, points in curves.items():  # (recall, precision)
         axes.step([x for x, _ in points], [y for _, y in points], where="pre", label=name)
     axes.set(xlabel="recall", ylabel="precision", title=title)
     axes.legend(loc="upper right", fontsize=7)

@@ -1,21 +1,20 @@
-"""A small CLIP from nothing: the stand-in for web-scale CLIP where no weights can be fetched.
+"""Pretraining of a small CLIP, which replaces web-scale CLIP where no weights can be fetched.
 
-Two stages, because contrastive training from scratch learns slowly at this size:
+There are two stages, because contrastive training from scratch learns slowly at this size:
 
-1. *image*: the image tower learns to name what still pictures show, against a table of class vectors (noun,
-   hypernym and scene names), by cross-entropy with the true names sharing the mass;
-2. *text* (locked-image tuning, Zhai et al. 2022): the image tower is frozen and the text tower learns to put
-   captions and names where the images are.
+1. *image*: the image tower classifies still pictures against a table of class vectors (noun, hypernym and scene
+   names), by cross-entropy with the probability shared by the true names;
+2. *text* (locked-image tuning, Zhai et al. 2022): the image tower is frozen, and the text tower learns to align
+   captions and names with the images.
 
-No action is ever named: what CLIP knows of actions has to come from fine-tuning.
+Actions are never named: CLIP has no knowledge of them before fine-tuning.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import open_clip
 import torch
@@ -25,75 +24,29 @@ from torch import Tensor, nn
 from vidlex.model.emoji.assets import SpriteSheet, load_sheet
 from vidlex.model.emoji.world import Sample, World
 from vidlex.model.factory import create_clip
+from vidlex.model.seeds import Stream, generator_for, seed_for
+from vidlex.model.suite.pretrain_config import PretrainConfig
 from vidlex.model.text.clip_text import ClipText
 from vidlex.model.train.export import write_open_clip_folder
-from vidlex.model.train.loop import LoopConfig, console, run
-from vidlex.model.train.optim import Group, make_optimizer
-from vidlex.model.train.precision import choose_bf16
+from vidlex.model.train.loop.config import LoopConfig
+from vidlex.model.train.loop.loop import console, run
+from vidlex.model.train.loop.optim import ParameterGroup, make_optimizer
+from vidlex.model.train.loop.precision import choose_bf16
 
+CACHED_SEED, VALIDATION_SEED = 77_000_000, 5  # of the text stage
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # open_clip's OPENAI_DATASET_MEAN and STD
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}", "a drawing of a {}", "there is a {} here")
 
 
-@dataclass(frozen=True)
-class PretrainConfig:
-    """Architecture of the small CLIP and how long it learns. The default suits two CPU cores."""
-
-    image_size: int = 96
-    patch_size: int = 16
-    embed_dim: int = 192
-    vision_width: int = 192
-    vision_layers: int = 6
-    text_width: int = 128
-    text_layers: int = 3
-    num_image_steps: int = 3600
-    batch_size: int = 128
-    image_learning_rate: float = 1e-3
-    num_text_steps: int = 800
-    text_batch_size: int = 256
-    text_learning_rate: float = 1e-3
-    num_cached_pictures: int = 24000
-    num_steps_drawn: int = 1
-    """Steps of the image stage whose pictures are drawn at once: for few pictures a GPU waits for their overhead."""
-    weight_decay: float = 0.05
-    bf16: bool | None = None
-    """bfloat16 autocast. By default measured when the run begins: whichever is faster here."""
-    device: str = "cpu"
-    seed: int = 0
-    start: str = ""
-    """An open_clip model of this architecture to go on from (``local-dir:<folder>``); empty: from nothing."""
-
-    def architecture(self) -> dict[str, Any]:
-        """The model configuration in open_clip's own form (``open_clip/model_configs/*.json``)."""
-        return {
-            "embed_dim": self.embed_dim,
-            "vision_cfg": {
-                "image_size": self.image_size,
-                "layers": self.vision_layers,
-                "width": self.vision_width,
-                "head_width": 32,
-                "patch_size": self.patch_size,
-            },
-            "text_cfg": {
-                "context_length": 77,
-                "vocab_size": 49408,
-                "width": self.text_width,
-                "heads": self.text_width // 32,
-                "layers": self.text_layers,
-            },
-        }
-
-
 class ImageTask:
-    """Stage 1. The name table is thrown away afterwards; only the image tower stays."""
-
     name = "image"
 
     def __init__(self, clip: open_clip.CLIP, worlds: Mapping[str, World], config: PretrainConfig) -> None:
         self.worlds, self.config = worlds, config
         self.num_names = len(worlds["train"].labels)
+        # The table is discarded after this stage.
         table = nn.Parameter(torch.randn(self.num_names, config.embed_dim, device=config.device) * 0.02)
         scale = nn.Parameter(torch.tensor(2.7, device=config.device))  # exp(2.7) = 15
         self.module = nn.Module()
@@ -102,13 +55,13 @@ class ImageTask:
         self.table, self.scale, self.visual = table, scale, clip.visual
         self._drawn: tuple[int, Sample] | None = None
         self.optimizer = make_optimizer(
-            [Group(list(self.module.parameters()), config.image_learning_rate)],
+            [ParameterGroup(list(self.module.parameters()), config.image_learning_rate)],
             weight_decay=config.weight_decay,
             betas=(0.9, 0.98),
         )
 
     def _logits(self, pictures: Tensor) -> Tensor:
-        """[B, 3, H, W] uint8 -> [B, names]."""
+        # [B, 3, H, W] uint8 -> [B, names]
         image = F.normalize(self.visual(to_pixels(pictures, self.config.device)).float(), dim=-1)  # [B, D]
         return image @ F.normalize(self.table, dim=-1).T * self.scale.exp()  # [B, names]
 
@@ -119,18 +72,18 @@ class ImageTask:
         return loss, {}
 
     def _pictures(self, step: int) -> tuple[Sample, slice]:
-        """The pictures of some steps, and which of them are this step's."""
+        # Draws ``num_steps_drawn`` steps at once.
         size, num_steps = self.config.batch_size, self.config.num_steps_drawn
         first = step - step % num_steps
         if self._drawn is None or self._drawn[0] != first:
             world = self.worlds["train"]
-            generator = world.generator(self.config.seed * 10_000_019 + first)
+            generator = world.generator(seed_for(self.config.seed, Stream.PRETRAINING, first))
             self._drawn = (first, world.pictures(size * num_steps, generator))
         return self._drawn[1], slice((step - first) * size, (step - first + 1) * size)
 
     @torch.no_grad()
     def evaluate(self) -> Mapping[str, float]:
-        """Recall of the nouns at their number (R-precision), on unseen pictures."""
+        # R-precision of the nouns on unseen pictures.
         world = self.worlds["val"]
         kinds = world.kinds()
         is_noun = torch.tensor([kinds[name] == "noun" for name in world.labels])
@@ -149,8 +102,6 @@ class ImageTask:
 
 
 class TextTask:
-    """Stage 2: names and captions to the features of the locked image tower."""
-
     name = "text"
 
     def __init__(self, clip: open_clip.CLIP, worlds: Mapping[str, World], config: PretrainConfig) -> None:
@@ -159,17 +110,17 @@ class TextTask:
         clip.visual.requires_grad_(False).eval()
         world = worlds["train"]
         self.names = world.labels
-        self.image, self.targets = self._features(world, config.num_cached_pictures, seed=77_000_000)
-        self.val_image, self.val_targets = self._features(worlds["val"], 512, seed=5)
+        self.image, self.targets = self._features(world, config.num_cached_pictures, seed=CACHED_SEED)
+        self.val_image, self.val_targets = self._features(worlds["val"], 512, seed=VALIDATION_SEED)
         self.module = clip
         text = [p for p in clip.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(
-            [Group(text, config.text_learning_rate)], weight_decay=config.weight_decay, betas=(0.9, 0.98)
+            [ParameterGroup(text, config.text_learning_rate)], weight_decay=config.weight_decay, betas=(0.9, 0.98)
         )
 
     @torch.no_grad()
     def _features(self, world: World, num: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Unit image features [n, D] and targets [n, names] of pictures, in chunks of 256."""
+        # unit [n, D], [n, names]
         features, targets = [], []
         for chunk in range((num + 255) // 256):
             sample = world.pictures(256, world.generator(seed + chunk))
@@ -180,28 +131,27 @@ class TextTask:
         return torch.cat(features), torch.cat(targets)
 
     def _encode(self, texts: Sequence[str]) -> Tensor:
-        """[n, D] unit features."""
         return F.normalize(self.text.encode(texts), dim=-1)
 
     def training_step(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
-        generator = torch.Generator().manual_seed(self.config.seed * 10_000_019 + step)
-        pick = torch.randint(0, len(self.image), (self.config.text_batch_size,), generator=generator)
-        image, targets = self.image[pick], self.targets[pick]
+        generator = generator_for(self.config.seed, Stream.PRETRAINING, step)
+        drawn = torch.randint(0, len(self.image), (self.config.text_batch_size,), generator=generator)
+        image, targets = self.image[drawn], self.targets[drawn]
         template = torch.randint(0, len(TEMPLATES), (len(self.names),), generator=generator).tolist()
         texts = [TEMPLATES[t].format(name) for t, name in zip(template, self.names, strict=True)]
         scale = self.clip.logit_scale.exp()
         by_name = shared_cross_entropy(image @ self._encode(texts).T * scale, targets)
-        captioned = min(96, len(image))
-        shown = [[self.names[i] for i in row.nonzero()[:, 0].tolist()] for row in targets[:captioned].cpu()]
+        num_captions = min(96, len(image))
+        shown = [[self.names[i] for i in row.nonzero()[:, 0].tolist()] for row in targets[:num_captions].cpu()]
         captions = [caption(names, generator) for names in shown]
-        logits = image[:captioned] @ self._encode(captions).T * scale  # [captioned, captioned]
-        diagonal = torch.arange(captioned, device=logits.device)
+        logits = image[:num_captions] @ self._encode(captions).T * scale  # [num_captions, num_captions]
+        diagonal = torch.arange(num_captions, device=logits.device)
         by_caption = (F.cross_entropy(logits, diagonal) + F.cross_entropy(logits.T, diagonal)) / 2
         return by_name + 0.3 * by_caption, {"by_name": by_name.item(), "by_caption": by_caption.item()}
 
     @torch.no_grad()
     def evaluate(self) -> Mapping[str, float]:
-        """Zero-shot: mean recall at the number of true names, under one template."""
+        # Zero-shot R-precision, with one template.
         logits = (self.val_image @ self._encode([f"a photo of a {name}" for name in self.names]).T).cpu()
         recall = []
         for row, truth in zip(logits, self.val_targets.cpu(), strict=True):
@@ -211,27 +161,27 @@ class TextTask:
 
 
 def shared_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy in which the true names of a picture share the mass equally. [B, V] logits and bool targets."""
+    """The true names share the probability equally. [B, V] logits and bool targets."""
     share = targets.float() / targets.sum(dim=1, keepdim=True)
     return -(share * F.log_softmax(logits.float(), dim=1)).sum(dim=1).mean()
 
 
 def caption(names: Sequence[str], generator: torch.Generator) -> str:
-    """A caption that names some of what a picture shows, in random order: "a dog and food and a beach"."""
+    """A random subset in random order, such as "a dog and a food and a beach"."""
     order = torch.randperm(len(names), generator=generator).tolist()
-    keep = max(1, int(torch.randint(1, len(names) + 1, (1,), generator=generator)))
-    return "a " + " and a ".join(names[i] for i in order[:keep])
+    num_named = int(torch.randint(1, len(names) + 1, (1,), generator=generator))
+    return "a " + " and a ".join(names[i] for i in order[:num_named])
 
 
 def to_pixels(frames: Tensor, device: str) -> Tensor:
-    """[..., 3, H, W] uint8 to normalised float32 on ``device``."""
+    """[..., 3, H, W] uint8 -> normalised float32 on ``device``."""
     mean = torch.tensor(PIXEL_MEAN, device=device).view(3, 1, 1) * 255
     std = torch.tensor(PIXEL_STD, device=device).view(3, 1, 1) * 255
     return (frames.to(device).float() - mean) / std
 
 
 def main(config: PretrainConfig, out: Path, art_cache: Path, *, sheet: SpriteSheet | None = None) -> Path:
-    """Train both stages, resuming what is there, and write the CLIP to ``out/clip`` in open_clip's folder layout."""
+    """Resumes from the state in ``out``, and writes an open_clip folder, ``out/clip``."""
     torch.manual_seed(config.seed)
     clip = open_clip.CLIP(**config.architecture()).to(config.device)
     sheet = sheet if sheet is not None else load_sheet(art_cache)

@@ -1,4 +1,4 @@
-"""The suite's rows as Markdown tables, precision-recall curves and reliability diagrams."""
+"""The report of the suite: Markdown tables, precision-recall curves and reliability diagrams."""
 
 from __future__ import annotations
 
@@ -11,33 +11,16 @@ from typing import Any
 import numpy as np
 
 from vidlex.model.eval.plots import plot_points, plot_reliability
+from vidlex.model.suite.report_rows import METHOD_TITLES, OURS, TITLES, Rows, cell, of_method, spread, values_of
 
-TITLES = {
-    "seen": "seen labels",
-    "unseen_words": "unseen nouns and words",
-    "unseen_actions": "unseen actions and words",
-    "rare_pairs": "rare pairs",
-    "unseen_style": "unseen style",
-}
-METHODS = {
-    "clip_name": "CLIP, bare class name",
-    "clip_photo": "CLIP, a photo of a ...",
-    "clip_ensemble": "CLIP, 28 video templates",
-    "fixed_llm": "CLIP, fixed LLM prompt",
-    "coop": "CoOp",
-    "dualcoop": "DualCoOp",
-    "vificlip": "ViFi-CLIP",
-    "ours": "ours",
-    "settled": "ours, labels settled",
-}
-OURS = ("ours", "settled")
+# Words that are in no training text, for things that training videos show: title, column and part.
 UNSEEN_WORDS = (
     ("keywords", "unseen_words", "keyword"),
     ("new words for seen actions", "unseen_actions", "new words for actions"),
     ("words for scenes", "unseen_words", "scene"),
 )
-"""Words that no training text contains, for things that training shows: title, column and part."""
-FIGURES = (("micro_aupr", "micro AUPR"), ("micro_peak_f1", "Peak F1"))
+METRICS = (("micro_aupr", "micro AUPR"), ("micro_peak_f1", "Peak F1"))
+MEAN = "mean ± standard deviation over seeds"
 COMPARISONS = (
     (
         "held-out actions, against the frame mean (CLIP, a photo of a ...)",
@@ -53,46 +36,23 @@ COMPARISONS = (
 )
 
 TRUST = (
-    "Behind that, labels that CLIP knows, which is those whose feature has stayed near the bare name's, are scored by "
-    "frozen CLIP's frame mean beside the branch, as far as validation videos say (trust in names; not in the paper). "
+    "Afterwards, labels whose features are still close to those of the bare name are scored by frozen CLIP's frame "
+    "mean in addition to the branch, with a weight chosen on validation videos (trust in names; not in the paper). "
 )
 HELD = (
-    "Held to CLIP, none of it in the paper: a loss keeps the videos' scores by the bare names as frozen CLIP gives "
-    "them, another the labels' scores on frozen CLIP's videos, as far as CLIP knows the label (measured on training "
-    "videos), the soft tokens stand behind the name, and training names {} more pairs, none of them a rare one, "
-    "in the same videos. "
+    '"Held to CLIP" (not in the paper) means: one loss penalises changes of frozen CLIP\'s scores of the videos for '
+    "the bare names, another penalises changes of its scores of the labels on its own video features, weighted by how "
+    "well CLIP knows the label (measured on training videos); the soft tokens follow the name; and the same training "
+    "videos have {} additional pair labels, none of which is a rare pair. "
 )
-
-Rows = Sequence[Mapping[str, Any]]
 
 
 def write_report(rows_folder: Path, facts: Mapping[str, Any], folder: Path) -> Path:
-    """``SUITE.md`` with its pictures and ``suite.json`` from all rows that are there. Returns the Markdown's path."""
     rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(rows_folder.glob("*.json"))]
-    main = [row for row in rows if row["group"] == "main"]
     folder.mkdir(parents=True, exist_ok=True)
-    parts = [
-        "# The method against what it is compared with\n",
-        _how(facts, main),
-        "## Main table\n",
-        *(f"{title}, mean and spread over seeds:\n\n{_main_table(main, figure)}" for figure, title in FIGURES),
-        "Chance is the prevalence: a random score has this AUPR. Pictures: `curves_*.png`.\n",
-        "## The claims, one by one\n",
-        _claims(main, facts),
-        "## By kind of label\n",
-        _kind_table(main),
-        "## One threshold for all kinds of labels\n",
-        _thresholds(main),
-        *_without_llm(rows, main),
-        "## Ablations\n",
-        _ablations(rows, facts),
-        *_longer(rows, facts),
-        "## What is unseen\n",
-        _unseen(facts),
-    ]  # fmt: skip
-    _pictures(main, folder)
+    _pictures(_main(rows), folder)
     path = folder / "SUITE.md"
-    path.write_text("\n".join(parts), encoding="utf-8")
+    path.write_text(markdown(rows, facts), encoding="utf-8")
     slim = [{key: value for key, value in row.items() if key != "curves"} for row in rows]
     (folder / "suite.json").write_text(
         json.dumps({"facts": dict(facts), "rows": slim}, indent=1) + "\n", encoding="utf-8"
@@ -100,147 +60,155 @@ def write_report(rows_folder: Path, facts: Mapping[str, Any], folder: Path) -> P
     return path
 
 
-def _how(facts: Mapping[str, Any], main: Rows) -> str:
+def markdown(rows: Rows, facts: Mapping[str, Any]) -> str:
+    """Rows need no "curves", so ``suite.json`` is sufficient."""
+    main = _main(rows)
+    parts = [
+        "# Our method and the baselines\n",
+        _setup(facts, main),
+        "## Main table\n",
+        *(f"{title}, {MEAN}:\n\n{_main_table(main, metric)}" for metric, title in METRICS),
+        "Chance is the prevalence, which is the AUPR of random scores. Curves: `curves_*.png`.\n",
+        "## Comparison by metric\n",
+        comparisons(main, facts),
+        "## By kind of label\n",
+        _kind_table(main),
+        "## One threshold for all kinds of labels\n",
+        _thresholds(main),
+        *_without_llm(rows, main),
+        "## Ablations\n",
+        _ablations(rows, facts),
+        *_longer_runs(rows, facts),
+        "## Unseen labels\n",
+        _unseen(facts),
+    ]  # fmt: skip
+    return "\n".join(parts)
+
+
+def _main(rows: Rows) -> Rows:
+    return [row for row in rows if row["group"] == "main"]
+
+
+def _setup(facts: Mapping[str, Any], main: Rows) -> str:
     settings = facts["settings"]
     minutes = sum(row["minutes"] for row in main)
+    seeds = {title: len(of_method(main, method)) for method, title in METHOD_TITLES.items()}
     return (
         f"Written by `{facts['command'] or 'vidlex eval suite'}` on {facts['machine']}, torch {facts['torch']}. "
-        f"Seeds of each method: {', '.join(f'{METHODS[m]} {len(_of(main, m))}' for m in METHODS if _of(main, m))}. "
-        f"What is trained draws its steps from the same pool of "
-        f"{settings['num_pool_videos']} rendered videos ({settings['num_frames']} frames each); every column has "
-        f"{settings['num_test_videos']} held-out videos with seeds and backgrounds of their own. Ours: "
+        f"Number of seeds: {', '.join(f'{title} {num}' for title, num in seeds.items() if num)}. "
+        f"All trained methods use the same pool of {settings['num_pool_videos']} rendered videos "
+        f"({settings['num_frames']} frames each); every column has "
+        f"{settings['num_test_videos']} held-out videos with separate seeds and backgrounds. Ours: "
         f"{settings['num_warmup_steps']} label steps, then {settings['num_joint_steps']} joint steps of "
         f"{settings['batch_size']} videos, {settings['num_branch_blocks']} branch blocks, N = "
         f"{settings['num_prefixes']}, K = {settings['num_attributes']}, L = {settings['tokens_per_attribute']}. "
-        f"CoOp and DualCoOp: {settings['num_baseline_steps']} steps of the same size, ViFi-CLIP as many of "
-        f"{settings['num_tuned_videos']} videos and {settings['num_tuned_frames']} frames. {_held(facts)}"
+        f"CoOp and DualCoOp: {settings['num_baseline_steps']} steps with the same batch size; ViFi-CLIP: as many steps "
+        f"of {settings['num_tuned_videos']} videos with {settings['num_tuned_frames']} frames. {_held(facts)}"
         f"{_settled(main, settings)}"
         "Training of the main "
-        f"table took {minutes:.0f} minutes. This is a small scale: read differences, not heights; a figure without "
-        "a spread is one run, and some methods would still be learning.\n"
+        f"table took {minutes:.0f} minutes. The scale is small, so compare differences rather than absolute values. A "
+        "value without a standard deviation is from one run, and some methods had not converged.\n"
     )
 
 
 def _held(facts: Mapping[str, Any]) -> str:
-    """What holds for all rows of a suite whose rows are held to CLIP."""
     if not facts["settings"].get("held"):
         return ""
     noise = facts["settings"].get("state_noise")
-    noisy = f"Noise of {noise} standard deviations is on the LLM's states in training (not in the paper). "
+    noise_note = f"Training adds noise of {noise} standard deviations to the LLM's states (not in the paper). "
     return (
-        f"Ours is held to CLIP. {HELD.format(facts['num_more_pairs'])}What it is compared with reads the further "
-        f"pairs too. {noisy if noise else ''}"
+        f"Ours is held to CLIP. {HELD.format(facts['num_more_pairs'])}The baselines are trained with the additional "
+        f"pairs too. {noise_note if noise else ''}"
     )
 
 
 def _settled(main: Rows, settings: Mapping[str, Any]) -> str:
-    """What the rows are whose labels settled; nothing where there are none."""
-    rows = _of(main, "settled")
+    rows = of_method(main, "settled")
     if not rows:
         return ""
-    pairs = f" and at most {settings['num_settling_pairs']} of the further pairs" if settings.get("held") else ""
-    free = "; names that CLIP knows well stay held to it, pairs are free" if settings.get("held") else ""
+    pairs = f" and at most {settings['num_settling_pairs']} of the additional pairs" if settings.get("held") else ""
+    held = "; labels that CLIP knows well stay held to CLIP, pairs do not" if settings.get("held") else ""
     return (
-        f"Labels settled (not in the paper): {settings['num_settling_steps']} more steps of the label encoder alone "
-        f"behind each run of ours, on what its finished branch makes of {settings['num_settling_videos']} of the "
-        f"videos, with {settings['num_settling_labels']} labels a step out of the training labels{pairs}{free}; "
+        f'"Labels settled" (not in the paper): {settings["num_settling_steps"]} more steps of the label encoder alone '
+        f"after each run of ours, on the features of its finished branch for {settings['num_settling_videos']} of the "
+        f"videos, with {settings['num_settling_labels']} labels per step from the training labels{pairs}{held}; "
         f"{sum(row['minutes'] for row in rows):.0f} minutes. {TRUST if any(row.get('trust') for row in rows) else ''}"
     )
 
 
-def _of(main: Rows, method: str) -> list[Mapping[str, Any]]:
-    return [row for row in main if row["method"] == method]
-
-
-def _values(rows: Rows, column: str, figure: str, part: str | None = None) -> list[float]:
-    found = []
-    for row in rows:
-        figures = row["columns"][column]
-        chosen = figures["all"] if part is None else figures["parts"].get(part)
-        if chosen is not None:
-            found.append(float(chosen[figure]))
-    return found
-
-
-def _cell(values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    mean = f"{np.mean(values):.3f}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.3f}"
-
-
-def _main_table(main: Rows, figure: str) -> str:
+def _main_table(main: Rows, metric: str) -> str:
     lines = ["| | " + " | ".join(TITLES.values()) + " |", "| --- |" + " --- |" * len(TITLES)]
-    if figure == "micro_aupr":
-        chance = (_cell(_values(main[:1], column, "chance")) for column in TITLES)
+    if metric == "micro_aupr":
+        chance = (cell(values_of(main[:1], column, "chance")) for column in TITLES)
         lines.append("| chance | " + " | ".join(chance) + " |")
-    for method, title in METHODS.items():
-        rows = _of(main, method)
+    for method, title in METHOD_TITLES.items():
+        rows = of_method(main, method)
         if rows:
-            lines.append(f"| {title} | " + " | ".join(_cell(_values(rows, column, figure)) for column in TITLES) + " |")
+            lines.append(
+                f"| {title} | " + " | ".join(cell(values_of(rows, column, metric)) for column in TITLES) + " |"
+            )
     return "\n".join(lines) + "\n"
 
 
-def _claims(main: Rows, facts: Mapping[str, Any]) -> str:
+def comparisons(main: Rows, facts: Mapping[str, Any]) -> str:
     lines = []
-    which = "settled" if _of(main, "settled") else "ours"
-    ours = _of(main, which)
-    for figure, title in FIGURES if ours else ():
+    method = "settled" if of_method(main, "settled") else "ours"
+    ours = of_method(main, method)
+    for metric, title in METRICS if ours else ():
         for column, name in TITLES.items():
-            mine = _values(ours, column, figure)
-            others = {m: _values(_of(main, m), column, figure) for m in METHODS if m not in OURS and _of(main, m)}
+            values = values_of(ours, column, metric)
+            others = {
+                m: values_of(of_method(main, m), column, metric)
+                for m in METHOD_TITLES
+                if m not in OURS and of_method(main, m)
+            }
             if not others:
                 continue
             best = max(others, key=lambda m: float(np.mean(others[m])))
-            spread = max(_spread(mine), _spread(others[best]))
-            lead = float(np.mean(mine) - np.mean(others[best]))
-            how_sure = f"spread {spread:.3f}" if max(len(mine), len(others[best])) > 1 else "one run of each"
-            verdict = "ahead" if lead > spread else "behind" if lead < -spread else "within the spread"
+            max_spread = max(spread(values), spread(others[best]))
+            lead = float(np.mean(values) - np.mean(others[best]))
+            certainty = f"spread {max_spread:.3f}" if max(len(values), len(others[best])) > 1 else "one run of each"
+            verdict = "ahead" if lead > max_spread else "behind" if lead < -max_spread else "within the spread"
             lines.append(
-                f"- {name}, {title}: {METHODS[which]} {_cell(mine)}, best of the others {METHODS[best]} "
-                f"{_cell(others[best])}: {verdict} ({lead:+.3f}, {how_sure})."
+                f"- {name}, {title}: {METHOD_TITLES[method]} {cell(values)}, best baseline {METHOD_TITLES[best]} "
+                f"{cell(others[best])}: {verdict} ({lead:+.3f}, {certainty})."
             )
     for title, column, part, reference in COMPARISONS:
-        lines += _times(f"AUPR on {title}", ours, _of(main, reference), column, part)
-    learned = [row["held_out_probe"] for row in ours if row.get("held_out_probe")]
-    if learned:
-        branch, still = ([probe[name] for probe in learned] for name in ("branch", "frame_mean"))
+        lines += _ratio(f"AUPR on {title}", ours, of_method(main, reference), column, part)
+    probes = [row["held_out_probe"] for row in ours if row.get("held_out_probe")]
+    if probes:
+        branch, frame_mean = ([probe[name] for probe in probes] for name in ("branch", "frame_mean"))
         lines.append(
-            "- Held-out actions, learned from videos that show them (logistic regressions, five-fold): AUPR "
-            f"{_cell(branch)} on the branch's features, {_cell(still[:1])} on CLIP's frame means: "
-            f"{np.mean(branch) / np.mean(still):.2f} times. What the videos tell of a motion, whatever its name does."
+            "- Held-out actions by logistic regression on video features (five-fold cross-validation): AUPR "
+            f"{cell(branch)} on the branch's features, {cell(frame_mean[:1])} on CLIP's frame means: "
+            f"{np.mean(branch) / np.mean(frame_mean):.2f} times. The video features alone, without label texts."
         )
     trusts = [row["by_trust"] for row in ours if row.get("by_trust")]
     if trusts:
         by_trust = "; ".join(
-            f"{trust} {_cell([found[trust]['validation'] for found in trusts])} and "
-            f"{_cell([found[trust].get('unseen nouns', math.nan) for found in trusts])}"
+            f"{trust}: {cell([scores[trust]['validation'] for scores in trusts])} and "
+            f"{cell([scores[trust].get('unseen nouns', math.nan) for scores in trusts])}"
             for trust in trusts[0]
         )
         chosen = ", ".join(str(row["trust"]) for row in ours)
         lines.append(
-            "- Not forgetting, and the part of interpolation with frozen CLIP in it: AUPR on validation videos, which "
-            f"choose, and on unseen nouns, which do not, by trust in names: {by_trust}. Chosen: {chosen}."
+            "- AUPR by trust in names, on validation videos (used for the choice) and on unseen nouns (not used): "
+            f"{by_trust}. Chosen: {chosen}."
         )
     probe = facts["one_frame"]
     lines.append(
-        f"- A logistic regression on one frame's CLIP features reads the actions at AUPR {probe['action_aupr']:.3f} "
-        f"(chance {probe['action_chance']:.3f}), the scenes at {probe['scene_aupr']:.3f} (chance "
-        f"{probe['scene_chance']:.3f}): actions need time."
+        f"- A logistic regression on CLIP's features of one frame recognises actions with AUPR "
+        f"{probe['action_aupr']:.3f} (chance {probe['action_chance']:.3f}) and scenes with {probe['scene_aupr']:.3f} "
+        f"(chance {probe['scene_chance']:.3f}): actions need several frames."
     )
     return "\n".join(lines) + "\n"
 
 
-def _times(title: str, ours: Rows, others: Rows, column: str, part: str) -> list[str]:
-    """A line that says how many times the others' micro AUPR ours is; none where a side has no figure."""
-    mine, theirs = (_values(rows, column, "micro_aupr", part) for rows in (ours, others))
-    if not (mine and theirs):
+def _ratio(title: str, ours: Rows, others: Rows, column: str, part: str) -> list[str]:
+    values, reference = (values_of(rows, column, "micro_aupr", part) for rows in (ours, others))
+    if not (values and reference):
         return []
-    return [f"- {title}: {_cell(mine)} against {_cell(theirs)}: {np.mean(mine) / np.mean(theirs):.2f} times."]
-
-
-def _spread(values: Sequence[float]) -> float:
-    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return [f"- {title}: {cell(values)} against {cell(reference)}: {np.mean(values) / np.mean(reference):.2f} times."]
 
 
 def _kind_table(main: Rows) -> str:
@@ -250,12 +218,12 @@ def _kind_table(main: Rows) -> str:
         for part in (main[0]["columns"][column]["parts"] if main else ())
         if column != "rare_pairs"
     ]
-    methods = {method: title for method, title in METHODS.items() if _of(main, method)}
+    methods = {method: title for method, title in METHOD_TITLES.items() if of_method(main, method)}
     lines = ["Micro AUPR (mean over seeds).\n", "| column | kind | chance | " + " | ".join(methods.values()) + " |"]
     lines.append("| --- | --- | --- |" + " --- |" * len(methods))
     for column, part in cells:
-        chance = _values(main[:1], column, "chance", part)
-        values = [_values(_of(main, method), column, "micro_aupr", part) for method in methods]
+        chance = values_of(main[:1], column, "chance", part)
+        values = [values_of(of_method(main, method), column, "micro_aupr", part) for method in methods]
         means = [f"{np.mean(v):.3f}" if v else "" for v in values]
         lines.append(f"| {TITLES[column]} | {part} | {chance[0]:.4f} | " + " | ".join(means) + " |")
     return "\n".join(lines) + "\n"
@@ -265,38 +233,41 @@ def _thresholds(main: Rows) -> str:
     lines = [
         "Micro F1 on the seen labels with the best single threshold and with the best threshold per kind of label, "
         "and the expected calibration error after Platt scaling on validation videos.\n",
-        "| | one threshold | one per kind | lost | ECE |",
+        "| | one threshold | one per kind | difference | ECE |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for method, title in METHODS.items():
-        rows = _of(main, method)
+    for method, title in METHOD_TITLES.items():
+        rows = of_method(main, method)
         if rows:
-            lost = [row["thresholds"] for row in rows]
+            found = [row["thresholds"] for row in rows]
             lines.append(
-                f"| {title} | {_cell([t['single_f1'] for t in lost])} | {_cell([t['per_kind_f1'] for t in lost])} | "
-                f"{_cell([t['loss'] for t in lost])} | {_cell([row['expected_calibration_error'] for row in rows])} |"
+                f"| {title} | {cell([t['single_f1'] for t in found])} | {cell([t['per_kind_f1'] for t in found])} | "
+                f"{cell([t['loss'] for t in found])} | {cell([row['expected_calibration_error'] for row in rows])} |"
             )
     return "\n".join(lines) + "\n"
 
 
 def _without_llm(rows: Rows, main: Rows) -> list[str]:
-    """Ours beside what is trained in the same way without the LLM; nothing where there is none."""
     bare = [row for row in rows if row["group"] == "without the LLM"]
     if not bare:
         return []
-    which = "settled" if _of(bare, "settled") and _of(main, "settled") else "ours"
-    seeds = ", ".join(str(row["seed"]) for row in _of(bare, which))
-    both = [(f"{METHODS[m]}{end}", _of(r, m)) for m in OURS for end, r in (("", main), (", without the LLM", bare))]
+    method = "settled" if of_method(bare, "settled") and of_method(main, "settled") else "ours"
+    seeds = ", ".join(str(row["seed"]) for row in of_method(bare, method))
+    both = [
+        (f"{METHOD_TITLES[m]}{end}", of_method(r, m))
+        for m in OURS
+        for end, r in (("", main), (", without the LLM", bare))
+    ]
     lines = [
         "## Without the LLM\n",
-        "The same training, but that every label has the same states (zeros, and no noise on them): a learned prompt, "
-        f"and CLIP's own reading of the name. Seeds {seeds}, {sum(row['minutes'] for row in bare):.0f} minutes. "
-        "Micro AUPR, mean and spread over seeds.\n",
+        "The same training with equal LLM states for every label (zeros without noise): CLIP reads the name after one "
+        f"learned prompt. Seeds {seeds}, {sum(row['minutes'] for row in bare):.0f} minutes. "
+        f"Micro AUPR, {MEAN}.\n",
         *_changes([(name, chosen) for name, chosen in both if chosen]),
-        f"{METHODS[which]}, micro AUPR on words that no training text contains, and what it is without the LLM:\n",
+        f"{METHOD_TITLES[method]}, micro AUPR on words that are in no training text, with and without the LLM:\n",
     ]
     for title, column, part in UNSEEN_WORDS:
-        lines += _times(title, _of(main, which), _of(bare, which), column, part)
+        lines += _ratio(title, of_method(main, method), of_method(bare, method), column, part)
     return ["\n".join(lines) + "\n"]
 
 
@@ -306,8 +277,8 @@ def _ablations(rows: Rows, facts: Mapping[str, Any]) -> str:
     has_reference = any(row["change"] == reference for row in rows)
     is_reference = f"the row with {reference} is the reference" if has_reference else f"the others have {reference}"
     notes = {
-        "label side": "The label encoder alone, trained and judged on CLIP's frame means (no branch) and without "
-        f"further pairs, {settings['num_label_ablation_steps']} steps, one seed.",
+        "label side": "The label encoder alone, trained and evaluated on CLIP's frame means (no branch) and without "
+        f"additional pairs, {settings['num_label_ablation_steps']} steps, one seed.",
         "video side": f"{settings['num_ablation_steps']} joint steps, fewer than the main table, one seed; "
         f"{is_reference}.",
     }
@@ -315,14 +286,13 @@ def _ablations(rows: Rows, facts: Mapping[str, Any]) -> str:
     for group, note in notes.items():
         chosen = [row for row in rows if row["group"] == group]
         if not chosen:
-            lines.append(f"The ablations of the {group} were not run.\n")
+            lines.append(f"No ablations of the {group} were run.\n")
             continue
         lines += [f"{note} Micro AUPR.\n", *_changes([(row["change"], [row]) for row in chosen])]
     return "\n".join(lines)
 
 
-def _longer(rows: Rows, facts: Mapping[str, Any]) -> list[str]:
-    """Ours of the main table beside longer runs, and what these say of the claims; nothing where there is none."""
+def _longer_runs(rows: Rows, facts: Mapping[str, Any]) -> list[str]:
     main = [row for row in rows if row["group"] == "main"]
     long = [row for row in rows if row["group"] == "length"]
     parts = []
@@ -332,56 +302,54 @@ def _longer(rows: Rows, facts: Mapping[str, Any]) -> list[str]:
         compared = [row for row in main if row["method"] not in OURS]
         parts += [
             f"## Longer training: {change}\n",
-            f"Ours, seeds {seeds}, {sum(row['minutes'] for row in chosen):.0f} minutes; the others are "
-            f"those of the main table. {_note_of(change, facts)}Micro AUPR, mean and spread over seeds.\n",
-            "\n".join(_changes([("the main table's", _of(main, "ours")), (change, chosen)])),
-            _claims([*compared, *chosen], facts),
-            "One threshold instead of one per kind of label loses "
-            f"{_cell([row['thresholds']['loss'] for row in chosen])} of micro F1 on the seen labels.\n",
+            f"Ours, seeds {seeds}, {sum(row['minutes'] for row in chosen):.0f} minutes; the baselines are those of the "
+            f"main table. {_note_of(change, facts)}Micro AUPR, {MEAN}.\n",
+            "\n".join(_changes([("main table", of_method(main, "ours")), (change, chosen)])),
+            comparisons([*compared, *chosen], facts),
+            "With one threshold instead of one per kind of label, micro F1 on the seen labels is lower by "
+            f"{cell([row['thresholds']['loss'] for row in chosen])}.\n",
         ]
     return parts
 
 
 def _note_of(change: str, facts: Mapping[str, Any]) -> str:
-    """What a change is, where its name does not say it."""
     if change.endswith(", held to CLIP"):
         return HELD.format(facts["num_more_pairs"])
     if change.endswith("the bare name in the mean"):
-        return "The bare name is one more text of a label's mean, which is not in the paper. "
+        return "The bare name is an additional text in a label's mean, which is not in the paper. "
     return ""
 
 
 def _changes(rows: Sequence[tuple[str, Rows]]) -> list[str]:
-    """The lines of a table: what was changed, and what came of it."""
     lines = ["| change | " + " | ".join(TITLES.values()) + " | seen actions | held-out actions | keywords |"]
     lines.append("| --- |" + " --- |" * (len(TITLES) + 3))
     parts = (("seen", "action"), ("unseen_actions", "held-out actions"), ("unseen_words", "keyword"))
     for name, seeds in rows:
-        cells = [_cell(_values(seeds, column, "micro_aupr")) for column in TITLES]
-        cells += [_cell(_values(seeds, column, "micro_aupr", part)) for column, part in parts]
+        cells = [cell(values_of(seeds, column, "micro_aupr")) for column in TITLES]
+        cells += [cell(values_of(seeds, column, "micro_aupr", part)) for column, part in parts]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 
 def _unseen(facts: Mapping[str, Any]) -> str:
-    lines = [f"None of these is in the {facts['num_training_texts']} texts that pretraining and fine-tuning read.\n"]
+    lines = [f"None of these is among the {facts['num_training_texts']} texts of pretraining and fine-tuning.\n"]
     lines += [f"- **{kind}** ({len(texts)}): {', '.join(texts)}" for kind, texts in facts["unseen"].items()]
     return "\n".join(lines) + "\n"
 
 
 def _pictures(main: Rows, folder: Path) -> None:
     def points(method: str, column: str) -> Any:
-        return _of(main, method)[0]["curves"][column]
+        return of_method(main, method)[0]["curves"][column]
 
     for column, title in TITLES.items():
         curves = {
-            f"{name}: {_values(_of(main, method)[:1], column, 'micro_aupr')[0]:.3f}": points(method, column)
-            for method, name in METHODS.items()
-            if _of(main, method)
+            f"{name}: {values_of(of_method(main, method)[:1], column, 'micro_aupr')[0]:.3f}": points(method, column)
+            for method, name in METHOD_TITLES.items()
+            if of_method(main, method)
         }
         if curves:
             plot_points(curves, folder / f"curves_{column}.png", title=title)
     for method in (*OURS, "clip_photo"):
-        rows = _of(main, method)
+        rows = of_method(main, method)
         if rows:
-            plot_reliability(rows[0]["reliability"], folder / f"reliability_{method}.png", title=METHODS[method])
+            plot_reliability(rows[0]["reliability"], folder / f"reliability_{method}.png", title=METHOD_TITLES[method])

@@ -1,8 +1,8 @@
-"""How each row of the suite is trained: our method and its variants, and the methods it is compared with."""
+"""The rows of the suite, and how each is trained: our method, its ablations and the baselines."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,52 +11,58 @@ from torch import Tensor, nn
 
 from vidlex.model.config import BaselineConfig, LabelEncoderConfig, Method, TemplateSet, VideoEncoderConfig
 from vidlex.model.factory import create_baseline_labels, create_clip
-from vidlex.model.suite.bench import NEVER, WITHOUT_LLM, Bench, Row, SuiteConfig
-from vidlex.model.suite.judging import AtDepth, States, at_depth_of, choose_alpha, judge_of, keep
+from vidlex.model.suite.config import SuiteConfig
+from vidlex.model.suite.context import SuiteContext
+from vidlex.model.suite.evaluation import (
+    LabelStates,
+    Logits,
+    TrunkAdapter,
+    evaluate,
+    logits_of,
+    pool_features,
+    save_checkpoint_of,
+    trunk_adapter,
+)
 from vidlex.model.suite.pool import Pool, PoolVideos
+from vidlex.model.suite.row import WITHOUT_LLM, Row
 from vidlex.model.train.baseline import BaselineNetwork, BaselineTask
-from vidlex.model.train.clip_regulariser import Held, hold
-from vidlex.model.train.fit import JointTask, LabelTask
+from vidlex.model.train.clip_regulariser import ClipRegulariser
+from vidlex.model.train.fit import JointTask, LabelTask, choose_alpha
 from vidlex.model.train.fit_config import FitConfig
-from vidlex.model.train.loop import run
+from vidlex.model.train.loop.loop import NO_EVALUATION, run
+from vidlex.model.train.network import OpenVocabularyNetwork
 from vidlex.model.video.encoder import VideoEncoder
 
 
 @dataclass(frozen=True)
-class Compared:
-    """A method of the main table."""
-
+class Baseline:
     method: Method
     templates: TemplateSet = "photo"
     is_trained: bool = True
 
 
-METHODS = {
-    "clip_name": Compared("class_name", "name", is_trained=False),
-    "clip_photo": Compared("class_name", "photo", is_trained=False),
-    "clip_ensemble": Compared("class_name", "video", is_trained=False),
-    "fixed_llm": Compared("fixed_llm", is_trained=False),
-    "coop": Compared("coop"),
-    "dualcoop": Compared("dualcoop"),
-    "vificlip": Compared("vificlip"),
+BASELINES = {
+    "clip_name": Baseline("class_name", "name", is_trained=False),
+    "clip_photo": Baseline("class_name", "photo", is_trained=False),
+    "clip_ensemble": Baseline("class_name", "video", is_trained=False),
+    "fixed_llm": Baseline("fixed_llm", is_trained=False),
+    "coop": Baseline("coop"),
+    "dualcoop": Baseline("dualcoop"),
+    "vificlip": Baseline("vificlip"),
 }
 
-
+# The states of every label are zeros, so the prompting transformer returns one learned prompt for all labels.
 NO_LLM: dict[str, Any] = {"without_llm": True, "fit": {"state_noise": 0.0}}
-"""Every label's states are zeros: the prompting transformer gives a learned prompt, the same for all. There is nothing
-that noise would be on."""
 
 
 def without_llm(config: SuiteConfig) -> list[Row]:
-    """Ours without the LLM, trained like that of the main table: what the LLM's knowledge brings."""
     return [Row("ours", seed, group=WITHOUT_LLM, options=NO_LLM) for seed in range(config.num_seeds)]
 
 
 def ablations(config: SuiteConfig, tower_depth: int) -> list[Row]:
-    """The paper's ablations, for a tower of so many blocks, and where all rows are held those of what the paper does
-    not have.
+    """The paper's ablations for a tower of ``tower_depth`` blocks, and with ``config.held`` those of our additions.
 
-    Those of the label side train it alone, on frame means, beside their own reference.
+    Those of the label side train the label encoder alone, on frame means, and have their own reference.
     """
     label_side: list[tuple[str, dict[str, Any]]] = [
         ("reference", {}),
@@ -82,12 +88,11 @@ def ablations(config: SuiteConfig, tower_depth: int) -> list[Row]:
         if config.state_noise:
             rows.append(Row("ours", 0, "no noise on the states", "video side", {"fit": {"state_noise": 0.0}}))
         rows.append(Row("ours", 0, "soft tokens before the name", "video side", {"label": {"soft_behind": False}}))
-        rows += [Row("ours", 0, change, "video side", options) for change, options in _less_held()]
+        rows += [Row("ours", 0, change, "video side", options) for change, options in _without_regulariser()]
     return rows
 
 
-def _less_held() -> list[tuple[str, dict[str, Any]]]:
-    """Changes to a training that is held to CLIP, which take from it what the paper does not have."""
+def _without_regulariser() -> list[tuple[str, dict[str, Any]]]:
     free = {"video_hold": 0.0, "label_hold": 0.0}
     paper = {
         "fit": {**free, "num_more_pairs": 0, "pair_weight": 1.0, "state_noise": 0.0}, "label": {"soft_behind": False}
@@ -95,139 +100,152 @@ def _less_held() -> list[tuple[str, dict[str, Any]]]:
     return [("not held to CLIP", {"fit": free}), ("as in the paper", paper)]
 
 
-def longer(config: SuiteConfig) -> list[Row]:
-    """Ours with more joint steps than the main table's, every seed; one with the bare name in the mean beside them; and
-    every seed held to what CLIP knows. None where none are asked for. Where all rows are held, the longer ones are
-    those that are not: what it gives at full length."""
+def longer_runs(config: SuiteConfig) -> list[Row]:
+    """Our method with ``num_long_steps`` joint steps; no rows if that is 0.
+
+    With ``config.held`` these are the runs without the CLIP regulariser. Otherwise they are every seed, one run with
+    the bare name in the mean, and every seed with the CLIP regulariser.
+    """
     steps = config.num_long_steps
     if not steps:
         return []
-    change, more = f"{steps} joint steps", {"fit": {"num_joint_steps": steps}}
+    change, longer = f"{steps} joint steps", {"fit": {"num_joint_steps": steps}}
     if config.held:
-        free, (as_paper, paper) = _less_held()
-        fixed = {**paper, "fit": {**paper["fit"], "interpolation_lambda": 0.0}}  # what forgets shows over many steps
+        free, (as_paper, paper) = _without_regulariser()
+        fixed = {**paper, "fit": {**paper["fit"], "interpolation_lambda": 0.0}}  # forgetting shows over many steps
         return [
-            Row("ours", 0, f"{change}, {less}", "length", {**options, "fit": {**more["fit"], **options["fit"]}})
-            for less, options in (free, (as_paper, paper), (f"{as_paper} but for weight interpolation", fixed))
+            Row("ours", 0, f"{change}, {removed}", "length", {**options, "fit": {**longer["fit"], **options["fit"]}})
+            for removed, options in (free, (as_paper, paper), (f"{as_paper} but for weight interpolation", fixed))
         ]
-    rows = [Row("ours", seed, change, "length", more) for seed in range(config.num_seeds)]
-    with_name = {**more, "label": {"with_name": True}}
+    rows = [Row("ours", seed, change, "length", longer) for seed in range(config.num_seeds)]
+    with_name = {**longer, "label": {"with_name": True}}
     rows.append(Row("ours", 0, f"{change}, the bare name in the mean", "length", with_name))
-    held: dict[str, Any] = {"fit": {"num_joint_steps": steps, **config.holds()}, "label": {"soft_behind": True}}
+    held: dict[str, Any] = {"fit": {"num_joint_steps": steps, **config.regularised()}, "label": {"soft_behind": True}}
     return [
         *rows,
         *(Row("ours", seed, f"{change}, held to CLIP", "length", held) for seed in range(config.num_seeds)),
     ]
 
 
-def train_ours(bench: Bench, row: Row) -> dict[str, Any]:
-    """Label encoder on frame means first, then both encoders together; alpha by validation; judged on all columns."""
-    config, options = bench.config, row.options
+def train_ours(context: SuiteContext, row: Row) -> dict[str, Any]:
+    """Train the label encoder on frame means, then both encoders; choose alpha in validation."""
+    config, options = context.config, row.options
     video, label, fit = _settings(config, row)
-    made = bench.network(video, label, row.seed)
-    network = made.network
+    created = context.create_network(video, label, row.seed)
+    network = created.network
     if not (options.get("fixed_prefixes") or options.get("without_llm")):
-        network.label.prefixes.data.copy_(bench.prefixes()[: label.num_prefixes])
+        network.label.prefixes.data.copy_(context.prefixes()[: label.num_prefixes])
     if options.get("without_transformer"):
         network.label.prompting.blocks = nn.ModuleList()
-    states = States(bench, network, without_llm=bool(options.get("without_llm")))
-    base = bench.worlds["train"]
-    trained = states.of(base.labels)
-    network.label.fit_statistics(trained.float())
-    world, pool = bench.with_more_pairs(fit.num_more_pairs)
+    states = LabelStates(context, network, without_llm=bool(options.get("without_llm")))
+    base = context.worlds["train"]
+    train_states = states.of(base.labels)
+    network.label.fit_statistics(train_states.float())
+    world, pool = context.with_more_pairs(fit.num_more_pairs)
     if more := world.labels[len(base.labels) :]:
-        trained = torch.cat((trained, states.of_further_pairs(more)))
-    trained = trained.to(config.device)
-    out, description = bench.out / "runs" / row.key, {"row": row.key, "identity": bench.identity}
-    cached = bench.frame_means(pool), pool.targets
-    held: Held | None = None
+        train_states = torch.cat((train_states, states.of_more_pairs(more)))
+    train_states = train_states.to(config.device)
+    out, description = context.run_folder(row), context.run_description(row)
+    cached = context.frame_means(pool), pool.targets
+    regulariser: ClipRegulariser | None = None
     if fit.video_hold or fit.label_hold:
-        held = hold(network.label.clip_text, world.labels, world.kinds(), *cached)
-    label_only = row.group == "label side"
-    label_task = LabelTask("warmup", network, cached=cached, world=world, states=trained, config=fit, held=held)
-    num_label_steps = config.num_label_ablation_steps if label_only else config.num_warmup_steps
-    loop = fit.loop(num_label_steps, num_warmup_steps=10, evaluate_every=NEVER)
+        regulariser = ClipRegulariser.fit(network.label.clip_text, world.labels, world.kinds(), *cached)
+    is_label_side = row.group == "label side"
+    label_task = LabelTask(
+        "warmup", network, cached=cached, world=world, states=train_states, config=fit, regulariser=regulariser
+    )
+    num_label_steps = config.num_label_ablation_steps if is_label_side else config.num_warmup_steps
+    loop = fit.loop(num_label_steps, num_warmup_steps=10, evaluate_every=NO_EVALUATION)
     run(label_task, loop, out, description)
-    tuned = bool(options.get("tuned_trunk"))
-    at_depth = None if tuned else at_depth_of(network.video, config.num_branch_blocks)
+    trains_trunk = bool(options.get("tuned_trunk"))
+    adapter = None if trains_trunk else trunk_adapter(network.video, config.num_branch_blocks)
     alpha = None
     if network.video.branch:
         network.video.requires_grad_(True)
-        network.video.visual.requires_grad_(tuned)
-        task = JointTask(network, {**bench.worlds, "train": world}, trained, fit, held)
-        task.videos = _OursVideos(pool, fit, at_depth)
-        run(task, fit.loop(fit.num_joint_steps, num_warmup_steps=50, evaluate_every=NEVER), out, description)
-        alpha = choose_alpha(bench, network, states, at_depth)
-    judged = judge_of(network, states, at_depth)
+        network.video.visual.requires_grad_(trains_trunk)
+        task = JointTask(network, {**context.worlds, "train": world}, train_states, fit, regulariser)
+        task.videos = PoolVideos(
+            pool, batch_size=fit.batch_size, seed=fit.seed, frames=adapter is None, adapter=adapter
+        )
+        run(task, fit.loop(fit.num_joint_steps, num_warmup_steps=50, evaluate_every=NO_EVALUATION), out, description)
+        alpha = _choose_alpha(context, network, states, adapter)
+    logits = logits_of(network, states, adapter)
     if row.is_full:
-        keep(bench, row, made, judged)
-    return {**bench.judge(judged), "alpha": alpha, "num_parameters": _num_learned(network)}
+        save_checkpoint_of(context, row, created, logits)
+    return {**evaluate(context, logits), "alpha": alpha, "num_parameters": _num_trainable(network)}
+
+
+@torch.no_grad()
+def _choose_alpha(
+    context: SuiteContext, network: OpenVocabularyNetwork, states: LabelStates, adapter: TrunkAdapter | None
+) -> float:
+    texts = states.features(network, context.worlds["val"].labels)
+    pool = context.validation
+    return choose_alpha(
+        network, lambda alpha: (network.logits(pool_features(network, pool, adapter, alpha), texts), pool.targets)
+    )
 
 
 def _settings(config: SuiteConfig, row: Row) -> tuple[VideoEncoderConfig, LabelEncoderConfig, FitConfig]:
     options = row.options
-    label_only = row.group == "label side"
-    blocks = 0 if label_only else config.num_branch_blocks
+    is_label_side = row.group == "label side"
+    blocks = 0 if is_label_side else config.num_branch_blocks
     video = replace(config.video(), **{"num_branch_blocks": blocks, **options.get("video", {})})
     fit = config.fit(row.seed)
     if not row.is_full:
         fit = replace(fit, num_joint_steps=config.num_ablation_steps)
     fit = replace(fit, **options.get("fit", {}))
-    if label_only:  # further pairs would multiply what the LLM has to read for each of these
+    if is_label_side:  # each of these needs its own LLM states, which are slow for many pairs
         fit = replace(fit, num_more_pairs=0)
     return video, replace(config.label(), **options.get("label", {})), fit
 
 
-class _OursVideos(PoolVideos):
-    def __init__(self, pool: Pool, fit: FitConfig, at_depth: AtDepth) -> None:
-        super().__init__(pool, batch_size=fit.batch_size, seed=fit.seed, frames=at_depth is None, change=at_depth)
-
-
-def train_baseline(bench: Bench, row: Row) -> dict[str, Any]:
-    """A compared method on the same pool: what learns nothing is judged as it is."""
-    config, compared = bench.config, METHODS[row.method]
+def train_baseline(context: SuiteContext, row: Row) -> dict[str, Any]:
+    config, spec = context.config, BASELINES[row.method]
     torch.manual_seed(row.seed)
-    clip = create_clip(bench.clip_name)
+    clip = create_clip(context.clip_name)
     encoder = VideoEncoder(
         clip.model.visual, replace(config.video(), num_branch_blocks=0), mean=clip.source.mean, std=clip.source.std
     )
-    baseline = BaselineConfig(templates=compared.templates)
-    label = replace(config.label(), seed=row.seed)
-    label = replace(label, soft_behind=False)
-    labels, _ = create_baseline_labels(compared.method, baseline, label, clip)
-    tunes = compared.method == "vificlip"
-    network = BaselineNetwork(clip.model, encoder, labels, places=baseline.places, train_towers=tunes).to(config.device)
+    baseline = BaselineConfig(templates=spec.templates)
+    label = replace(config.label(), seed=row.seed, soft_behind=False)
+    labels, _ = create_baseline_labels(spec.method, baseline, label, clip)
+    trains_towers = spec.method == "vificlip"
+    network = BaselineNetwork(clip.model, encoder, labels, places=baseline.places, train_towers=trains_towers)
+    network.to(config.device)
     fit = replace(config.fit(row.seed), num_joint_steps=config.num_baseline_steps)
-    if tunes:
+    if trains_towers:
         fit = replace(fit, batch_size=config.num_tuned_videos)
-        baseline = replace(baseline, learning_rate=1e-4)  # a tower this small wants more than the 1e-5 of ViT-B
-    if compared.is_trained:
-        world, pool = bench.with_more_pairs(fit.num_more_pairs)
-        task = BaselineTask(compared.method, network, {**bench.worlds, "train": world}, fit, baseline)
+        baseline = replace(baseline, learning_rate=1e-4)  # a small tower needs a higher rate than the 1e-5 of ViT-B
+    if spec.is_trained:
+        world, pool = context.with_more_pairs(fit.num_more_pairs)
+        task = BaselineTask(spec.method, network, {**context.worlds, "train": world}, fit, baseline)
         task.videos = PoolVideos(
-            pool, batch_size=fit.batch_size, seed=fit.seed, frames=tunes,
-            num_frames=config.num_tuned_frames if tunes else 0,
+            pool, batch_size=fit.batch_size, seed=fit.seed, frames=trains_towers,
+            num_frames=config.num_tuned_frames if trains_towers else 0,
         )  # fmt: skip
-        loop = fit.loop(fit.num_joint_steps, num_warmup_steps=fit.num_joint_steps // 10 + 1, evaluate_every=NEVER)
-        run(task, loop, bench.out / "runs" / row.key, {"row": row.key, "identity": bench.identity})
-    result = bench.judge(_judge_of_baseline(network, tunes))
-    return {**result, "num_parameters": _num_learned(network) if compared.is_trained else 0}
+        loop = fit.loop(
+            fit.num_joint_steps, num_warmup_steps=fit.num_joint_steps // 10 + 1, evaluate_every=NO_EVALUATION
+        )
+        run(task, loop, context.run_folder(row), context.run_description(row))
+    result = evaluate(context, _baseline_logits(network, trains_towers))
+    return {**result, "num_parameters": _num_trainable(network) if spec.is_trained else 0}
 
 
-def _judge_of_baseline(network: BaselineNetwork, tunes: bool) -> Callable[[Pool, Sequence[str]], Tensor]:
-    known: dict[str, Tensor] = {}
+def _baseline_logits(network: BaselineNetwork, trains_towers: bool) -> Logits:
+    features: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def logits(pool: Pool, labels: Sequence[str]) -> Tensor:
         device = network.bias.device
-        frames = torch.cat([network.frame_features(chunk.to(device)) for chunk in pool.chunks(frames=tunes)])
-        new = [label for label in labels if label not in known]
-        for i in range(0, len(new), 128):
-            known.update(zip(new[i : i + 128], network.label(new[i : i + 128]), strict=True))
-        return network.logits_from_features(frames, torch.stack([known[label] for label in labels]))
+        frames = torch.cat([network.frame_features(chunk.to(device)) for chunk in pool.chunks(frames=trains_towers)])
+        missing = [label for label in labels if label not in features]
+        for i in range(0, len(missing), 128):
+            features.update(zip(missing[i : i + 128], network.label(missing[i : i + 128]), strict=True))
+        return network.logits_from_features(frames, torch.stack([features[label] for label in labels]))
 
     return logits
 
 
-def _num_learned(network: nn.Module) -> int:
+def _num_trainable(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters() if p.requires_grad)

@@ -1,11 +1,9 @@
-"""``vidlex eval suite``: our method, what the paper compares with and its ablations, on the five columns of the world.
+"""``vidlex eval suite``: our method, the baselines and the ablations, on the five columns of the procedural world.
 
-Every row is trained by the same loop on the same pool of videos, judged on the same held-out videos and labels, and
-kept as one JSON file under ``out/rows``: a run that was stopped goes on with the rows that are missing, and the same
-command started several times shares them (one process hardly fills a GPU). The prefixes are learned once, before the
-rows, on CLIP's frame means (stage *prefix*); all rows of ours read them. Then the report is written: Markdown, curves
-and diagrams. What rows of ours learned that are trained in full can be served: ``out/checkpoints``; their labels may
-settle after that (``num_settling_steps``).
+Every row is trained by the same loop on the same pool of videos, evaluated on the same test videos and labels, and
+stored as a JSON file in ``out/rows``. A resumed command trains the missing rows, and several processes with the same
+command share the rows. Rows that are trained in full leave servable checkpoints in ``out/checkpoints``. When no row is
+missing, the report is written.
 """
 
 from __future__ import annotations
@@ -22,11 +20,17 @@ import torch
 from filelock import FileLock, Timeout
 
 from vidlex.model.emoji.assets import SpriteSheet
-from vidlex.model.suite.bench import Bench, Row, SuiteConfig, figures_of
+from vidlex.model.files import replace_atomically
+from vidlex.model.suite.config import SuiteConfig
+from vidlex.model.suite.context import SuiteContext
+from vidlex.model.suite.probes import one_frame_probe
 from vidlex.model.suite.report import write_report
-from vidlex.model.suite.rows import METHODS, ablations, longer, train_baseline, train_ours, without_llm
-from vidlex.model.suite.settling import SETTLED, settle, settled, starts_from
-from vidlex.model.train.loop import console
+from vidlex.model.suite.row import Row, row_file
+from vidlex.model.suite.rows import BASELINES, ablations, longer_runs, train_baseline, train_ours, without_llm
+from vidlex.model.suite.settled_rows import SETTLED, base_row, settled_rows, train_settled
+from vidlex.model.train.loop.loop import console
+
+Train = Callable[[SuiteContext, Row], dict[str, Any]]
 
 
 def main(
@@ -40,16 +44,17 @@ def main(
     report_only: bool = False,
     sheet: SpriteSheet | None = None,
 ) -> Path:
-    """Train and judge every row that is not there yet, then write ``report`` (default: ``out/report``).
+    """Train and evaluate the missing rows, then write ``report`` (default: ``out/report``).
 
-    ``report_only`` trains nothing: the report tells of the rows that are there.
+    ``report_only`` writes the report of the existing rows without training. ``clip_name`` is an open_clip model
+    (``local-dir:<folder>`` or ``NAME/PRETRAINED``). ``sheet`` replaces the downloaded sprites.
     """
     started = time.monotonic()
-    bench = Bench(config, clip_name=clip_name, out=out, art_cache=art_cache, sheet=sheet)
+    context = SuiteContext(config, clip_name=clip_name, out=out, art_cache=art_cache, sheet=sheet)
     if not report_only:
-        for waits in (False, True):  # first what nobody works at, then what others have not finished
-            for row, train in _plan(bench):
-                _finish(bench, row, train, waits=waits)
+        for waits in (False, True):  # first the rows that no process is training, then those of other processes
+            for row in _planned_rows(context):
+                _ensure_row(context, row, _train, waits=waits)
     facts = {
         "command": command,
         "clip": Path(clip_name).name,
@@ -57,10 +62,10 @@ def main(
         "machine": f"{platform.system()} {platform.machine()}, {config.device}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "minutes": round((time.monotonic() - started) / 60, 1),
-        "unseen": bench.protocol.unseen_texts(),
-        "num_training_texts": len(bench.protocol.training_texts(config.num_more_pairs if config.held else 0)),
-        "num_more_pairs": len(bench.protocol.more_pairs(config.num_more_pairs)),
-        "one_frame": bench.one_frame_probe(),
+        "unseen": context.protocol.unseen_texts(),
+        "num_training_texts": len(context.protocol.training_texts(config.num_more_pairs if config.held else 0)),
+        "num_more_pairs": len(context.protocol.more_pairs(config.num_more_pairs)),
+        "one_frame": one_frame_probe(context),
     }
     folder = report or out / "report"
     write_report(out / "rows", facts, folder)
@@ -68,44 +73,45 @@ def main(
     return folder
 
 
-def _plan(bench: Bench) -> list[tuple[Row, Callable[[Row], dict[str, Any]]]]:
-    """All rows, the most important first: a run that is cut short has the main table."""
-    config = bench.config
+def _planned_rows(context: SuiteContext) -> list[Row]:
+    # The main table is first.
+    config = context.config
     skipped = {name.strip() for name in config.skipped.split(",")}
-    compared = [name for name in METHODS if name not in skipped]
-    first = [Row("ours", 0), *(Row(name, 0) for name in compared)]
-    more = [Row("ours", seed) for seed in range(1, config.num_seeds)]
-    more += [Row(name, seed) for seed in range(1, config.num_seeds) for name in compared if METHODS[name].is_trained]
-    rows: list[tuple[Row, Callable[[Row], dict[str, Any]]]] = [
-        (row, (lambda row: train_ours(bench, row)) if row.method == "ours" else lambda row: train_baseline(bench, row))
-        for row in (*first, *more)
-    ]
-    rows += [(row, lambda row: settle(bench, row)) for row in settled(config, [row for row, _ in rows])]
+    baselines = [name for name in BASELINES if name not in skipped]
+    rows = [Row("ours", 0), *(Row(name, 0) for name in baselines)]
+    rows += [Row("ours", seed) for seed in range(1, config.num_seeds)]
+    rows += [Row(name, seed) for seed in range(1, config.num_seeds) for name in baselines if BASELINES[name].is_trained]
+    rows += settled_rows(config, rows)
     bare = without_llm(config) if config.with_ablations else []
-    others = [*bare, *longer(config), *(ablations(config, bench.tower_depth) if config.with_ablations else ())]
-    rows += [(row, lambda row: train_ours(bench, row)) for row in others]
-    return rows + [(row, lambda row: settle(bench, row)) for row in settled(config, bare)]
+    rows += [*bare, *longer_runs(config), *(ablations(config, context.tower_depth) if config.with_ablations else ())]
+    return rows + settled_rows(config, bare)
 
 
-def _finish(bench: Bench, row: Row, train: Callable[[Row], dict[str, Any]], *, waits: bool) -> None:
-    path = figures_of(bench.out, row)
-    if row.method == SETTLED and not waits and not figures_of(bench.out, starts_from(row)).exists():
+def _train(context: SuiteContext, row: Row) -> dict[str, Any]:
+    if row.method == SETTLED:
+        return train_settled(context, row)
+    return (train_ours if row.method == "ours" else train_baseline)(context, row)
+
+
+def _ensure_row(context: SuiteContext, row: Row, train: Train, *, waits: bool) -> None:
+    """Without ``waits``, skips a row that another process is training or whose base row is missing."""
+    path = row_file(context.out, row)
+    if row.method == SETTLED and not waits and not row_file(context.out, base_row(row)).exists():
         return
-    locks = bench.out / "locks"
+    locks = context.out / "locks"
     locks.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(locks / row.key, blocking=waits):  # the system lets go of it when a process dies
+        with FileLock(locks / row.key, blocking=waits):  # the system releases it when the process dies
             if not path.exists():
-                _train_and_judge(path, row, train)
+                _train_row(context, path, row, train)
     except Timeout:
         return
 
 
-def _train_and_judge(path: Path, row: Row, train: Callable[[Row], dict[str, Any]]) -> None:
-    began = time.monotonic()
+def _train_row(context: SuiteContext, path: Path, row: Row, train: Train) -> None:
+    started = time.monotonic()
     console.print(f"row {row.key}")
-    result = {**asdict(row), **train(row), "minutes": round((time.monotonic() - began) / 60, 2)}
+    result = {**asdict(row), **train(context, row), "minutes": round((time.monotonic() - started) / 60, 2)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with replace_atomically(path) as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,7 @@
-"""The label encoder of the paper (section 3.1): label names to points in CLIP's space, by way of an LLM."""
+"""The paper's label encoder (section 3.1): label names -> vectors in CLIP's space, through an LLM.
+
+d is the width of the LLM's states.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +19,19 @@ from vidlex.model.text.prompting_transformer import PromptingTransformer
 from vidlex.model.text.prompts import get_prompt
 
 MAX_ROWS_CPU = 192
-MAX_ROWS_GPU = 2048
-"""Sequences (labels times prefixes) that go through the LLM at once: bounds memory; larger gains no speed."""
+MAX_ROWS_GPU = 2048  # rows per pass of the LLM: bounds memory; larger values are not faster
 
-AGREEMENT = 0.7
-"""Cosine of a label's feature and CLIP's reading of its name above which CLIP is said to know the label."""
+AGREEMENT = 0.7  # cosine of a label's feature and CLIP's feature of the name above which CLIP knows the label
 
-_START_WORDS = ("objects", "actions", "scene", "motion", "colors", "shape", "people", "place")
+_INITIAL_WORDS = ("objects", "actions", "scene", "motion", "colors", "shape", "people", "place")
 
 
 class LabelEncoder(nn.Module):
     """N learned prefixes, a frozen LLM, the prompting transformer and CLIP's frozen text tower.
 
-    The module's parameters are the learned ones alone, and so is its ``state_dict``. LLM and CLIP are frozen and not
-    registered, but ``to(device)`` moves them along. Names are taken as they are; LabelTextError is raised for a name
-    that cannot be read whole.
+    Parameters and ``state_dict`` contain only what is learned. LLM and CLIP are not registered as submodules, but
+    ``to(device)`` moves them too. Names are not normalised. ``check_label`` and methods that encode raise
+    LabelTextError for a name that cannot be encoded whole.
     """
 
     state_mean: Tensor
@@ -41,13 +42,13 @@ class LabelEncoder(nn.Module):
         clip_text.freeze()
         self.config = config
         self.prompt = get_prompt(config.prompt_version)
-        # Kept out of the module tree: neither parameters() nor a state file shall ever hold frozen weights.
+        # Bypass module registration, so that parameters() and state_dict() exclude frozen weights.
         self.__dict__["llm"], self.__dict__["clip_text"] = llm, clip_text
         self.llm: FrozenLLM
         self.clip_text: ClipText
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.prefixes = nn.Parameter(_start_prefixes(llm, config.num_prefixes))
+            self.prefixes = nn.Parameter(_initial_prefixes(llm, config.num_prefixes))
             self.prompting = PromptingTransformer(
                 llm.width,
                 clip_text.width,
@@ -65,16 +66,14 @@ class LabelEncoder(nn.Module):
         super().to(llm.device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LabelEncoder:
-        """``to(device)`` and its like: the frozen parts go along."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.llm.model._apply(fn)
         self.clip_text.clip._apply(fn)  # type: ignore[no-untyped-call]
         self._shared = None
         return self
 
-    def quicken(self) -> None:
-        """From now on only serve, on this device: see ``FrozenLLM.quicken``."""
-        self.llm.quicken()
+    def optimize_for_inference(self) -> None:
+        self.llm.optimize_for_inference()
         self._shared = None
 
     @property
@@ -82,34 +81,33 @@ class LabelEncoder(nn.Module):
         return self.prefixes.device
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
-        """Everything that a checkpoint keeps: prefixes, prompting transformer, statistics of the states."""
         return dict(self.state_dict())
 
-    # --- the LLM's part ---
+    # --- LLM ---
 
     def soft_attributes(self, names: Sequence[str]) -> Tensor:
-        """[V, N, K, L, d]: the LLM's states for each name, one pass for all names.
+        """[V, N, K, L, d] states of the LLM for all names in one pass.
 
-        With gradient to the prefixes when they require it and gradients are enabled, else by the faster serving path;
-        both give the same numbers (to about 1e-5).
+        With gradient to the prefixes if enabled, otherwise by the faster serving path. Both agree to about 1e-5.
         """
-        ids, mask = self._ids(names)
+        ids, mask = self._padded_ids(names)
         with_gradient = torch.is_grad_enabled() and self.prefixes.requires_grad
         if not with_gradient:
             with torch.no_grad():
-                states = self._decode(self._shared_prompt(), ids, mask, write_last=False).states
+                states = self._decode(self._shared_prompt(), ids, mask, with_last_token=False).states
         elif self.config.feedback == "soft":
-            states = self._decode(self.llm.share(self.prefixes, self._shared_ids), ids, mask).states
+            states = self._decode(self.llm.prefill(self.prefixes, self._shared_ids), ids, mask).states
         else:
             with torch.no_grad():
                 tokens = self._decode(self._shared_prompt(), ids, mask).tokens
-            states = self.llm.reread(self.llm.share(self.prefixes, self._shared_ids), ids, mask, tokens)
+            shared = self.llm.prefill(self.prefixes, self._shared_ids)
+            states = self.llm.teacher_forced_states(shared, ids, mask, tokens)
         return states.reshape(len(names), *self.state_mean.shape)
 
-    def _ids(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def _padded_ids(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
         return self.llm.pad([self.llm.label_ids(self.prompt, name, self.config.num_decoded) for name in names])
 
-    def _decode(self, shared: SharedPrompt, ids: Tensor, mask: Tensor, *, write_last: bool = True) -> Decoded:
+    def _decode(self, shared: SharedPrompt, ids: Tensor, mask: Tensor, *, with_last_token: bool = True) -> Decoded:
         return self.llm.decode(
             shared,
             ids,
@@ -117,24 +115,23 @@ class LabelEncoder(nn.Module):
             self.config.num_decoded,
             feedback=self.config.feedback,
             distinct=self.prompt.distinct,
-            write_last=write_last,
+            with_last_token=with_last_token,
         )
 
     def _shared_prompt(self) -> SharedPrompt:
-        """Keys and values of the shared part under the present prefixes; computed again when these have changed."""
         if self._shared is None or not torch.equal(self._shared[0], self.prefixes):
             with torch.no_grad():
                 prefixes = self.prefixes.detach().clone()
-                self._shared = (prefixes, self.llm.share(prefixes, self._shared_ids))
+                self._shared = (prefixes, self.llm.prefill(prefixes, self._shared_ids))
         return self._shared[1]
 
     @torch.no_grad()
     def cache_states(
         self, names: Sequence[str], *, dtype: torch.dtype = torch.float32, progress: Callable[[int], None] | None = None
     ) -> Tensor:
-        """``soft_attributes`` of any number of names without gradient, on the CPU: [V, N, K, L, d].
+        """``soft_attributes`` [V, N, K, L, d] of any number of names, on the CPU, without gradient.
 
-        ``progress`` is told the number of names done. The states hold for the present prefixes only.
+        ``progress`` receives the number of finished names. The states are valid for the current prefixes only.
         """
         out = torch.empty(len(names), *self.state_mean.shape, dtype=dtype)
         done = 0
@@ -146,26 +143,23 @@ class LabelEncoder(nn.Module):
         return out
 
     def _chunks(self, names: Sequence[str]) -> list[list[int]]:
-        """Indices in groups that fit one pass, of nearly equal length, so that little is padded."""
-        most = MAX_ROWS_GPU if self.device.type == "cuda" else MAX_ROWS_CPU
-        size = max(1, most // self.config.num_prefixes)
+        max_rows = MAX_ROWS_GPU if self.device.type == "cuda" else MAX_ROWS_CPU
+        size = max(1, max_rows // self.config.num_prefixes)
         lengths = [len(self.llm.label_ids(self.prompt, name, self.config.num_decoded)) for name in names]
-        order = sorted(range(len(names)), key=lambda i: lengths[i])
+        order = sorted(range(len(names)), key=lambda i: lengths[i])  # minimises padding
         return [order[start : start + size] for start in range(0, len(order), size)]
 
     @torch.no_grad()
-    def decoded_text(self, names: Sequence[str]) -> list[list[str]]:
-        """What the LLM wrote, for people: N * K texts per name."""
+    def decoded_text(self, names: Sequence[str]) -> list[list[str]]:  # N * K texts per name
         out: list[list[str]] = [[] for _ in names]
         size = self.config.tokens_per_attribute
         for chunk in self._chunks(names):
-            decoded = self._decode(self._shared_prompt(), *self._ids([names[i] for i in chunk]))
+            decoded = self._decode(self._shared_prompt(), *self._padded_ids([names[i] for i in chunk]))
             for i, tokens in zip(chunk, decoded.tokens, strict=True):
                 out[i] = [self.llm.text(part) for row in tokens for part in row.split(size)]
         return out
 
     def describe_labels(self, names: Sequence[str]) -> list[LabelDescription]:
-        """The prompt of each name and what the LLM wrote behind it under each prefix. Raises LabelTextError."""
         for name in names:
             self.check_label(name)
         per_prefix = self.config.num_attributes
@@ -176,58 +170,55 @@ class LabelEncoder(nn.Module):
 
     @torch.no_grad()
     def fit_statistics(self, states: Tensor) -> None:
-        """Centre and scale the states from now on by those of ``states`` [V, N, K, L, d].
+        """Set the mean and scale by which states are standardised, from ``states`` [V, N, K, L, d].
 
-        States of different labels share most of their direction; centred, their differences come first. Call it once,
-        before the prompting transformer is trained.
+        States of different labels share most of their direction, which centring removes. Call it once, before the
+        prompting transformer is trained.
         """
         states = states.float()
         mean = states.mean(dim=0)
         self.state_mean.copy_(mean)
         self.state_std.copy_((states - mean).flatten(0, -2).std(dim=0).clamp_min(1e-4))
 
-    # --- CLIP's part ---
+    # --- CLIP ---
 
     def forward_from_states(self, names: Sequence[str], states: Tensor) -> Tensor:
-        """[V, D] label features from the states of these names [V, N, K, L, d], with gradient.
+        """States of the names [V, N, K, L, d] -> label features [V, D], with gradient.
 
-        Each of the N * K text features (and one more, ``config.with_name``) is normalised before the mean, so a
-        feature's length is at most 1; the paper leaves it there, ``config.renormalize`` brings it back to 1. With
-        ``config.name_trust`` features are [V, 2D] (``fuse_with_names``).
+        The N * K text features (one more with ``config.with_name``) are normalised before the mean, so a label
+        feature's length is at most 1, or exactly 1 with ``config.renormalize``. With ``config.name_trust`` label
+        features are [V, 2D] (``fuse_with_names``).
         """
         if not len(names):
             return torch.zeros(0, self._dim(), device=self.device)
         centred = (states.to(self.device, torch.float32) - self.state_mean) / self.state_std
-        soft = self.prompting(centred.flatten(0, 2))  # [V * N * K, L, W]
-        soft = soft.view(len(names), -1, *soft.shape[1:])  # [V, N * K, L, W]
-        texts = self.clip_text.encode_with_soft(names, soft, behind=self.config.soft_behind)  # [V, N * K, D]
+        soft = self.prompting(centred.flatten(0, 2))  # [V * N * K, L, width]
+        soft = soft.view(len(names), -1, *soft.shape[1:])  # [V, N * K, L, width]
+        texts = self.clip_text.encode_with_soft(names, soft, after=self.config.soft_behind)  # [V, N * K, D]
         if self.config.with_name or self.config.name_trust:
             with torch.no_grad():
-                name_alone = self.clip_text.encode(names)  # [V, D]
+                plain_name = self.clip_text.encode(names)  # [V, D]
         if self.config.with_name:
-            texts = torch.cat((texts, name_alone[:, None]), dim=1)  # [V, N * K + 1, D]
-        feature = F.normalize(texts, dim=-1).mean(dim=1)
+            texts = torch.cat((texts, plain_name[:, None]), dim=1)  # [V, N * K + 1, D]
+        feature = F.normalize(texts, dim=-1).mean(dim=1)  # [V, D]
         if self.config.renormalize:
             feature = F.normalize(feature, dim=-1)
-        return fuse_with_names(feature, name_alone, self.config.name_trust) if self.config.name_trust else feature
+        return fuse_with_names(feature, plain_name, self.config.name_trust) if self.config.name_trust else feature
 
-    def forward(self, names: Sequence[str]) -> Tensor:
-        """[V, D] label features, with gradient to the prefixes and the prompting transformer."""
+    def forward(self, names: Sequence[str]) -> Tensor:  # [V, D], with gradient
         if not len(names):
             return torch.zeros(0, self._dim(), device=self.device)
         return self.forward_from_states(names, self.soft_attributes(names))
 
-    def check_label(self, name: str) -> None:
-        """Raise LabelTextError when ``name`` cannot be encoded whole. Tokenises only."""
+    def check_label(self, name: str) -> None:  # tokenises only
         self.clip_text.check(name, self.config.tokens_per_attribute)
         self.llm.label_ids(self.prompt, name, self.config.num_decoded)
 
     @torch.no_grad()
     def encode_labels(self, names: Sequence[str], *, progress: Callable[[int], None] | None = None) -> Tensor:
-        """[V, D] float32 label features of any number of names, on the CPU, without gradient."""
         for name in names:
-            self.check_label(name)  # before any work is done
-        out = torch.empty(len(names), self._dim())
+            self.check_label(name)  # all of them before the first pass
+        out = torch.empty(len(names), self._dim())  # [V, D] float32 on the CPU
         done = 0
         for chunk in self._chunks(names):
             out[chunk] = self([names[i] for i in chunk]).float().cpu()
@@ -241,28 +232,25 @@ class LabelEncoder(nn.Module):
 
 
 def fuse_with_names(features: Tensor, names: Tensor, trust: float) -> Tensor:
-    """Label features [V, D] and CLIP's readings of the bare names [V, D] -> [V, 2D], for videos whose features are the
-    branch's and CLIP's frame mean side by side (``video.encoder.beside``), each of length 1 / sqrt(2).
+    """Label features and CLIP's features of the plain names, [V, D] each -> [V, 2D], to match ``concat_frame_mean``.
 
-    With ``part = trust * max(0, (cos - AGREEMENT) / (1 - AGREEMENT))`` a label's similarity to a video is
+    With ``weight = trust * max(0, (cos - AGREEMENT) / (1 - AGREEMENT))``, a label's similarity to a video is
 
-        (1 - part) * label . branch + part * |label| * name . frame_mean
+        (1 - weight) * label . branch + weight * |label| * name . frame_mean
 
-    A label that training has left near its name is one that CLIP knows, and of that the frozen tower has forgotten
-    nothing; one that CLIP does not know has been led elsewhere, and the branch alone reads it. Mixing the outputs of a
-    fine-tuned and a frozen model is what weight interpolation comes from (Wortsman et al., CVPR 2022); this is that,
-    label by label.
+    If training left a label's feature near that of its name, CLIP knows the label and its frozen tower scores it too;
+    other labels are scored by the branch only. This mixes the outputs of a fine-tuned and a frozen model (Wortsman et
+    al., CVPR 2022) with a weight per label.
     """
     length = features.norm(dim=1, keepdim=True)
     names = F.normalize(names, dim=1)
     agreement = (features * names).sum(dim=1, keepdim=True) / length.clamp_min(1e-6)  # [V, 1]
-    part = trust * ((agreement - AGREEMENT) / (1 - AGREEMENT)).clamp(0, 1)
-    return 2**0.5 * torch.cat(((1 - part) * features, part * length * names), dim=1)
+    weight = trust * ((agreement - AGREEMENT) / (1 - AGREEMENT)).clamp(0, 1)
+    return 2**0.5 * torch.cat(((1 - weight) * features, weight * length * names), dim=1)
 
 
-def _start_prefixes(llm: FrozenLLM, num_prefixes: int) -> Tensor:
-    """[N, d]: embeddings of ordinary words (the mean over a word's tokens) and noise of a tenth of their size."""
+def _initial_prefixes(llm: FrozenLLM, num_prefixes: int) -> Tensor:  # [N, d], common words with noise
     table = llm.embedding.weight.detach().float().cpu()
-    rows = [table[llm.token_ids(" " + _START_WORDS[i % len(_START_WORDS)])].mean(dim=0) for i in range(num_prefixes)]
-    words = torch.stack(rows)
+    names = [_INITIAL_WORDS[i % len(_INITIAL_WORDS)] for i in range(num_prefixes)]
+    words = torch.stack([table[llm.token_ids(f" {name}")].mean(dim=0) for name in names])
     return words + 0.1 * table.std() * torch.randn_like(words)

@@ -1,5 +1,3 @@
-"""Carries the LLM's states into the space of CLIP's token embeddings."""
-
 from __future__ import annotations
 
 import torch
@@ -7,10 +5,11 @@ from torch import Tensor, nn
 
 
 class PromptingTransformer(nn.Module):
-    """A small pre-norm transformer over the L tokens of one soft attribute: [n, L, d] -> [n, L, W].
+    """Maps the LLM's states to CLIP's token embeddings: a small pre-norm transformer over the L tokens of one soft
+    attribute.
 
-    Its output has the size of CLIP's own token embeddings (``token_norm``, their mean length) from the first step:
-    soft tokens of another size would drown the words and positions beside them, or be drowned.
+    At initialisation, output tokens have length ``token_norm``, the mean length of CLIP's token embeddings: shorter or
+    longer soft tokens would be dominated by words and positions, or dominate them.
     """
 
     def __init__(
@@ -29,11 +28,9 @@ class PromptingTransformer(nn.Module):
         self.norm_out = nn.LayerNorm(width)
         self.proj_out = nn.Linear(width, out_width)
         self.scale = nn.LayerNorm(out_width)
-        """Its weight is the learned gain: at the start every output token has the length ``token_norm``."""
         nn.init.constant_(self.scale.weight, token_norm / out_width**0.5)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[n, L, d] -> [n, L, W]."""
+    def forward(self, x: Tensor) -> Tensor:  # [V * N * K, L, in_width -> out_width]
         x = self.proj_in(self.norm_in(x)) + self.position
         for block in self.blocks:
             x = block(x)

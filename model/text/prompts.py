@@ -1,8 +1,8 @@
-"""What the LLM is asked about a label. A version, once shipped with a checkpoint, never changes.
+"""Prompts of the LLM. A version never changes once a checkpoint with it has been released.
 
-A prompt has a part before the label, the same for all labels, and a short part after it. The first is run once per
-prefix and its keys and values are shared by all labels; only the label's own tokens and the second part are paid per
-label. The parts are tokenised apart, so that the first is the same tokens whatever the label is.
+The part before the label is the same for all labels: it is run once per prefix, and its keys and values are shared.
+The label and the part after it are run per label. Both are tokenised separately, so that the tokens of the first do
+not depend on the label.
 """
 
 from __future__ import annotations
@@ -12,17 +12,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Prompt:
-    """``before`` + a space + the label + ``after``. The label is data: it goes in as it is."""
-
     version: str
     before: str
     after: str
+    # decode each word (token with ASCII letters) at most once, none of the label's words and no line break: a small LLM
+    # otherwise repeats the label
     distinct: bool = False
-    """Whether the LLM may write each word (token with ASCII letters) once only, none of the label's own, and no
-    line break: a small LLM otherwise repeats the label."""
 
     def label_text(self, name: str) -> str:
-        """The part that is paid per label."""
         return f" {name}{self.after}"
 
     def text(self, name: str) -> str:
@@ -35,9 +32,9 @@ _PROMPTS = (
         before="Describe what is visible in a video that shows the label.\nLabel:",
         after="\nVisible attributes:",
     ),
-    # Measured with SmolLM2-135M on 32 pairs such as car/automobile: is the partner the nearest of 32 after centring?
-    # By the first state v1 finds it 84 to 88 % of the time, v2 97 %; by the mean of eight states 12 to 28 %, v2 72 to
-    # 78 %, for under v1 it writes "car\n\nIn this example, the" and under v2 "vehicle, road, highway, city,".
+    # Measured with SmolLM2-135M on 32 pairs such as car/automobile: how often the partner is the nearest of 32 after
+    # centring. First state: v1 84 to 88 %, v2 97 %. Mean of eight states: v1 12 to 28 %, v2 72 to 78 %: with v1 the LLM
+    # decodes "car\n\nIn this example, the", with v2 "vehicle, road, highway, city,".
     Prompt(
         version="v2",
         before=(

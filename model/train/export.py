@@ -1,5 +1,3 @@
-"""Writing what training made in forms that others read."""
-
 from __future__ import annotations
 
 import json
@@ -25,13 +23,13 @@ from vidlex.model.eval.calibration import fit_platt
 from vidlex.model.eval.metrics import peak_f1
 from vidlex.model.factory import Clip
 from vidlex.model.scoring import Scorer
-from vidlex.model.train.task import OpenVocabularyNetwork
+from vidlex.model.train.network import OpenVocabularyNetwork
 
 
 def write_open_clip_folder(
     clip: nn.Module, model_cfg: Mapping[str, Any], mean: Sequence[float], std: Sequence[float], folder: Path
 ) -> Path:
-    """A CLIP as open_clip itself loads it (``local-dir:<folder>``): config, safetensors, "squash" preprocessing."""
+    """Write a folder for ``local-dir:<folder>`` of open_clip, with "squash" preprocessing."""
     folder.mkdir(parents=True, exist_ok=True)
     size = model_cfg["vision_cfg"]["image_size"]
     preprocess = {"size": size, "mean": list(mean), "std": list(std), "interpolation": "bilinear"}
@@ -54,49 +52,59 @@ def write_checkpoint(
     store_clip: bool = True,
     half: bool = True,
 ) -> None:
-    """A trained network as a checkpoint that can be served.
-
-    ``validation``: logits and bool targets [n, V] of videos that training did not see; calibration and threshold come
-    from them. ``store_clip`` puts CLIP's weights into it; otherwise it names them and keeps their digest. ``half``
-    stores float16.
+    """``validation``: logits and bool targets [n, V] of videos that training did not see, for calibration and
+    threshold. ``store_clip`` includes CLIP's weights; otherwise the checkpoint has their name and digest.
+    ``half`` stores float16.
     """
-    logits, targets = (values.numpy() for values in validation)
-    calibration = fit_platt(logits, targets)
-    _, best_logit = peak_f1(logits, targets)
+    scorer, default_threshold = fit_scorer(network.log_scale, network.bias, validation)
     source = replace(clip.source, digest=clip.digest)
-    tensors = _learned(network)
+    tensors = _trainable_tensors(network)
     if store_clip:
-        source = ClipSource("stored", source.mean, source.std, source.geometry, clip.model_cfg)
-        tensors |= {f"clip.{name}": value for name, value in clip.model.state_dict().items()}
+        source, stored = stored_clip(clip)
+        tensors |= stored
     config = CheckpointConfig(
         id=checkpoint_id,
         clip=source,
         video=network.video.config,
         label=network.label.config,
-        scorer=Scorer(network.log_scale.exp().item(), network.bias.item(), calibration),
-        default_threshold=round(float(calibration.probability(best_logit)), 4),
+        scorer=scorer,
+        default_threshold=default_threshold,
         llm_digest=digest_llm(llm_folder),
         trained_labels=tuple(trained_labels),
     )
     save_checkpoint(folder, config, tensors, half=half)
 
 
-def read_checkpoint(folder: Path, network: OpenVocabularyNetwork) -> None:
-    """Put what a checkpoint learned back into a network of its shape. Raises CheckpointError for another's."""
+def fit_scorer(log_scale: Tensor, bias: Tensor, validation: tuple[Tensor, Tensor]) -> tuple[Scorer, float]:
+    logits, targets = (values.numpy() for values in validation)
+    calibration = fit_platt(logits, targets)
+    _, best_logit = peak_f1(logits, targets)
+    threshold = round(float(calibration.probability(best_logit)), 4)
+    return Scorer(log_scale.exp().item(), bias.item(), calibration), threshold
+
+
+def stored_clip(clip: Clip) -> tuple[ClipSource, dict[str, Tensor]]:
+    source = ClipSource("stored", clip.source.mean, clip.source.std, clip.source.geometry, clip.model_cfg)
+    return source, {f"clip.{name}": value for name, value in clip.model.state_dict().items()}
+
+
+def restore_network(folder: Path, network: OpenVocabularyNetwork) -> None:
+    """Raises CheckpointError if shapes differ."""
     config, tensors, _ = load_checkpoint(folder)
-    learned = {name: value for name, value in tensors.items() if not name.startswith("clip.")}
-    own = _learned(network)
-    check_fits(learned, own)
+    trained = {name: value for name, value in tensors.items() if not name.startswith("clip.")}
+    targets = _trainable_tensors(network)
+    check_fits(trained, targets)
     with torch.no_grad():
-        for name, value in own.items():
-            value.copy_(learned[name])
+        for name, value in targets.items():
+            value.copy_(trained[name])
         network.log_scale.fill_(math.log(config.scorer.logit_scale))
         network.bias.fill_(config.scorer.logit_bias)
     network.video.fold_alpha = 1.0
-    network.trust_names(config.label.name_trust)
+    network.set_name_trust(config.label.name_trust)
 
 
-def _learned(network: OpenVocabularyNetwork) -> dict[str, Tensor]:
-    """What a checkpoint keeps of our two encoders."""
-    tensors: dict[str, Tensor] = {f"branch.{name}": value for name, value in network.video.trainable().items()}
+def _trainable_tensors(network: OpenVocabularyNetwork) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {
+        f"branch.{name}": value for name, value in network.video.trainable_parameters().items()
+    }
     return tensors | {f"label.{name}": value for name, value in network.label.trainable_state_dict().items()}

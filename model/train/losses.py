@@ -1,5 +1,3 @@
-"""The paper's loss and DualCoOp's, one formula each."""
-
 from __future__ import annotations
 
 import torch
@@ -12,9 +10,9 @@ def weighted_bce(
 ) -> Tensor:
     """``-sum_v [ sum_{l in P} log p + w * sum_{l in N} log(1 - p) ]`` (paper section 3.3), per positive of the batch.
 
-    ``logits`` and bool ``targets`` [B, V]; ``weights`` [V] weighs a label's column as a whole: it makes up for the
-    labels that a step leaves out (importance weights) or lifts rare concept types, positives and negatives alike.
-    ``num_positives``: of the whole batch, where these are only some of its pairs; the losses of its parts then add up.
+    ``logits`` and bool ``targets`` [B, V]. ``weights`` [V] multiplies all terms of a label: importance weights of
+    sampled labels, or the weight of the label's kind. ``num_positives`` is that of the whole batch when the arguments
+    are a micro-batch; the losses of the micro-batches then add up to that of the batch.
     """
     y = targets.float()
     positive = -(F.logsigmoid(logits) * y)
@@ -24,34 +22,35 @@ def weighted_bce(
     return total
 
 
-def video_hold(change: Tensor, texts: Tensor, scale: Tensor, num_videos: int) -> Tensor:
-    """How far video features have left CLIP's where CLIP's own reading of the labels looks (not in the paper).
+def video_distillation_loss(change: Tensor, texts: Tensor, scale: Tensor, num_videos: int) -> Tensor:
+    """Mean squared change of frozen CLIP's logits when its video features are replaced (not in the paper).
 
-    ``change`` [B, D]: unit video features less CLIP's unit frame means; ``texts`` [V, D]: CLIP's unit features of the
-    bare names. ``scale^2 * mean_v mean_l (change_v . text_l)^2``, the mean square of what the branch changed in the
-    logits of frozen CLIP. What it adds where no name looks, motion for one, is free. Learning without forgetting
-    (Li and Hoiem, ECCV 2016) holds the old outputs in this way. ``num_videos``: of the whole batch, where these are
-    some of it; parts add up.
+    ``scale^2 * mean_v mean_l (change_v . text_l)^2`` with ``change`` [B, D], video features minus CLIP's frame means
+    (both of unit length), and ``texts`` [V, D], CLIP's unit features of the bare names. Changes orthogonal to all
+    names, such as motion, cost nothing. The form is that of Learning without Forgetting (Li and Hoiem, ECCV 2016).
+    ``num_videos`` is that of the whole batch: the losses of micro-batches add up.
     """
     total: Tensor = (scale * change.float() @ texts.T).square().mean(dim=1).sum() / num_videos
     return total
 
 
-def label_hold(change: Tensor, videos: Tensor, known: Tensor, scale: Tensor, num_scores: int) -> Tensor:
-    """How far labels have left CLIP's own reading of them where CLIP's videos look (not in the paper).
+def label_distillation_loss(
+    change: Tensor, videos: Tensor, label_weights: Tensor, scale: Tensor, num_scores: int
+) -> Tensor:
+    """Mean squared change of frozen CLIP's logits when its label features are replaced (not in the paper).
 
-    ``change`` [V, D]: label features less CLIP's unit features of the bare names; ``videos`` [B, D]: CLIP's unit frame
-    means; ``known`` [V] in 0..1. ``scale^2 * mean_v mean_l known_l * (video_v . change_l)^2``: ``video_hold`` with the
-    sides exchanged, for labels that CLIP knows. What a label gains where no still frame differs is free, so a thing
-    and its motion can be one label; holding the features themselves, as KgCoOp does (Yao et al., CVPR 2023), is not.
-    ``num_scores``: B * V of the whole step; parts add up.
+    ``scale^2 * mean_v mean_l weight_l * (video_v . change_l)^2`` with ``change`` [V, D], label features minus CLIP's
+    unit features of the bare names, ``videos`` [B, D], CLIP's unit frame means, and ``label_weights`` [V] in 0..1.
+    Changes orthogonal to all frame means cost nothing, so a label can name an object and its motion. A penalty on the
+    features themselves, as in KgCoOp (Yao et al., CVPR 2023), would prevent that. ``num_scores`` is B * V of the whole
+    step: the losses of micro-batches add up.
     """
     squares = (scale * videos.float() @ change.float().T).square()  # [B, V]
-    total: Tensor = (squares * known).sum() / num_scores
+    total: Tensor = (squares * label_weights).sum() / num_scores
     return total
 
 
-def asymmetric(
+def asymmetric_loss(
     logits: Tensor,
     targets: Tensor,
     weights: Tensor,
@@ -63,7 +62,7 @@ def asymmetric(
     """DualCoOp's loss (its code's form of Ridnik et al., ICCV 2021), per positive of the batch as in ``weighted_bce``.
 
     With ``p = sigmoid(logit)``: positives ``-(1 - p)^focus[0] log p``, negatives ``-q^focus[1] log(1 - q)`` with
-    ``q = max(p - margin, 0)``. The focusing factors carry no gradient; logarithms stop at 1e-6.
+    ``q = max(p - margin, 0)``. The focusing factors carry no gradient; the arguments of logarithms are at least 1e-6.
     """
     count = targets.sum() if num_positives is None else num_positives
     p = torch.sigmoid(logits.float())

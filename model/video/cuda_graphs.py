@@ -1,4 +1,4 @@
-"""The fast video encoder as CUDA graphs: one launch for a whole pass, where small batches are bound by launches."""
+"""The fast video encoder as CUDA graphs: one launch per pass, because kernel launches dominate small batches."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from vidlex.model.video.fast_encoder import FastVideoEncoder
 
 _MAX_SHAPES = 8
-_WARM_UPS = 3
-_RECORDING = threading.Lock()
+_NUM_WARMUPS = 3
+_CAPTURE_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,10 @@ class _Graph:
 
 
 class GraphedVideoEncoder:
-    """Records a graph for each shape [B, T] that comes often enough, and keeps the last few. One thread owns it."""
+    """Captures a graph for a shape [B, T] on its second use, and caches the ``_MAX_SHAPES`` most recently used.
+
+    Not thread-safe: one thread owns it.
+    """
 
     def __init__(self, encoder: FastVideoEncoder) -> None:
         if encoder.device.type != "cuda":
@@ -35,35 +38,34 @@ class GraphedVideoEncoder:
 
     @torch.inference_mode()
     def encode_video(self, frames: Tensor) -> Tensor:
-        """[B, T, H, W, 3] uint8 -> [B, D] float32 unit vectors. The second time that a shape comes, it is recorded."""
         shape = frames.shape
-        found = self._graphs.get(shape)
-        if found is None:
+        captured = self._graphs.get(shape)
+        if captured is None:
             if shape not in self._seen:
                 self._seen[shape] = None
                 if len(self._seen) > 16 * _MAX_SHAPES:
                     self._seen.popitem(last=False)
                 return self._encoder.encode_video(frames)
-            found = self._graphs[shape] = self._record(frames)
+            captured = self._graphs[shape] = self._capture(frames)
             if len(self._graphs) > _MAX_SHAPES:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(shape)
-        found.frames.copy_(frames, non_blocking=True)
-        found.graph.replay()
-        return found.features.clone()
+        captured.frames.copy_(frames, non_blocking=True)
+        captured.graph.replay()
+        return captured.features.clone()
 
-    def _record(self, frames: Tensor) -> _Graph:
+    def _capture(self, frames: Tensor) -> _Graph:
         device = self._encoder.device
         with torch.cuda.device(device):
-            still = frames.to(device).clone()
-            side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            side.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(side):
-                for _ in range(_WARM_UPS):
-                    self._encoder.encode_video(still)
-            torch.cuda.current_stream(device).wait_stream(side)
+            static_frames = frames.to(device).clone()
+            warmup_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            warmup_stream.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(warmup_stream):
+                for _ in range(_NUM_WARMUPS):
+                    self._encoder.encode_video(static_frames)
+            torch.cuda.current_stream(device).wait_stream(warmup_stream)
             graph = torch.cuda.CUDAGraph()
-            # Of this thread alone: that of another GPU goes on meanwhile, and one capture comes after the other.
-            with _RECORDING, torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                features = self._encoder.encode_video(still)
-        return _Graph(graph, still, features)
+            # "thread_local" lets threads of other GPUs use CUDA during the capture; captures themselves take turns.
+            with _CAPTURE_LOCK, torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                features = self._encoder.encode_video(static_frames)
+        return _Graph(graph, static_frames, features)

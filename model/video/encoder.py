@@ -1,4 +1,8 @@
-"""Video encoder: a frozen CLIP image tower, with a temporal branch beside its last blocks."""
+"""Video encoder: a frozen CLIP image tower, with a temporal branch parallel to its last blocks.
+
+Trunk: the tower's outputs that the branch and the frame mean are computed from. Frame mean: the mean over T of CLIP's
+frame features.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +19,21 @@ from vidlex.model.video.temporal import BranchBlock
 
 
 class Trunk(NamedTuple):
-    """What the frozen tower makes of videos, in any floating type: all that the branch reads, so that training can
-    keep it and never run the tower again."""
+    """Outputs of the frozen tower, of any floating type. Training caches them instead of running the tower again."""
 
-    frame_features: Tensor
-    """[B, T, D]: CLIP's own features of each frame, not normalised."""
-    tokens: Tensor
-    """[B, T, 1 + P, width]: where the branch begins; without a branch [B, T, 0, width]."""
+    frame_features: Tensor  # [B, T, D], not normalised
+    tokens: Tensor  # [B, T, 1 + P, width] inputs of the branch; [B, T, 0, width] without a branch
 
     def to(self, device: torch.device | str) -> Trunk:
         return Trunk(self.frame_features.to(device), self.tokens.to(device))
 
 
 class VideoEncoder(nn.Module):
-    """``visual`` is open_clip's image tower (any class); a branch needs its ``VisionTransformer`` with a CLS token.
+    """``visual`` is an open_clip image tower of any class; a branch needs a ``VisionTransformer`` with a CLS token.
 
     ``mean`` and ``std`` are the tower's pixel statistics (values 0..1). The tower is frozen; only the branch trains
-    (for an ablation, set ``visual.requires_grad_(True)`` afterwards).
-    Raises ValueError when a branch is asked for on another kind of tower, or with more blocks than it has.
+    (ablations call ``visual.requires_grad_(True)`` afterwards). Raises ValueError for a branch on another kind of
+    tower, or with more blocks than the tower has.
     """
 
     visual: Any
@@ -46,11 +47,8 @@ class VideoEncoder(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255, persistent=False)
         self.branch: Any = nn.ModuleList()  # of BranchBlock
-        self.fold_alpha = 1.0
-        """Weight of the trained spatial weights outside training; folded in before a checkpoint is saved."""
-        self.with_frame_mean = False
-        """Whether a feature is two, the branch's and CLIP's frame mean (``beside``), as labels with trust in CLIP
-        (``LabelEncoderConfig.name_trust``) want it."""
+        self.fold_alpha = 1.0  # interpolation of the spatial weights outside training; 1 in checkpoints
+        self.with_frame_mean = False  # append the frame mean to the feature; see ``LabelEncoderConfig.name_trust``
         if config.num_branch_blocks:
             self._add_branch(visual, config)
 
@@ -72,58 +70,49 @@ class VideoEncoder(nn.Module):
         self.tmp_logit = nn.Parameter(torch.tensor(float(torch.logit(torch.tensor(config.tmp_weight)))))
 
     def train(self, mode: bool = True) -> VideoEncoder:
-        """The frozen tower stays in evaluation mode whatever is asked."""
         super().train(mode)
-        self.visual.eval()
+        self.visual.eval()  # always, also in training
         return self
 
-    def to_pixels(self, frames: Tensor) -> Tensor:
-        """[..., 3, H, W] uint8 to normalised float32 on the encoder's device."""
+    def to_pixels(self, frames: Tensor) -> Tensor:  # [..., 3, H, W] uint8 -> float32
         return (frames.to(self.mean.device).float() - self.mean) / self.std
 
     def forward(self, frames: Tensor | Trunk, alpha: float | Tensor | None = None) -> Tensor:
-        """Video features before normalisation: [B, T, 3, H, W] uint8, or their ``trunk``, -> [B, D] float32, or
-        [B, 2D] ``with_frame_mean``.
+        """[B, T, 3, H, W] uint8 or its trunk -> [B, D] float32 features, not normalised; [B, 2D] ``with_frame_mean``.
 
-        ``alpha`` is the interpolation of the branch's spatial weights (training draws it); by default the
-        encoder's own ``fold_alpha``. Without a branch this is the mean of CLIP's frame features.
+        ``alpha`` interpolates the branch's spatial weights (sampled in training, ``fold_alpha`` by default). Without a
+        branch the feature is the frame mean.
         """
-        frame_features, tokens = frames if isinstance(frames, Trunk) else self.trunk(frames)
+        frame_features, tokens = frames if isinstance(frames, Trunk) else self.compute_trunk(frames)
         frame_mean = frame_features.float().mean(dim=1)  # [B, D]
         feature = frame_mean
         if self.branch:
             x = tokens if isinstance(frames, Tensor) else tokens.float()
-            feature = self._with_time(x, frame_mean, self.fold_alpha if alpha is None else alpha)
-        return beside(feature, frame_mean) if self.with_frame_mean else feature
+            feature = self._run_branch(x, frame_mean, self.fold_alpha if alpha is None else alpha)
+        return concat_frame_mean(feature, frame_mean) if self.with_frame_mean else feature
 
-    def _with_time(self, x: Tensor, frame_mean: Tensor, alpha: float | Tensor) -> Tensor:
-        """The branch on the trunk's tokens [B, T, 1 + P, width], weighed with the frame mean [B, D] -> [B, D]."""
-        x = torch.cat((x[:, :, :1] + self.tmp_embedding.to(x.dtype), x[:, :, 1:]), dim=2)
-        frozen = self.visual.transformer.resblocks[-len(self.branch) :]
-        for index, (block, theirs) in enumerate(zip(self.branch, frozen, strict=True)):
-            x = block(x, theirs, alpha, first_only=index == len(self.branch) - 1)
+    def _run_branch(self, x: Tensor, frame_mean: Tensor, alpha: float | Tensor) -> Tensor:
+        x = torch.cat((x[:, :, :1] + self.tmp_embedding.to(x.dtype), x[:, :, 1:]), dim=2)  # [B, T, 1 + P, width]
+        clip_blocks = self.visual.transformer.resblocks[-len(self.branch) :]
+        for index, (block, clip_block) in enumerate(zip(self.branch, clip_blocks, strict=True)):
+            x = block(x, clip_block, alpha, first_only=index == len(self.branch) - 1)
         tmp = self._project(x[:, :, 0])  # [B, T, D]
         weight = torch.sigmoid(self.tmp_logit)
-        return weight * tmp.float().mean(dim=1) + (1 - weight) * frame_mean
+        return weight * tmp.float().mean(dim=1) + (1 - weight) * frame_mean  # [B, D]
 
-    def trunk(self, frames: Tensor) -> Trunk:
-        """[B, T, 3, H, W] uint8 -> what the tower makes of it; with gradient only where its weights ask for one."""
-        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.visual.parameters())
-        with torch.set_grad_enabled(learns):
-            return self._trunk_of_videos(frames)
+    def compute_trunk(self, frames: Tensor) -> Trunk:
+        b, t = frames.shape[:2]  # of [B, T, 3, H, W]
+        with_grad = torch.is_grad_enabled() and any(p.requires_grad for p in self.visual.parameters())
+        with torch.set_grad_enabled(with_grad):
+            pixels = self.to_pixels(frames).flatten(0, 1)  # [B * T, 3, H, W]
+            if not self.branch:
+                pooled = self.visual(pixels)  # [B * T, D]
+                return Trunk(pooled.view(b, t, -1), pooled.new_zeros(b, t, 0, pooled.shape[-1]))
+            frame_features, tokens = self._run_tower(pixels)  # [B * T, D], [B * T, 1 + P, width]
+            return Trunk(frame_features.view(b, t, -1), tokens.view(b, t, *tokens.shape[1:]))
 
-    def _trunk_of_videos(self, frames: Tensor) -> Trunk:
-        b, t = frames.shape[:2]
-        pixels = self.to_pixels(frames).flatten(0, 1)  # [B * T, 3, H, W]
-        if not self.branch:
-            pooled = self.visual(pixels)
-            return Trunk(pooled.view(b, t, -1), pooled.new_zeros(b, t, 0, pooled.shape[-1]))
-        frame_features, tokens = self._trunk(pixels)  # [B * T, D], [B * T, 1 + P, width]
-        return Trunk(frame_features.view(b, t, -1), tokens.view(b, t, *tokens.shape[1:]))
-
-    def _trunk(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Frozen CLIP: frame features [n, D], and all tokens [n, 1 + P, width] where the branch begins."""
-        x = self.visual._embeds(pixels)
+    def _run_tower(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.visual._embeds(pixels)  # [n, 1 + P, width]
         blocks = self.visual.transformer.resblocks
         start = len(blocks) - len(self.branch)
         tokens = x
@@ -131,36 +120,33 @@ class VideoEncoder(nn.Module):
             if depth == start:
                 tokens = x
             x = block(x)
-        return self._project(x[:, 0]), tokens
+        return self._project(x[:, 0]), tokens  # [n, D], [n, 1 + P, width]
 
-    def _project(self, x: Tensor) -> Tensor:
-        """CLIP's own end: [..., width] -> [..., D]. LayerNorm is per token, so pooling first changes nothing."""
+    def _project(self, x: Tensor) -> Tensor:  # [..., width] -> [..., D], per token
         x = self.visual.ln_post(x)
         projected: Tensor = x if self.visual.proj is None else x @ self.visual.proj
         return projected
 
     @torch.no_grad()
-    def encode_video(self, frames: Tensor) -> Tensor:
-        """[B, T, 3, H, W] uint8 -> [B, D] float32 unit vectors."""
+    def encode_video(self, frames: Tensor) -> Tensor:  # [B, T, 3, H, W] uint8 -> [B, D] unit vectors
         return F.normalize(self(frames), dim=-1)
 
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """Parameters of the branch by name; empty without one."""
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters() if not name.startswith("visual.")}
 
-    def new_and_copied(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """The branch's random parameters, and those that were copied from CLIP (they want a smaller step)."""
+    def new_and_copied_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Random parameters, and those copied from CLIP, which get a lower learning rate."""
         copied = [p for block in self.branch for p in block.spatial.parameters()]
-        known = {id(p) for p in copied}
-        return [p for p in self.trainable().values() if id(p) not in known], copied
+        copied_ids = {id(p) for p in copied}
+        return [p for p in self.trainable_parameters().values() if id(p) not in copied_ids], copied
 
     def fold(self, alpha: float) -> None:
-        """Fold the interpolation at ``alpha`` into the branch for good; afterwards ``fold_alpha`` is 1."""
-        for block, theirs in zip(self.branch, self.visual.transformer.resblocks[-len(self.branch) :], strict=True):
-            block.fold(theirs, alpha)
+        clip_blocks = self.visual.transformer.resblocks[-len(self.branch) :]
+        for block, clip_block in zip(self.branch, clip_blocks, strict=True):
+            block.fold(clip_block, alpha)
         self.fold_alpha = 1.0
 
 
-def beside(feature: Tensor, frame_mean: Tensor) -> Tensor:
-    """[B, D] video features and CLIP's frame means -> [B, 2D] of length 1, both halves equally long."""
+def concat_frame_mean(feature: Tensor, frame_mean: Tensor) -> Tensor:
+    """[B, D] each -> [B, 2D] unit vectors with halves of equal length."""
     return torch.cat((F.normalize(feature, dim=-1), F.normalize(frame_mean, dim=-1)), dim=-1) / 2**0.5

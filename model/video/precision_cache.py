@@ -1,5 +1,4 @@
-"""The measured choice of an encoder, kept in the cache folder, so that every later start on a machine makes the same
-one, however busy it is then. It is measured again when anything changes that it depends on."""
+"""Stores the measured choice of a video encoder, so that it does not depend on the load at each start."""
 
 from __future__ import annotations
 
@@ -8,24 +7,21 @@ import json
 import logging
 import os
 import platform
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from vidlex.model.files import replace_atomically
 from vidlex.model.weights import cache_dir
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Situation:
-    """What a choice depends on."""
-
-    fingerprint: str
-    """Of the model."""
+class ChoiceKey:  # stored as JSON under these names
+    fingerprint: str  # of the model
     precision: str
     candidates: tuple[str, ...]
     processor: str
@@ -33,50 +29,45 @@ class Situation:
     torch_version: str
 
     @classmethod
-    def here(cls, fingerprint: str, precision: str, candidates: Sequence[str], device: torch.device) -> Situation:
+    def for_device(cls, fingerprint: str, precision: str, candidates: Sequence[str], device: torch.device) -> ChoiceKey:
         processor = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu_name()} x {os.cpu_count()}"
         return cls(
             fingerprint, precision, tuple(candidates), processor, torch.get_num_threads(), str(torch.__version__)
         )
 
 
-def kept_choice(situation: Situation) -> str | None:
-    """The candidate that was chosen in this situation; None: none was, or it cannot be read."""
+def load_choice(key: ChoiceKey) -> str | None:
     try:
-        found = json.loads(_path(situation).read_text())["encoder"]
+        name = json.loads(_path(key).read_text())["encoder"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found if found in situation.candidates else None
+    return name if name in key.candidates else None
 
 
-def keep_choice(situation: Situation, name: str) -> None:
-    """Whole or not at all; a cache folder that cannot be written is no obstacle."""
-    path = _path(situation)
-    text = json.dumps({"encoder": name, **situation.__dict__}, indent=1)
+def save_choice(key: ChoiceKey, name: str) -> None:
+    path = _path(key)
+    text = json.dumps({"encoder": name, **key.__dict__}, indent=1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            file.write(text)
-        Path(file.name).replace(path)
+        with replace_atomically(path, is_shared=True) as temporary:
+            temporary.write_text(text)
     except OSError as error:
-        _log.info("the choice of the encoder is not kept: %s", error.strerror)
+        _log.info("the choice of the video encoder cannot be stored: %s", error.strerror)
 
 
-def kept_choices(fingerprint: str) -> list[dict[str, object]]:
-    """What was chosen for a model on this machine, each with its situation."""
-    found = []
+def load_choices(fingerprint: str) -> list[dict[str, object]]:  # ChoiceKey's fields and encoder
+    choices = []
     for path in sorted((cache_dir() / "encoders").glob("*.json")):
         try:
             choice = json.loads(path.read_text())
             if choice["fingerprint"] == fingerprint:
-                found.append(choice)
+                choices.append(choice)
         except (OSError, ValueError, KeyError, TypeError):
             continue
-    return found
+    return choices
 
 
 def cpu_name() -> str:
-    """Such as ``AMD EPYC 7B13``."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -86,6 +77,6 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _path(situation: Situation) -> Path:
-    digest = hashlib.sha256(json.dumps(situation.__dict__, sort_keys=True).encode()).hexdigest()
+def _path(key: ChoiceKey) -> Path:
+    digest = hashlib.sha256(json.dumps(key.__dict__, sort_keys=True).encode()).hexdigest()
     return cache_dir() / "encoders" / f"{digest[:32]}.json"

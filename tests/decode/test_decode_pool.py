@@ -1,4 +1,4 @@
-"""Decoding in processes that crash, hang and lie, and a pool that goes on answering."""
+"""Decoding in processes that crash, hang or send invalid replies."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fuzz.forged_headers import write_claimed_size
 from support import videos
 from support.paths import TESTS
-from support.processes import PATIENCE_SECONDS, num_descriptors, until, wait_for_end
+from support.processes import PATIENCE_SECONDS, num_descriptors, until, wait_for_end, worker_pids
 from vidlex.model.decode.limits import DecodeLimits
 from vidlex.model.types import FrameBatch, FrameGeometry
-from vidlex.service.bench.header_lies import write_claimed_size
-from vidlex.service.decode.pool import DecodeJob, DecodePool, PoolLimits, _fair_threads
+from vidlex.service.decode.pool import DecodeJob, DecodePool, PoolLimits, _threads_per_file
 from vidlex.service.decode.process import StartFailed, shared_memory
 from vidlex.service.errors import (
     InvalidParameter,
@@ -61,7 +61,7 @@ def movie(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return videos.write_video(tmp_path_factory.mktemp("movie") / "numbers.mp4")
 
 
-def behave(folder: Path, name: str, content: str = "x") -> Path:
+def faulty_file(folder: Path, name: str, content: str = "x") -> Path:
     path = folder / f"{name}.mp4"
     path.write_text(content)
     return path
@@ -71,29 +71,29 @@ def numbers(batch: FrameBatch) -> list[int]:
     return [videos.read_number(frame) for frame in batch.frames]
 
 
-# --- answers -----------------------------------------------------------------------------------------------------
+# --- results
 
 
-def test_the_same_frames_as_in_process(pool: DecodePool, movie: Path) -> None:
+def test_frames_equal_those_decoded_in_process(pool: DecodePool, movie: Path) -> None:
     from vidlex.model.decode.decoder import decode_frames
 
-    here = decode_frames(movie, geometry=JOB.geometry, num_frames=5)
-    there = pool.decode(movie, JOB)
-    assert (here.frames == there.frames).all()
-    assert here.timestamps_ms == there.timestamps_ms
-    assert here.video == there.video
+    expected = decode_frames(movie, geometry=JOB.geometry, num_frames=5)
+    decoded = pool.decode(movie, JOB)
+    assert (expected.frames == decoded.frames).all()
+    assert expected.timestamps_ms == decoded.timestamps_ms
+    assert expected.video == decoded.video
     window = DecodeJob(FrameGeometry(64, "squash"), 2, "keyframes", 1000, 2500)
     assert pool.decode(movie, window).timestamps_ms == (1200, 2400)
 
 
-def test_each_refusal_is_its_own_error(pool: DecodePool, movie: Path, tmp_path: Path) -> None:
+def test_each_invalid_file_or_job_has_its_own_error(pool: DecodePool, movie: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.mp4"
     text.write_text("no video")
     (tmp_path / "empty.mp4").touch()
     videos.write_audio_only(tmp_path / "audio.mp4")
     write_claimed_size(movie, tmp_path / "huge.mp4", width=20_000, height=20_000)
     videos.write_video(tmp_path / "long.mp4", num_frames=70, fps=1)
-    videos.cut(movie, tmp_path / "cut.mp4", 0.5)
+    videos.truncate(movie, tmp_path / "cut.mp4", 0.5)
     for name, error in (
         ("text", UnsupportedMedia),
         ("empty", UndecodableVideo),
@@ -111,23 +111,23 @@ def test_each_refusal_is_its_own_error(pool: DecodePool, movie: Path, tmp_path: 
     assert numbers(pool.decode(movie, JOB)) == NUMBERS
 
 
-def test_a_file_that_is_gone_is_no_crash(pool: DecodePool, tmp_path: Path) -> None:
+def test_missing_file_is_an_error_not_a_crash(pool: DecodePool, tmp_path: Path) -> None:
     with pytest.raises(UndecodableVideo) as caught:
         pool.decode(tmp_path / "none.mp4", JOB)
     assert str(caught.value) == UndecodableVideo.title
     assert "FileNotFoundError" in caught.value.internal
 
 
-def test_many_threads_at_once(pool: DecodePool, movie: Path) -> None:
-    def ask(k: int) -> tuple[int, list[int]]:
+def test_pool_is_thread_safe(pool: DecodePool, movie: Path) -> None:
+    def decode(k: int) -> tuple[int, list[int]]:
         return k, numbers(pool.decode(movie, DecodeJob(JOB.geometry, 1, start_ms=k * 100, end_ms=k * 100 + 100)))
 
     with ThreadPoolExecutor(8) as threads:
-        for k, got in threads.map(ask, list(range(30)) * 2):
+        for k, got in threads.map(decode, list(range(30)) * 2):
             assert got == [k]
 
 
-def test_frames_outlive_the_pool_and_leave_nothing_open(movie: Path) -> None:
+def test_frames_outlive_the_pool_and_no_descriptor_leaks(movie: Path) -> None:
     descriptors = num_descriptors()
     with DecodePool(1) as short:
         batches = [short.decode(movie, JOB) for _ in range(20)]
@@ -138,45 +138,45 @@ def test_frames_outlive_the_pool_and_leave_nothing_open(movie: Path) -> None:
     assert num_descriptors() == descriptors
 
 
-# --- what goes wrong ---------------------------------------------------------------------------------------------
+# --- failures
 
-BREAKS = {
+FAULTS = {
     "crash": "The video made the decoder fail.",
-    "leave": "The video made the decoder fail.",
-    "hog": "Decoding the video takes more memory than is allowed.",
+    "exit": "The video made the decoder fail.",
+    "allocate": "Decoding the video takes more memory than is allowed.",
     "bug": UndecodableVideo.title,
     "wrong_size": UndecodableVideo.title,
-    "wrong_times": UndecodableVideo.title,
+    "missing_timestamp": UndecodableVideo.title,
 }
 
 
-@pytest.mark.parametrize(("name", "text"), BREAKS.items(), ids=list(BREAKS))
-def test_a_broken_decoder_is_an_answer_and_the_next_request_works(
+@pytest.mark.parametrize(("name", "text"), FAULTS.items(), ids=list(FAULTS))
+def test_faulty_decode_is_an_error_and_the_next_request_succeeds(
     pool: DecodePool, movie: Path, tmp_path: Path, name: str, text: str
 ) -> None:
-    for _ in range(3):  # more often than there are processes
+    for _ in range(3):  # more often than the number of processes
         with pytest.raises(UndecodableVideo) as caught:
-            pool.decode(behave(tmp_path, name), JOB)
+            pool.decode(faulty_file(tmp_path, name), JOB)
         assert str(caught.value) == text
         assert numbers(pool.decode(movie, JOB)) == NUMBERS
     if name == "crash":
         assert "SIGSEGV" in caught.value.internal
 
 
-def test_a_hang_is_killed_and_the_next_request_works(movie: Path, tmp_path: Path) -> None:
+def test_hanging_process_is_killed_and_the_next_request_succeeds(movie: Path, tmp_path: Path) -> None:
     with DecodePool(1, PoolLimits(timeout_seconds=0.5), entry=HOOKS) as single:
-        (pid,) = single.worker_pids
-        began = time.monotonic()
+        (pid,) = worker_pids(single)
+        started = time.monotonic()
         with pytest.raises(UndecodableVideo, match=r"took longer than 0\.5 s"):
-            single.decode(behave(tmp_path, "hang"), JOB)
-        assert 0.5 <= time.monotonic() - began < PATIENCE_SECONDS
+            single.decode(faulty_file(tmp_path, "hang"), JOB)
+        assert 0.5 <= time.monotonic() - started < PATIENCE_SECONDS
         wait_for_end(pid)
-        assert numbers(_patient(single, movie)) == NUMBERS
-        assert single.worker_pids != [pid]
+        assert numbers(_decode_with_retries(single, movie)) == NUMBERS
+        assert worker_pids(single) != [pid]
 
 
-def _patient(pool: DecodePool, path: Path) -> FrameBatch:
-    """Decode where the pool's own time limit is tight and the machine may be busy."""
+def _decode_with_retries(pool: DecodePool, path: Path) -> FrameBatch:
+    """The short timeout of the pool may expire on a busy machine."""
     for _ in range(20):
         try:
             return pool.decode(path, JOB)
@@ -185,20 +185,20 @@ def _patient(pool: DecodePool, path: Path) -> FrameBatch:
     raise last
 
 
-def test_a_real_file_that_takes_too_long(tmp_path: Path) -> None:
-    """The real decoder, deep in native code: one keyframe, then hundreds of frames before the one that is wanted."""
+def test_timeout_interrupts_native_code(tmp_path: Path) -> None:
+    """One keyframe, then hundreds of frames before the requested one."""
     flat = np.full((360, 640, 3), 99, np.uint8)
     path = tmp_path / "deep.mp4"
     videos.write_video(path, width=640, height=360, num_frames=250, gop=250, picture=lambda _: flat)
     late = DecodeJob(JOB.geometry, 1, start_ms=24_900)
     with DecodePool(1, PoolLimits(timeout_seconds=0.01), num_threads=1) as single:
-        (pid,) = single.worker_pids
+        (pid,) = worker_pids(single)
         with pytest.raises(UndecodableVideo, match=r"took longer than 0\.01 s"):
             single.decode(path, late)
         wait_for_end(pid)
 
 
-def test_flipped_bits_through_the_pool(pool: DecodePool, movie: Path, tmp_path: Path) -> None:
+def test_flipped_bits_give_frames_or_a_client_error(pool: DecodePool, movie: Path, tmp_path: Path) -> None:
     outcomes = []
     for seed in range(12):
         try:
@@ -209,29 +209,29 @@ def test_flipped_bits_through_the_pool(pool: DecodePool, movie: Path, tmp_path: 
     assert numbers(pool.decode(movie, JOB)) == NUMBERS
 
 
-def test_a_process_that_dies_while_idle_costs_no_request(movie: Path) -> None:
+def test_process_that_dies_while_idle_is_replaced(movie: Path) -> None:
     with DecodePool(1) as single:
-        (pid,) = single.worker_pids
+        (pid,) = worker_pids(single)
         os.kill(pid, signal.SIGKILL)
         wait_for_end(pid)
         assert numbers(single.decode(movie, JOB)) == NUMBERS
-        assert single.alive_workers == 1
+        assert single.num_alive == 1
 
 
-def test_processes_grow_old(movie: Path) -> None:
+def test_process_is_replaced_after_its_number_of_files(movie: Path) -> None:
     with DecodePool(1, PoolLimits(max_jobs_per_process=2)) as single:
         seen = []
         for _ in range(4):
-            seen.append(single.worker_pids)
+            seen.append(worker_pids(single))
             single.decode(movie, JOB)
         assert len({pid for pids in seen for pid in pids}) >= 2
         assert numbers(single.decode(movie, JOB)) == NUMBERS
 
 
-def test_a_pool_that_cannot_start_says_so() -> None:
+def test_failed_start_raises() -> None:
     with pytest.raises(StartFailed, match="ModuleNotFoundError"):
         DecodePool(2, entry="no_such_module:decode").start()
-    with pytest.raises(StartFailed, match="no answer"):
+    with pytest.raises(StartFailed, match="no reply"):
         DecodePool(1, PoolLimits(start_timeout_seconds=0.001)).start()
     with pytest.raises(RuntimeError, match="not started"):
         DecodePool(1).decode(Path("x"), JOB)
@@ -239,33 +239,33 @@ def test_a_pool_that_cannot_start_says_so() -> None:
         DecodePool(0)
 
 
-# --- waiting -----------------------------------------------------------------------------------------------------
+# --- queueing
 
 
 class Gate:
-    """Keeps one process busy until it is opened."""
+    """A file that keeps one process busy until it is opened."""
 
     def __init__(self, folder: Path, movie: Path) -> None:
         self.path = folder / "gate.mp4"
         (folder / "numbers.mp4").symlink_to(movie)
         os.mkfifo(self.path)
-        os.mkfifo(folder / "begun")
+        os.mkfifo(folder / "started")
 
     def wait_until_busy(self) -> None:
-        (self.path.parent / "begun").open("rb").read()
+        (self.path.parent / "started").open("rb").read()
 
     def open(self) -> None:
         self.path.open("wb").close()
 
 
-def test_too_many_waiting_are_turned_away(movie: Path, tmp_path: Path) -> None:
+def test_full_queue_rejects_immediately(movie: Path, tmp_path: Path) -> None:
     gate = Gate(tmp_path, movie)
     limits = PoolLimits(max_waiting=2)
     with DecodePool(1, limits, entry=HOOKS) as single, ThreadPoolExecutor(4) as threads:
         busy = threads.submit(single.decode, gate.path, JOB)
         gate.wait_until_busy()
         waiting = [threads.submit(single.decode, movie, JOB) for _ in range(2)]
-        until(lambda: single.unfinished == 3)
+        until(lambda: single.num_unfinished == 3)
         with pytest.raises(Overloaded):
             single.decode(movie, JOB)
         gate.open()
@@ -273,7 +273,7 @@ def test_too_many_waiting_are_turned_away(movie: Path, tmp_path: Path) -> None:
         assert numbers(single.decode(movie, JOB)) == NUMBERS
 
 
-def test_waiting_has_an_end(movie: Path, tmp_path: Path) -> None:
+def test_waiting_for_a_process_times_out(movie: Path, tmp_path: Path) -> None:
     gate = Gate(tmp_path, movie)
     with DecodePool(1, entry=HOOKS) as single, ThreadPoolExecutor(1) as threads:
         busy = threads.submit(single.decode, gate.path, JOB)
@@ -282,40 +282,40 @@ def test_waiting_has_an_end(movie: Path, tmp_path: Path) -> None:
             single.decode(movie, JOB, wait_seconds=0.05)
         gate.open()
         assert numbers(busy.result(PATIENCE_SECONDS)) == NUMBERS
-        assert single.unfinished == 0
+        assert single.num_unfinished == 0
 
 
-def test_close_ends_everything_at_once(movie: Path, tmp_path: Path) -> None:
+def test_close_kills_processes_and_rejects_requests(movie: Path, tmp_path: Path) -> None:
     gate = Gate(tmp_path, movie)
     single = DecodePool(1, entry=HOOKS)
     single.start()
-    (pid,) = single.worker_pids
+    (pid,) = worker_pids(single)
     with ThreadPoolExecutor(2) as threads:
         busy = threads.submit(single.decode, gate.path, JOB)
         gate.wait_until_busy()
         waiting = threads.submit(single.decode, movie, JOB)
-        until(lambda: single.unfinished == 2)
+        until(lambda: single.num_unfinished == 2)
         single.close()
         for task in (busy, waiting):
             with pytest.raises(Overloaded, match="stopping"):
                 task.result(PATIENCE_SECONDS)
     wait_for_end(pid)
-    assert single.alive_workers == 0
+    assert single.num_alive == 0
     with pytest.raises(Overloaded):
         single.decode(movie, JOB)
     single.close()
 
 
-# --- what a decode process is allowed ----------------------------------------------------------------------------
+# --- isolation
 
 
-def test_what_a_process_has_and_has_not(pool: DecodePool, tmp_path: Path) -> None:
+def test_decode_process_is_restricted(pool: DecodePool, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        path = behave(tmp_path, "report", str(server.getsockname()[1]))
+        path = faulty_file(tmp_path, "report", str(server.getsockname()[1]))
         with pytest.raises(UndecodableVideo) as caught:
             pool.decode(path, JOB)
     facts = json.loads(str(caught.value))
-    isolated = facts.pop("network") is False
+    has_no_network = facts.pop("network") is False
     assert facts == {
         "torch": False,
         "secrets": [],
@@ -324,10 +324,11 @@ def test_what_a_process_has_and_has_not(pool: DecodePool, tmp_path: Path) -> Non
         "memory": PoolLimits().memory_bytes,
         "streams": ["/dev/null"] * 3,
     }
-    assert isolated or not pool.isolated, "a process that says it left the network can still connect"
+    is_isolated = all(process is not None and process.is_isolated for process in pool._processes)
+    assert has_no_network or not is_isolated, "a process that reports isolation can still connect"
 
 
-def test_the_service_itself_loads_no_decoder() -> None:
+def test_pool_imports_no_decoder() -> None:
     code = (
         "import sys, vidlex.service.decode.pool; "
         "print([m for m in ('av', 'decord', 'torch', 'fastapi') if m in sys.modules])"
@@ -338,7 +339,7 @@ def test_the_service_itself_loads_no_decoder() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_shared_memory_cannot_be_shrunk() -> None:
+def test_shared_memory_cannot_shrink() -> None:
     descriptor, memory = shared_memory(8192)
     try:
         with pytest.raises(PermissionError):
@@ -348,10 +349,10 @@ def test_shared_memory_cannot_be_shrunk() -> None:
         os.close(descriptor)
 
 
-def test_kill_9_of_the_service_leaves_no_process(tmp_path: Path, movie: Path) -> None:
-    """One idle, one that hangs and blocks every polite signal."""
-    begun = tmp_path / "begun"
-    os.mkfifo(begun)
+def test_sigkill_of_the_service_leaves_no_process(tmp_path: Path, movie: Path) -> None:
+    """One process is idle, the other hangs and blocks SIGTERM and SIGINT."""
+    started = tmp_path / "started"
+    os.mkfifo(started)
     code = f"""
 import threading, sys
 from pathlib import Path
@@ -359,10 +360,10 @@ from vidlex.model.types import FrameGeometry
 from vidlex.service.decode.pool import DecodeJob, DecodePool
 pool = DecodePool(2, entry="{HOOKS}")
 pool.start()
-job = Path({str(behave(tmp_path, "hang"))!r}), DecodeJob(FrameGeometry(8), 1)
+job = Path({str(faulty_file(tmp_path, "hang"))!r}), DecodeJob(FrameGeometry(8), 1)
 threading.Thread(target=pool.decode, args=job).start()
-Path({str(begun)!r}).open("rb").read()
-print(*pool.worker_pids, flush=True)
+Path({str(started)!r}).open("rb").read()
+print(*(process.pid for process in pool._processes), flush=True)
 threading.Event().wait()
 """
     service = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -379,20 +380,20 @@ threading.Event().wait()
         os.close(handle)
 
 
-def test_processes_live_on_when_the_thread_that_started_the_pool_ends(movie: Path) -> None:
-    """The kernel's parent-death signal follows a thread, not a process."""
+def test_processes_outlive_the_thread_that_started_the_pool(movie: Path) -> None:
+    """The parent-death signal of the kernel is sent at the end of a thread, not of a process."""
     pool = DecodePool(1)
     starter = threading.Thread(target=pool.start)
     starter.start()
     starter.join()
     try:
-        (pid,) = pool.worker_pids
+        (pid,) = worker_pids(pool)
         assert numbers(pool.decode(movie, JOB)) == NUMBERS
-        assert pool.worker_pids == [pid]
+        assert worker_pids(pool) == [pid]
     finally:
         pool.close()
 
 
-def test_threads_are_shared_among_the_files_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_are_divided_among_unfinished_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vidlex.service.decode.pool.os.cpu_count", lambda: 4)
-    assert [_fair_threads(files) for files in (0, 1, 2, 3, 4, 9)] == [4, 4, 2, 1, 1, 1]
+    assert [_threads_per_file(files) for files in (0, 1, 2, 3, 4, 9)] == [4, 4, 2, 1, 1, 1]

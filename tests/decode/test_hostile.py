@@ -1,7 +1,4 @@
-"""Hostile files through a real service: every answer as documented, nothing leaked, nothing opened, nothing lost.
-
-Here some hundred mutations; `vidlex bench fuzz` sends 10,000.
-"""
+"""Hostile files sent to a running service; `make fuzz` sends more mutations."""
 
 from __future__ import annotations
 
@@ -15,24 +12,25 @@ from pathlib import Path
 import httpx
 import pytest
 
+from fuzz.access_detector import AccessDetector
+from fuzz.hostile_files import ANY_ANSWER, OK, REFERENCE, HostileFile, build
+from fuzz.mutate import mutate
+from fuzz.runner import FuzzOptions, check_answer, send_files
 from support.processes import PATIENCE_SECONDS, until
-from vidlex.service.bench.fuzz import FuzzOptions, attack, judge
-from vidlex.service.bench.hostile_files import ANY_ANSWER, OK, HostileFile, build
-from vidlex.service.bench.live import Canary, LiveService, live_service
-from vidlex.service.bench.mutate import mutate
+from vidlex.service.bench.live import LiveService, live_service
 
 NUM_MUTATIONS = 300
 
 
 @pytest.fixture(scope="module")
-def canary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Canary]:
-    with Canary(tmp_path_factory.mktemp("canary")) as canary:
-        yield canary
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AccessDetector]:
+    with AccessDetector(tmp_path_factory.mktemp("detector")) as detector:
+        yield detector
 
 
 @pytest.fixture(scope="module")
-def files(canary: Canary, tmp_path_factory: pytest.TempPathFactory) -> list[HostileFile]:
-    return build(tmp_path_factory.mktemp("files"), canary.url, canary.path)
+def files(detector: AccessDetector, tmp_path_factory: pytest.TempPathFactory) -> list[HostileFile]:
+    return build(tmp_path_factory.mktemp("files"), detector.url, detector.path)
 
 
 @pytest.fixture(scope="module")
@@ -42,73 +40,76 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
         yield service
 
 
-def test_the_canary_sings(tmp_path: Path) -> None:
-    """It notices a reader of its file and a caller of its address; else its silence would prove nothing."""
-    with Canary(tmp_path) as canary:
-        canary.path.open("rb").close()
-        until(lambda: canary.num_readings >= 1)
-        assert canary.num_calls == 0
+def test_access_detector_counts_reads_and_connections(tmp_path: Path) -> None:
+    with AccessDetector(tmp_path) as detector:
+        detector.path.open("rb").close()
+        until(lambda: detector.num_opens >= 1)
+        assert detector.num_connections == 0
         with pytest.raises(OSError):
-            urllib.request.urlopen(canary.url, timeout=5)
-        until(lambda: canary.num_calls == 1)
-        assert canary.num_touches >= 2
+            urllib.request.urlopen(detector.url, timeout=5)
+        until(lambda: detector.num_connections == 1)
+        assert detector.num_accesses >= 2
 
 
-def test_mutations_are_the_same_for_the_same_seed(files: list[HostileFile]) -> None:
+def test_mutations_are_reproducible(files: list[HostileFile]) -> None:
     data = [file.data for file in files]
-    made = [mutate(data, pieces=data, seed=1, number=number) for number in range(50)]
-    assert made == [mutate(data, pieces=data, seed=1, number=number) for number in range(50)]
-    assert made != [mutate(data, pieces=data, seed=2, number=number) for number in range(50)]
+    made = [mutate(data, donors=data, seed=1, number=number) for number in range(50)]
+    assert made == [mutate(data, donors=data, seed=1, number=number) for number in range(50)]
+    assert made != [mutate(data, donors=data, seed=2, number=number) for number in range(50)]
     assert sum(one in data for one in made) < 5
 
 
-def test_there_are_sound_files_of_every_accepted_kind(files: list[HostileFile]) -> None:
-    sound = [file for file in files if file.allowed == frozenset([OK])]
-    assert len(sound) >= 20
+def test_files_include_valid_ones_of_every_accepted_kind(files: list[HostileFile]) -> None:
+    valid = [file for file in files if file.allowed == frozenset([OK])]
+    assert len(valid) >= 20
     assert len(files) >= 80
 
 
-def test_hostile_and_mutated_files(service: LiveService, files: list[HostileFile], canary: Canary) -> None:
+def test_hostile_and_mutated_files_get_documented_answers(
+    service: LiveService, files: list[HostileFile], detector: AccessDetector
+) -> None:
     before = service.num_files()
-    found = attack(service, files, FuzzOptions(seed=7), num_files=NUM_MUTATIONS)
-    assert found.clean, (found.wrong, found.leaks, found.good_differ)
-    assert found.num_good == NUM_MUTATIONS // 100
+    found = send_files(service, files, FuzzOptions(seed=7), num_mutations=NUM_MUTATIONS)
+    assert found.is_clean, (found.wrong, found.leaks, found.changed_scores)
+    assert found.num_reference == NUM_MUTATIONS // 100
     assert sum(found.answers.values()) == len(files) + NUM_MUTATIONS
     assert found.answers["200"] > 30 and found.answers["422 undecodable_video"] > 100
-    assert canary.num_touches == 0
+    assert detector.num_accesses == 0
     assert service.is_ready() and not service.uploads()
-    assert service.log_lines("internal_error") == 0
-    until(lambda: service.num_files() <= before + 4)  # connections that are kept alive
+    assert "internal_error" not in service.log_text()
+    until(lambda: service.num_files() <= before + 4)  # idle keep-alive connections
 
 
-def test_a_broken_rule_is_found() -> None:
-    """The judge can say no."""
+def test_check_answer_reports_violations_and_leaks() -> None:
     problem = {"type": "", "title": "", "status": 422, "detail": "", "code": "undecodable_video", "request_id": ""}
     kind = {"content-type": "application/problem+json"}
-    assert judge(httpx.Response(422, json=problem, headers=kind), ANY_ANSWER) == ("", "", "422 undecodable_video")
-    wrong, _, _ = judge(httpx.Response(500, json=problem | {"code": "internal_error"}, headers=kind), ANY_ANSWER)
+    assert check_answer(httpx.Response(422, json=problem, headers=kind), ANY_ANSWER) == (
+        "",
+        "",
+        "422 undecodable_video",
+    )
+    wrong, _, _ = check_answer(httpx.Response(500, json=problem | {"code": "internal_error"}, headers=kind), ANY_ANSWER)
     assert "500 internal_error is not among" in wrong
-    _, leak, _ = judge(httpx.Response(422, json=problem | {"detail": "moov atom"}, headers=kind), ANY_ANSWER)
+    _, leak, _ = check_answer(httpx.Response(422, json=problem | {"detail": "moov atom"}, headers=kind), ANY_ANSWER)
     assert "moov" in leak
-    assert judge(httpx.Response(422, json={"code": "undecodable_video"}, headers=kind), ANY_ANSWER)[0]
-    assert judge(httpx.Response(200, text="<html>"), ANY_ANSWER)[0]
+    assert check_answer(httpx.Response(422, json={"code": "undecodable_video"}, headers=kind), ANY_ANSWER)[0]
+    assert check_answer(httpx.Response(200, text="<html>"), ANY_ANSWER)[0]
 
 
-def test_killed_decoders_take_only_their_own_requests_with_them(service: LiveService, files: list[HostileFile]) -> None:
-    """kill -9 of every decode process in turn while eight clients work: 200 or the file's error."""
-    good = next(file for file in files if file.name == "sound.mp4")
-    over = threading.Event()
+def test_killed_decoder_fails_only_its_own_requests(service: LiveService, files: list[HostileFile]) -> None:
+    reference = next(file for file in files if file.name == REFERENCE)
+    stopped = threading.Event()
     answers: list[tuple[int, str]] = []
     failing: set[str] = set()
 
     def work() -> None:
         with service.client() as client:
-            while not over.is_set():
-                answer = client.post("/classify", files={"file": (good.name, good.data)})
+            while not stopped.is_set():
+                answer = client.post("/classify", files={"file": (reference.name, reference.data)})
                 answers.append((answer.status_code, answer.json().get("code", "")))
 
     def watch() -> None:
-        while not over.wait(0.05):
+        while not stopped.wait(0.05):
             answer = httpx.get(f"{service.url}/readyz", timeout=PATIENCE_SECONDS, trust_env=False)
             failing.update(name for name, check in answer.json()["checks"].items() if not check["ok"])
 
@@ -125,7 +126,7 @@ def test_killed_decoders_take_only_their_own_requests_with_them(service: LiveSer
         num_killed += 1
         until(lambda victim=victim: victim not in service.decoders())  # type: ignore[misc]
     until(lambda: len(service.decoders()) == 2)
-    over.set()
+    stopped.set()
     for thread in threads:
         thread.join(PATIENCE_SECONDS)
     assert not any(thread.is_alive() for thread in threads)
@@ -133,4 +134,4 @@ def test_killed_decoders_take_only_their_own_requests_with_them(service: LiveSer
     assert set(failed) <= {(422, "undecodable_video")}
     assert len(failed) <= num_killed
     assert len(answers) > 60
-    assert failing <= {"decoders"}  # told where a machine is slow to start another; nothing else suffers
+    assert failing <= {"decoders"}  # while a replacement starts; all other checks stay ok

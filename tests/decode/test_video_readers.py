@@ -1,7 +1,9 @@
-"""The two ways of reading frames: each gives exactly the pictures that decoding the whole file gives."""
+"""Both readers return exactly the pictures of decoding the whole file, and import no torch."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,11 @@ import numpy as np
 import pytest
 
 from support import videos
-from vidlex.model.decode.decoder import _shares, decode_frames
+from vidlex.model.decode.decoder import _split_among_decoders, decode_frames
 from vidlex.model.decode.framing import scaled_size
 from vidlex.model.decode.limits import DecodeError, DecodeLimits
 from vidlex.model.decode.probe import read_header
-from vidlex.model.decode.readers import Unreadable, read_by_count, read_by_time
+from vidlex.model.decode.readers import ReaderError, read_by_count, read_by_time
 from vidlex.model.types import FrameBatch, FrameGeometry
 
 SQUARE = FrameGeometry(96)
@@ -29,27 +31,26 @@ def numbers(batch: FrameBatch) -> list[int]:
     return [videos.read_number(frame) for frame in batch.frames]
 
 
-def read_both_ways(path: Path, geometry: FrameGeometry, wanted: list[int]) -> tuple[np.ndarray, np.ndarray]:
+def read_by_both(path: Path, geometry: FrameGeometry, indices: list[int]) -> tuple[np.ndarray, np.ndarray]:
     header = read_header(path, DecodeLimits(), with_index=True)
     index = header.index
     assert index is not None and index.is_simple
     size = scaled_size(geometry, header.info.width, header.info.height)
-    places = np.array(wanted)
-    by_count = read_by_count(path, index, places, size=size, num_threads=1)
-    by_time = read_by_time(path, header, index, places, size=size, limits=DecodeLimits(), num_threads=2)
+    by_count = read_by_count(path, index, np.array(indices), size=size, num_threads=1)
+    by_time = read_by_time(path, header, index, np.array(indices), size=size, limits=DecodeLimits(), num_threads=2)
     return np.stack(list(by_count)), np.stack(list(by_time))
 
 
 @pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
 def test_both_readers_give_the_same_pixels(tmp_path: Path, rotation: int, mode: str) -> None:
-    """Which of the two reads a file must not be visible in the scores. 70 and 96: widths with and without padding."""
+    """A width of 70 has row padding in decord, 96 has padding that decord interprets as channels."""
     options = {"preset": "medium"}
     path = videos.write_video(tmp_path / "v.mp4", rotation=rotation, num_frames=60, gop=20, options=options)
     for size in (70, 96):
-        one, other = read_both_ways(path, FrameGeometry(size, mode), [0, 7, 8, 19, 20, 41, 59])  # type: ignore[arg-type]
-        assert one.shape == other.shape
-        assert (one == other).all()
+        by_count, by_time = read_by_both(path, FrameGeometry(size, mode), [0, 7, 8, 19, 20, 41, 59])  # type: ignore[arg-type]
+        assert by_count.shape == by_time.shape
+        assert (by_count == by_time).all()
 
 
 @pytest.mark.parametrize(
@@ -62,14 +63,14 @@ def test_both_readers_give_the_same_pixels(tmp_path: Path, rotation: int, mode: 
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_both_readers_agree_on_other_codecs(tmp_path: Path, name: str, options: dict) -> None:
-    """Leaving out the frames that no other refers to must not change the rest."""
+    """Skipping frames that are not referred to must not change the others."""
     if not videos.has_encoder(options.get("codec", "libx264")):
         pytest.skip("this build of FFmpeg cannot write it")
     path = videos.write_video(tmp_path / name, **options)
-    for wanted in ([2, 11, 13, 29], [0, 12], list(range(30))):
-        one, other = read_both_ways(path, FrameGeometry(70), wanted)
-        assert (one == other).all()
-        assert [videos.read_number(picture, (0.2, 0, 0.8, 1)) for picture in other] == wanted
+    for indices in ([2, 11, 13, 29], [0, 12], list(range(30))):
+        by_count, by_time = read_by_both(path, FrameGeometry(70), indices)
+        assert (by_count == by_time).all()
+        assert [videos.read_number(picture, (0.2, 0, 0.8, 1)) for picture in by_time] == indices
 
 
 @pytest.mark.parametrize(
@@ -83,23 +84,23 @@ def test_both_readers_agree_on_other_codecs(tmp_path: Path, name: str, options: 
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_exactly_the_pictures_that_decoding_everything_gives(tmp_path: Path, name: str, options: dict) -> None:
-    """Files on most of which decord fails or gives other frames, against plain decoding from the first to the last."""
+def test_frames_equal_those_of_decoding_the_whole_file(tmp_path: Path, name: str, options: dict) -> None:
+    """Files for most of which decord fails or returns wrong frames."""
     if not videos.has_encoder(options.get("codec", "libx264")):
         pytest.skip("this build of FFmpeg cannot write it")
     path = videos.write_video(tmp_path / name, width=96, **options)
     with av.open(str(path)) as container:
-        everything = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        all_frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     for start, num_frames in ((0, 30), (0, 5), (1100, 4), (2500, 2)):
         batch = decode(path, num_frames, start_ms=start)
         for frame, time in zip(batch.frames, batch.timestamps_ms, strict=True):
             assert videos.read_number(frame) == time // 100
-            assert (frame == everything[time // 100]).all()
+            assert (frame == all_frames[time // 100]).all()
 
 
-def test_counting_is_the_second_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_by_count_is_the_fallback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
-        raise Unreadable("no frame at any time")
+        raise ReaderError("no frame at any time")
 
     path = videos.write_video(tmp_path / "plain.mp4")
     expected = decode(path)
@@ -113,47 +114,56 @@ def test_counting_is_the_second_choice(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 0])
 @pytest.mark.parametrize("policy", ["uniform", "keyframes"])
-def test_several_decoders_give_what_one_gives(tmp_path: Path, threads: int, policy: str) -> None:
-    """Against plain decoding, whatever the shares: groups of pictures of unequal length, repeated frames."""
+def test_parallel_decoders_return_the_same_frames(tmp_path: Path, threads: int, policy: str) -> None:
+    """With groups of pictures of unequal length and repeated frames."""
     path = videos.write_video(tmp_path / "v.mp4", width=96, num_frames=90, gop=20, options={"preset": "medium"})
     with av.open(str(path)) as container:
-        everything = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        all_frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     for num_frames, window in ((1, {}), (2, {}), (7, {}), (90, {}), (12, {"start_ms": 3500, "end_ms": 4100})):
         batch = decode_frames(
             path, geometry=SQUARE, num_frames=num_frames, policy=policy, num_threads=threads, **window
         )
         assert len(batch.timestamps_ms) == num_frames
         for frame, time in zip(batch.frames, batch.timestamps_ms, strict=True):
-            assert (frame == everything[time // 100]).all()
+            assert (frame == all_frames[time // 100]).all()
 
 
 @pytest.mark.parametrize("gop", [5, 90])
-def test_a_machine_of_many_cores_does_not_fill_the_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gop: int
-) -> None:
-    """Each thread holds pictures, be it of one decoder or of one of several."""
-    running: list[int] = []
+def test_the_number_of_threads_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gop: int) -> None:
+    """Each thread of each decoder holds pictures in memory."""
+    threads: list[int] = []
 
-    def noted(*arguments: Any, num_threads: int, **options: Any) -> Any:
-        running.append(num_threads)
+    def counted(*arguments: Any, num_threads: int, **options: Any) -> Any:
+        threads.append(num_threads)
         return read_by_time(*arguments, num_threads=1, **options)
 
-    monkeypatch.setattr("vidlex.model.decode.decoder.read_by_time", noted)
+    monkeypatch.setattr("vidlex.model.decode.decoder.read_by_time", counted)
     path = videos.write_video(tmp_path / "v.mp4", width=96, num_frames=90, gop=gop)
     decode_frames(path, geometry=SQUARE, num_frames=90, num_threads=64)
-    assert 2 <= sum(running) <= 16
+    assert 2 <= sum(threads) <= 16
 
 
-def test_shares_cover_every_frame_once_and_keep_groups_together(tmp_path: Path) -> None:
+def test_decoder_parts_cover_every_frame_once_and_keep_groups_together(tmp_path: Path) -> None:
     path = videos.write_video(tmp_path / "v.mp4", num_frames=90, gop=10)
     index = read_header(path, DecodeLimits(), with_index=True).index
     assert index is not None and len(index.keyframes) == 9
-    for wanted in ([5], [5, 6, 7], [0, 25, 55, 88], list(range(90)), [9, 10, 11, 79]):
-        for num_shares in (1, 2, 3, 8):
-            shares = _shares(index, np.array(wanted), num_shares)
-            assert [place for first, last in shares for place in range(first, last)] == list(range(len(wanted)))
-            assert len(shares) <= num_shares
-            for (_, last), (first, _) in pairwise(shares):
-                assert wanted[last - 1] // 10 < wanted[first] // 10, "a group of pictures is decoded twice"
-    assert len(_shares(index, np.array([5, 35, 65, 85]), 2)) == 2
-    assert len(_shares(index, np.array([3, 5, 9, 10]), 2)) == 1, "one group holds nearly all of the work"
+    for indices in ([5], [5, 6, 7], [0, 25, 55, 88], list(range(90)), [9, 10, 11, 79]):
+        for max_decoders in (1, 2, 3, 8):
+            parts = _split_among_decoders(index, np.array(indices), max_decoders)
+            assert [i for first, last in parts for i in range(first, last)] == list(range(len(indices)))
+            assert len(parts) <= max_decoders
+            for (_, last), (first, _) in pairwise(parts):
+                assert indices[last - 1] // 10 < indices[first] // 10, "a group of pictures is decoded twice"
+    assert len(_split_among_decoders(index, np.array([5, 35, 65, 85]), 2)) == 2
+    assert len(_split_among_decoders(index, np.array([3, 5, 9, 10]), 2)) == 1, "one group has most of the work"
+
+
+def test_a_decode_process_loads_no_torch_and_no_cuda_libraries() -> None:
+    """A decode process takes about 50 MB; torch or decord's default start take hundreds."""
+    code = (
+        "import sys, vidlex.model.decode.decoder, vidlex.model.decode.readers as r; "
+        "assert 'decord' not in sys.modules; "
+        "r.load_decord(); assert 'torch' not in sys.modules; "
+        "maps = open('/proc/self/maps').read(); assert 'libdecord' in maps; assert 'cublas' not in maps"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

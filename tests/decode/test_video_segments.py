@@ -1,4 +1,4 @@
-"""Frames for segments in one pass: those of two passes, the first of which only learns how long the video is."""
+"""Decoding segments in one pass equals two passes, the first of which only measures the duration."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def two_passes(path: Path, num_frames: int, segment_ms: int, **job: Any) -> FrameBatch | None:
-    """What segments were before; None where they are too many."""
+    """The reference implementation; None if the segments need too many frames."""
     duration_ms = decode_frames(path, geometry=GEOMETRY, num_frames=1, limits=LIMITS, **job).video.duration_ms
     end_ms = min(job.get("end_ms") or duration_ms, duration_ms)
     num_frames *= len(range(job.get("start_ms") or 0, end_ms, segment_ms))
@@ -72,21 +72,21 @@ def outcome(decode: Callable[..., FrameBatch | None], path: Path, job: dict[str,
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_one_pass_gives_what_two_gave(folder: Path, name: str) -> None:
+def test_one_pass_equals_two_passes(folder: Path, name: str) -> None:
     path = folder / name
     for job in JOBS:
         assert outcome(one_pass, path, job) == outcome(two_passes, path, job), job
 
 
 def test_the_jobs_cover_each_outcome(folder: Path) -> None:
-    seen = [outcome(two_passes, folder / "uneven.mp4", job) for job in JOBS]
-    assert {len(x) for x in seen} == {1, 4} and len({x[0] for x in seen if len(x) == 4}) >= 4
+    outcomes = [outcome(two_passes, folder / "uneven.mp4", job) for job in JOBS]
+    assert {len(x) for x in outcomes} == {1, 4} and len({x[0] for x in outcomes if len(x) == 4}) >= 4
     assert outcome(two_passes, folder / "still.mp4", JOBS[-1])[:1] == ("invalid_parameter",)
 
 
-def test_a_cut_off_file_is_refused_as_before(folder: Path, tmp_path: Path) -> None:
+def test_one_pass_equals_two_passes_for_truncated_files(folder: Path, tmp_path: Path) -> None:
     for keep in (0.3, 0.6, 0.9):
-        path = videos.cut(folder / "stream.ts", tmp_path / "cut.ts", keep)
+        path = videos.truncate(folder / "stream.ts", tmp_path / "cut.ts", keep)
         for job in JOBS:
             assert outcome(one_pass, path, job) == outcome(two_passes, path, job), (keep, job)
 
@@ -97,19 +97,19 @@ def pool() -> Iterator[DecodePool]:
         yield running
 
 
-def test_a_decode_process_answers_with_as_many_frames_as_the_file_needs(pool: DecodePool, folder: Path) -> None:
+def test_a_decode_process_returns_as_many_frames_as_the_file_needs(pool: DecodePool, folder: Path) -> None:
     for name in ("steady.mp4", "uneven.mp4"):
-        here = two_passes(folder / name, 3, 1000, start_ms=150)
-        there = pool.decode(folder / name, DecodeJob(GEOMETRY, 3, start_ms=150, segment_ms=1000))
-        assert here is not None and (here.frames == there.frames).all()
-        assert (here.timestamps_ms, here.video) == (there.timestamps_ms, there.video)
+        expected = two_passes(folder / name, 3, 1000, start_ms=150)
+        batch = pool.decode(folder / name, DecodeJob(GEOMETRY, 3, start_ms=150, segment_ms=1000))
+        assert expected is not None and (expected.frames == batch.frames).all()
+        assert (expected.timestamps_ms, expected.video) == (batch.timestamps_ms, batch.video)
     with pytest.raises(InvalidParameter) as caught:
         pool.decode(folder / "steady.mp4", DecodeJob(GEOMETRY, 40, segment_ms=1000))
     assert caught.value.extra["max_frames"] == 120
     for job in (DecodeJob(GEOMETRY, 3, segment_ms=0), DecodeJob(GEOMETRY, 121, segment_ms=10**9)):
         with pytest.raises(InvalidParameter):
             pool.decode(folder / "steady.mp4", job)
-    assert pool.alive_workers == 1
+    assert pool.num_alive == 1
 
 
 def test_a_request_decodes_its_file_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
-"""torchcodec as the reader, in a decode process as the service runs it: exactly the pictures that PyAV gives.
+"""The torchcodec reader returns exactly PyAV's pictures.
 
-FFmpeg's libraries are those inside PyAV's wheel, under the names that torchcodec looks for; a process takes notice of
-them only when it starts, so everything here happens in decode processes.
+It loads FFmpeg's libraries from PyAV's wheel. LD_LIBRARY_PATH applies only to new processes, so all tests run it in
+decode processes.
 """
 
 from __future__ import annotations
@@ -28,16 +28,14 @@ SIZE = 70
 JOB = DecodeJob(FrameGeometry(SIZE), num_frames=5)
 LIBRARIES = ("avcodec", "avdevice", "avfilter", "avformat", "avutil", "swresample", "swscale")
 
-pytestmark = pytest.mark.skipif(
-    find_spec("torchcodec") is None, reason="torchcodec is not installed: its reader is NOT tested"
-)
+pytestmark = pytest.mark.skipif(find_spec("torchcodec") is None, reason="needs torchcodec")
 
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DecodePool]:
     bundled = Path(av.__file__).parent.parent / "av.libs"
     if not bundled.is_dir():
-        pytest.skip("this build of PyAV brings no FFmpeg along: torchcodec's reader is NOT tested")
+        pytest.skip("needs a PyAV wheel with FFmpeg's libraries")
     folder = tmp_path_factory.mktemp("ffmpeg")
     for library in bundled.iterdir():
         (folder / library.name).symlink_to(library)
@@ -53,7 +51,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DecodePool]:
 
 
 def textured(number: int) -> NDArray[np.uint8]:
-    """Coloured cells of their own for each frame: where colours meet, another way of scaling would show."""
+    """Random coloured cells, whose edges reveal any difference in scaling."""
     cells = np.random.default_rng(number).integers(0, 256, (12, 20, 3), np.uint8)
     return np.kron(cells, np.ones((8, 8, 1), np.uint8))
 
@@ -74,8 +72,8 @@ def textured(number: int) -> NDArray[np.uint8]:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_the_pixels_of_pyav(pool: DecodePool, tmp_path: Path, name: str, options: dict) -> None:
-    """`only_torchcodec` takes PyAV's reader away, so that it cannot have stood in."""
+def test_pixels_equal_those_of_pyav(pool: DecodePool, tmp_path: Path, name: str, options: dict) -> None:
+    """A file name of `only_torchcodec` disables the fallback to PyAV (`support.decode_hooks`)."""
     if not videos.has_encoder(options.get("codec", "libx264")):
         pytest.skip("this build of FFmpeg cannot write it")
     folder = tmp_path / "only"
@@ -83,34 +81,35 @@ def test_the_pixels_of_pyav(pool: DecodePool, tmp_path: Path, name: str, options
     path = videos.write_video(folder / name, **options).rename(folder / f"only_torchcodec{Path(name).suffix}")
     for num_frames, start_ms in ((30, None), (5, None), (4, 1100)):
         job = replace(JOB, num_frames=num_frames, start_ms=start_ms)
-        theirs = pool.decode(path, job)
-        ours = decode_frames(
+        batch = pool.decode(path, job)
+        expected = decode_frames(
             path, geometry=job.geometry, num_frames=num_frames, start_ms=start_ms, decoder="pyav", num_threads=1
         )
-        assert theirs.timestamps_ms == ours.timestamps_ms
-        assert (theirs.frames == ours.frames).all()
+        assert batch.timestamps_ms == expected.timestamps_ms
+        assert (batch.frames == expected.frames).all()
 
 
-def test_a_file_that_it_refuses_is_pyavs(pool: DecodePool, tmp_path: Path) -> None:
+def test_unsupported_files_fall_back_to_pyav(pool: DecodePool, tmp_path: Path) -> None:
     path = videos.write_video(tmp_path / "v.ts", options={"preset": "medium", "x264-params": "bframes=4"})
-    ours = decode_frames(path, geometry=JOB.geometry, num_frames=5)
-    assert (pool.decode(path, JOB).frames == ours.frames).all()
+    expected = decode_frames(path, geometry=JOB.geometry, num_frames=5)
+    assert (pool.decode(path, JOB).frames == expected.frames).all()
 
 
-def test_a_process_that_cannot_load_it_says_what_may_be_missing() -> None:
-    """Not in the memory that a decode process usually has."""
+def test_a_process_without_enough_memory_reports_the_requirements() -> None:
     with pytest.raises(StartFailed, match=r"torchcodec cannot be loaded: .*VIDLEX_DECODE_MEMORY_BYTES"):
         DecodePool(1, PoolLimits(memory_bytes=2**29, start_timeout_seconds=240.0), decoder="torchcodec").start()
 
 
 @pytest.mark.parametrize("decoder", ["pyav", "decord"])
-def test_the_other_decoders_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoder: str) -> None:
+def test_pyav_and_decord_can_be_requested_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoder: str
+) -> None:
     path = videos.write_video(tmp_path / "v.mp4")
     expected = decode_frames(path, geometry=JOB.geometry, num_frames=5)
 
     def fail(*_: object, **__: object) -> None:
-        raise AssertionError("not its turn")
+        raise AssertionError("the other reader was called")
 
     monkeypatch.setattr(f"vidlex.model.decode.decoder.read_by_{'count' if decoder == 'pyav' else 'time'}", fail)
-    found = decode_frames(path, geometry=JOB.geometry, num_frames=5, decoder=decoder)  # type: ignore[arg-type]
-    assert (found.frames == expected.frames).all()
+    batch = decode_frames(path, geometry=JOB.geometry, num_frames=5, decoder=decoder)  # type: ignore[arg-type]
+    assert (batch.frames == expected.frames).all()

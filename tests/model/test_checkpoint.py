@@ -1,4 +1,4 @@
-"""From training to serving: a few steps on a tiny backbone, saved, loaded and asked; and open_clip zero-shot."""
+"""Checkpoints of a tiny network trained for a few steps, saved, loaded and served; and open_clip zero-shot."""
 
 from __future__ import annotations
 
@@ -13,26 +13,24 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from support.art import tiny_sheet
 from support.tiny import write_llm
+from support.tiny_fit import MEAN, MODEL_CFG, STD
+from vidlex.model.baselines.class_name import TEMPLATES
 from vidlex.model.checkpoint import CheckpointConfig, CheckpointError, copy_checkpoint, load_checkpoint, save_checkpoint
 from vidlex.model.config import LabelEncoderConfig, VideoEncoderConfig
 from vidlex.model.emoji.world import World
-from vidlex.model.factory import ModelNotFound, create_clip, create_label_encoder, load_classifier
-from vidlex.model.train.export import read_checkpoint, write_open_clip_folder
+from vidlex.model.factory import create_clip, create_label_encoder, load_classifier
+from vidlex.model.specs import ModelNotFound
+from vidlex.model.train.export import restore_network, write_open_clip_folder
 from vidlex.model.train.fit_config import FitConfig
+from vidlex.model.train.network import OpenVocabularyNetwork
 from vidlex.model.train.run_fit import main
-from vidlex.model.train.task import OpenVocabularyNetwork
 from vidlex.model.video.encoder import VideoEncoder
 
-MODEL_CFG = {
-    "embed_dim": 24,
-    "vision_cfg": {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 40, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
-}
-MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 FIT = FitConfig(
     num_joint_steps=3, batch_size=4, num_step_labels=16, num_cached_videos=24, num_validation_videos=24,
     num_prefix_steps=2, num_prefix_labels=3, num_label_steps=2, bf16=False,
@@ -73,7 +71,7 @@ def checkpoint(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFact
     return fit(folders, tmp_path_factory.mktemp("run"))
 
 
-def test_a_copy_has_another_name_and_the_same_weights(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_copy_has_another_id_and_the_same_weights(checkpoint: Path, tmp_path: Path) -> None:
     copy_checkpoint(checkpoint, tmp_path / "copy", id="renamed")
     old, new = load_checkpoint(checkpoint), load_checkpoint(tmp_path / "copy")
     assert new[0] == replace(old[0], id="renamed") and set(old[1]) == set(new[1])
@@ -98,10 +96,8 @@ def test_a_trained_checkpoint_is_served(checkpoint: Path) -> None:
     assert p.shape == (3, 3) and (p > 0).all() and (p < 1).all()
 
 
-def test_serving_scores_what_training_scored(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    """The classifier's logits are those of the trained network on the same frames (stored in full precision)."""
-    from vidlex.model.train.task import OpenVocabularyNetwork
-
+def test_served_scores_equal_those_of_the_trained_network(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """On the same frames, with weights stored in full precision."""
     classifier = load_classifier(str(fit(folders, tmp_path, half=False)), device="cpu")
     network = OpenVocabularyNetwork(classifier.video, classifier.label)  # type: ignore[attr-defined]
     config, _, _ = load_checkpoint(tmp_path / "checkpoint")
@@ -110,23 +106,23 @@ def test_serving_scores_what_training_scored(folders: tuple[Path, Path], tmp_pat
         network.bias.fill_(config.scorer.logit_bias)
         world = World(tmp_path, canvas=32, sheet=tiny_sheet())
         sample = world.videos(4, 3, world.generator(0))
-        theirs = network.logits(network.video_features(sample.frames), network.label(list(world.labels)))
+        expected = network.logits(network.video_features(sample.frames), network.label(list(world.labels)))
     features = classifier.encode_video([v.permute(0, 2, 3, 1).numpy() for v in sample.frames])
-    ours = classifier.scorer.logit(features @ classifier.encode_labels(world.labels).T)
-    assert np.allclose(ours, theirs.numpy(), atol=1e-4)
+    served = classifier.scorer.logit(features @ classifier.encode_labels(world.labels).T)
+    assert np.allclose(served, expected.numpy(), atol=1e-4)
 
 
-def test_training_moved_the_branch_and_the_prefixes(folders: tuple[Path, Path], checkpoint: Path) -> None:
+def test_training_changes_the_branch_but_not_the_backbone(folders: tuple[Path, Path], checkpoint: Path) -> None:
     stored = load_file(checkpoint / "model.safetensors")
-    assert stored["branch.branch.0.temporal.out.weight"].abs().max() > 0  # zero at the start
+    assert stored["branch.branch.0.temporal.out.weight"].abs().max() > 0  # zero at initialisation
     assert any(name.startswith("label.prefixes") for name in stored)
     assert not any("llm" in name for name in stored)
     clip = load_file(folders[0] / "open_clip_model.safetensors")
-    for name, value in clip.items():  # the frozen backbone did not move
+    for name, value in clip.items():  # the frozen backbone is unchanged
         assert torch.equal(stored[f"clip.{name}"].float(), value.half().float() if value.is_floating_point() else value)
 
 
-def test_a_checkpoint_may_name_its_backbone(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_checkpoint_can_refer_to_its_backbone_by_name(folders: tuple[Path, Path], tmp_path: Path) -> None:
     folder = fit(folders, tmp_path, store_clip=False)
     assert not any(name.startswith("clip.") for name in load_file(folder / "model.safetensors"))
     assert load_classifier(str(folder), device="cpu").dim == 24
@@ -138,15 +134,15 @@ def test_a_checkpoint_may_name_its_backbone(folders: tuple[Path, Path], tmp_path
         load_classifier(str(folder), device="cpu")
 
 
-def test_an_option_that_is_not_used_is_not_written_and_one_that_is_comes_back(checkpoint: Path) -> None:
+def test_only_options_in_use_are_written_and_read_back(checkpoint: Path) -> None:
     config, _, _ = load_checkpoint(checkpoint)
     for option, value in (("with_name", True), ("name_trust", 0.5), ("soft_behind", True)):
-        assert option not in config.to_json()  # earlier versions read it
+        assert option not in config.to_json()  # readable by earlier versions
         used = replace(config, label=replace(config.label, **{option: value}))
         assert CheckpointConfig.from_json(used.to_json()) == used
 
 
-def test_the_fingerprint_follows_everything_that_shapes_a_vector(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_covers_everything_that_determines_a_vector(checkpoint: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(checkpoint, copy)
     config, _, identity = load_checkpoint(copy)
@@ -170,7 +166,7 @@ def test_the_fingerprint_follows_everything_that_shapes_a_vector(checkpoint: Pat
     assert load_checkpoint(copy)[2] != identity
 
 
-def test_what_is_not_a_checkpoint_is_refused_clearly(checkpoint: Path, tmp_path: Path) -> None:
+def test_invalid_checkpoints_are_rejected_with_the_reason(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound, match="give a zoo name"):
         load_classifier(str(tmp_path / "nowhere"))
     copy = tmp_path / "copy"
@@ -185,24 +181,20 @@ def test_what_is_not_a_checkpoint_is_refused_clearly(checkpoint: Path, tmp_path:
         load_classifier(str(copy))
 
 
-def test_no_pickle_is_ever_loaded(tmp_path: Path) -> None:
+def test_pickled_weights_are_rejected(tmp_path: Path) -> None:
     torch.save({"x": torch.ones(1)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError):
         load_classifier(str(tmp_path))
 
 
-def test_zero_shot_equals_open_clips_own_recipe(folders: tuple[Path, Path]) -> None:
-    """Frame mean and class-name prompts from a local folder in the hub's layout, against open_clip itself."""
+def test_zero_shot_equals_open_clips_classifier(folders: tuple[Path, Path]) -> None:
+    """Frame mean and class-name prompts of a local folder in the hub's layout."""
     name = f"local-dir:{folders[0]}"
     classifier = load_classifier(f"open_clip:{name}", device="cpu")
     model, _, preprocess = open_clip.create_model_and_transforms(name)
     model.eval()
     tokenizer = open_clip.get_tokenizer(name)
-    from PIL import Image
-
-    from vidlex.model.baselines.class_name import TEMPLATES
-
     frames = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     with torch.no_grad():
         pictures = torch.stack([preprocess(Image.fromarray(f)) for f in frames])
@@ -210,53 +202,57 @@ def test_zero_shot_equals_open_clips_own_recipe(folders: tuple[Path, Path]) -> N
         weights = open_clip.build_zero_shot_classifier(
             model, tokenizer, ["dog", "red car"], [lambda c, t=t: t.format(c) for t in TEMPLATES["default"]]
         )  # [D, 2]
-    ours = classifier.encode_video([frames]) @ classifier.encode_labels(["dog", "red car"]).T
-    assert np.allclose(ours[0], (video @ weights).numpy(), atol=1e-5)
+    similarities = classifier.encode_video([frames]) @ classifier.encode_labels(["dog", "red car"]).T
+    assert np.allclose(similarities[0], (video @ weights).numpy(), atol=1e-5)
     assert classifier.scorer.logit_scale == pytest.approx(model.logit_scale.exp().item())
 
 
-def test_an_unknown_or_untagged_open_clip_name_says_what_to_write() -> None:
+def test_errors_for_open_clip_names_show_the_format() -> None:
     with pytest.raises(ModelNotFound, match="NAME/PRETRAINED"):
         load_classifier("open_clip:ViT-B-16")
     with pytest.raises(ModelNotFound, match="cannot load"):
         load_classifier("open_clip:No-Such-Model/openai")
 
 
-def test_training_goes_on_from_a_checkpoint(folders: tuple[Path, Path], checkpoint: Path) -> None:
+def test_a_network_is_restored_from_a_checkpoint(folders: tuple[Path, Path], checkpoint: Path) -> None:
     network, served = untrained(folders, 2), load_classifier(str(checkpoint), device="cpu")
     frames = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     videos = torch.from_numpy(frames).permute(0, 3, 1, 2)[None]
-    wanted = torch.from_numpy(np.stack((served.encode_video([frames])[0], served.encode_labels(["beach"])[0])))
+    expected = torch.from_numpy(np.stack((served.encode_video([frames])[0], served.encode_labels(["beach"])[0])))
 
     @torch.no_grad()
-    def off() -> list[float]:
-        found = torch.stack((network.video_features(videos)[0], network.label.encode_labels(["beach"])[0]))
-        return (found - wanted).abs().amax(dim=1).tolist()
+    def differences() -> list[float]:
+        features = torch.stack((network.video_features(videos)[0], network.label.encode_labels(["beach"])[0]))
+        return (features - expected).abs().amax(dim=1).tolist()
 
     config, tensors, _ = load_checkpoint(checkpoint)
-    assert max(off()) > 0.01
-    read_checkpoint(checkpoint, network)
-    own = network.video.trainable()
-    assert own and all(torch.equal(value, tensors[f"branch.{name}"]) for name, value in own.items())
-    assert max(off()) < 0.001  # the checkpoint's own CLIP is stored in half precision
+    assert max(differences()) > 0.01
+    restore_network(checkpoint, network)
+    branch = network.video.trainable_parameters()
+    assert branch and all(torch.equal(value, tensors[f"branch.{name}"]) for name, value in branch.items())
+    assert max(differences()) < 0.001  # the checkpoint has half precision
     assert network.log_scale.exp().item() == pytest.approx(config.scorer.logit_scale)
     assert network.bias.item() == pytest.approx(config.scorer.logit_bias)
-    with pytest.raises(CheckpointError, match="another network's"):
-        read_checkpoint(checkpoint, untrained(folders, 1))
+    with pytest.raises(CheckpointError, match="do not match the network"):
+        restore_network(checkpoint, untrained(folders, 1))
 
 
-@pytest.mark.parametrize("damage", [lambda whole: whole[: len(whole) // 2], lambda whole: b"version https://git-lfs"])
-def test_damaged_weights_are_told(checkpoint: Path, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"version https://git-lfs"])
+def test_damaged_weights_are_reported(checkpoint: Path, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     shutil.copytree(checkpoint, tmp_path / "copy")
     weights = tmp_path / "copy" / "model.safetensors"
     weights.write_bytes(damage(weights.read_bytes()))
-    with pytest.raises(CheckpointError, match=r"model.safetensors is damaged or only a pointer .* fetch it again"):
+    with pytest.raises(
+        CheckpointError, match=r"model.safetensors is damaged or a Git LFS pointer .* download it again"
+    ):
         load_classifier(str(tmp_path / "copy"), device="cpu")
 
 
 @pytest.mark.parametrize("part", ["clip.", "branch.", "label."])
 @pytest.mark.parametrize("wrong", ["shape", "missing"])
-def test_weights_that_do_not_fit_the_config_are_named(checkpoint: Path, tmp_path: Path, part: str, wrong: str) -> None:
+def test_weights_that_do_not_match_the_config_are_listed(
+    checkpoint: Path, tmp_path: Path, part: str, wrong: str
+) -> None:
     config, tensors, _ = load_checkpoint(checkpoint)
     name = next(name for name, value in tensors.items() if name.startswith(part) and value.ndim == 2)
     if wrong == "shape":
@@ -264,15 +260,17 @@ def test_weights_that_do_not_fit_the_config_are_named(checkpoint: Path, tmp_path
     else:
         del tensors[name]
     save_checkpoint(tmp_path, config, tensors, half=False)
-    with pytest.raises(CheckpointError, match=f"another network.*{re.escape(name.removeprefix(part))}"):
+    with pytest.raises(CheckpointError, match=f"do not match the network.*{re.escape(name.removeprefix(part))}"):
         load_classifier(str(tmp_path), device="cpu")
 
 
-def test_trust_in_names_comes_after_training_and_is_served(
+def test_name_trust_is_set_after_training_and_served(
     folders: tuple[Path, Path], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same training, then labels and videos of twice the width that hold what the plain checkpoint gives."""
-    monkeypatch.setattr("vidlex.model.text.label_encoder.AGREEMENT", -1.0)  # where little is trained little agrees
+    """After the same training, features have twice the width, and their first half equals the plain features."""
+    monkeypatch.setattr(
+        "vidlex.model.text.label_encoder.AGREEMENT", -1.0
+    )  # barely trained features do not agree with CLIP's
     clip, llm = folders
     trusting = main(
         FIT, VideoEncoderConfig(num_branch_blocks=2, num_frames=3), replace(label_config(llm), name_trust=0.5),
@@ -290,7 +288,7 @@ def test_trust_in_names_comes_after_training_and_is_served(
     assert label.shape == (48,) and np.abs(label[24:]).max() > 0.01
 
     network = untrained(folders, 2)
-    read_checkpoint(trusting, network)
+    restore_network(trusting, network)
     videos = torch.from_numpy(frames).permute(0, 3, 1, 2)[None]
     with torch.no_grad():
         assert np.allclose(network.video_features(videos)[0].numpy(), video, atol=1e-3)

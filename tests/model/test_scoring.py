@@ -1,4 +1,4 @@
-"""Similarity, logit, probability."""
+"""Similarity to logit to probability."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vidlex.model.dummy import DummyClassifier
 from vidlex.model.scoring import Calibration, Scorer, sigmoid, similarity_to_logit
 
 
-def test_by_hand() -> None:
+def test_scores_match_values_computed_by_hand() -> None:
     scorer = Scorer(logit_scale=10.0, logit_bias=-5.0)
     assert scorer.logit(np.array([0.5, 1.0])).tolist() == [0.0, 5.0]
     assert scorer.probability(np.array([0.5, 1.0])).tolist() == pytest.approx([0.5, 1 / (1 + np.exp(-5))])
@@ -20,12 +20,12 @@ def test_by_hand() -> None:
 
 def test_numpy_and_torch_agree() -> None:
     s = np.linspace(-1, 1, 9, dtype=np.float32)
-    ours = similarity_to_logit(s, 12.5, -3.0)
-    theirs = similarity_to_logit(torch.from_numpy(s), 12.5, -3.0)
-    assert np.array_equal(ours, theirs.numpy())
+    from_numpy = similarity_to_logit(s, 12.5, -3.0)
+    from_torch = similarity_to_logit(torch.from_numpy(s), 12.5, -3.0)
+    assert np.array_equal(from_numpy, from_torch.numpy())
 
 
-def test_extremes_do_not_overflow() -> None:
+def test_sigmoid_does_not_overflow() -> None:
     with np.errstate(over="raise", invalid="raise", divide="raise"):
         assert sigmoid(np.array([-800.0, 0.0, 800.0])).tolist() == [0.0, 0.5, 1.0]
 
@@ -38,18 +38,13 @@ def test_a_probability_does_not_depend_on_the_other_labels() -> None:
     assert np.array_equal(scorer.probability(s[:500]), alone[:500])
 
 
-def test_a_scorer_survives_json() -> None:
-    scorer = Scorer(17.3, -6.1, Calibration(0.9, 0.2))
-    assert Scorer.from_dict(scorer.to_dict()) == scorer
-
-
 @pytest.mark.parametrize("slope", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_calibration_that_would_change_the_ranking_is_refused(slope: float) -> None:
+def test_a_calibration_that_would_change_the_ranking_is_rejected(slope: float) -> None:
     with pytest.raises(ValueError, match="positive slope"):
         Calibration(slope=slope)
 
 
-def test_the_dummy_can_be_computed_by_head() -> None:
+def test_dummy_scores_match_values_computed_by_hand() -> None:
     dummy = DummyClassifier()
     red = np.zeros((2, 32, 32, 3), np.uint8)
     red[..., 0] = 255

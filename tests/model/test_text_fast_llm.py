@@ -1,4 +1,4 @@
-"""The language model as it serves: the numbers of transformers' own, on every path, without its copies of weights."""
+"""The fast language model equals transformers' on every path, and keeps one copy of the weights."""
 
 from __future__ import annotations
 
@@ -32,35 +32,35 @@ def build(folder, **changes) -> LabelEncoder:
     return LabelEncoder(FrozenLLM.load(folder), tiny_clip_text(), replace(CONFIG, **changes)).eval()
 
 
-def made_fast(folder, **changes) -> LabelEncoder:
+def build_fast(folder, **changes) -> LabelEncoder:
     encoder = build(folder, **changes)
-    encoder.quicken()
+    encoder.optimize_for_inference()
     assert encoder.llm._fast is not None
     return encoder
 
 
 @pytest.mark.parametrize("prompt_version", ["v1", "v2"])
 @pytest.mark.parametrize("names", [NAMES, NAMES[:1], ["cat", "dog"]], ids=["unequal", "alone", "equal"])
-def test_states_and_words_are_those_of_transformers(llm_folder, names, prompt_version):
-    slow, fast = (make(llm_folder, prompt_version=prompt_version) for make in (build, made_fast))
+def test_states_and_texts_equal_those_of_transformers(llm_folder, names, prompt_version):
+    slow, fast = (make(llm_folder, prompt_version=prompt_version) for make in (build, build_fast))
     with torch.no_grad():
         torch.testing.assert_close(fast.soft_attributes(names), slow.soft_attributes(names), atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(fast.encode_labels(names), slow.encode_labels(names), atol=1e-5, rtol=0)
     assert fast.decoded_text(names) == slow.decoded_text(names)
 
 
-def test_soft_feedback_and_rereading(llm_folder):
-    slow, fast = (make(llm_folder, feedback="soft") for make in (build, made_fast))
-    ids, mask = slow._ids(NAMES)
+def test_soft_feedback_and_teacher_forcing_equal_those_of_transformers(llm_folder):
+    slow, fast = (make(llm_folder, feedback="soft") for make in (build, build_fast))
+    ids, mask = slow._padded_ids(NAMES)
     with torch.no_grad():
         torch.testing.assert_close(fast.soft_attributes(NAMES), slow.soft_attributes(NAMES), atol=1e-3, rtol=1e-3)
         tokens = slow._decode(slow._shared_prompt(), ids, mask).tokens
-        read = [e.llm.reread(e._shared_prompt(), ids, mask, tokens) for e in (slow, fast)]
-    torch.testing.assert_close(*read, atol=1e-5, rtol=1e-4)
+        states = [e.llm.teacher_forced_states(e._shared_prompt(), ids, mask, tokens) for e in (slow, fast)]
+    torch.testing.assert_close(*states, atol=1e-5, rtol=1e-4)
 
 
-def test_other_prefixes_are_read_anew(llm_folder):
-    slow, fast = build(llm_folder), made_fast(llm_folder)
+def test_changed_prefixes_invalidate_the_shared_prompt(llm_folder):
+    slow, fast = build(llm_folder), build_fast(llm_folder)
     before = fast.encode_labels(NAMES)
     with torch.no_grad():
         for encoder in (slow, fast):
@@ -69,28 +69,28 @@ def test_other_prefixes_are_read_anew(llm_folder):
     torch.testing.assert_close(fast.encode_labels(NAMES), slow.encode_labels(NAMES), atol=1e-5, rtol=0)
 
 
-def test_a_label_is_the_same_alone_and_in_company(llm_folder):
-    fast = made_fast(llm_folder)
-    together = fast.encode_labels(NAMES)
+def test_a_label_does_not_depend_on_its_batch(llm_folder):
+    fast = build_fast(llm_folder)
+    batch = fast.encode_labels(NAMES)
     alone = torch.cat([fast.encode_labels([name]) for name in NAMES])
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+    torch.testing.assert_close(batch, alone, atol=1e-5, rtol=0)
 
 
-def test_it_keeps_one_copy_and_gives_no_gradient(llm_folder):
-    fast = made_fast(llm_folder)
+def test_layers_are_released_and_gradients_rejected(llm_folder):
+    fast = build_fast(llm_folder)
     assert len(fast.llm.model.base_model.layers) == 0
-    fast.quicken()  # again: nothing happens
-    with pytest.raises(RuntimeError, match="no gradient"):
+    fast.optimize_for_inference()  # has no effect
+    with pytest.raises(RuntimeError, match="has no gradient"):
         fast(NAMES)
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is mapped")
-def test_the_file_of_weights_does_not_stay_mapped(tmp_path):
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux")
+def test_the_weights_file_is_unmapped(tmp_path):
     folder = write_llm(tmp_path)
     file = str(next(folder.glob("*.safetensors")).resolve())
     encoder = build(folder)
     assert file in Path("/proc/self/maps").read_text()
-    encoder.quicken()
+    encoder.optimize_for_inference()
     gc.collect()
     assert file not in Path("/proc/self/maps").read_text()
 
@@ -104,7 +104,7 @@ def test_the_file_of_weights_does_not_stay_mapped(tmp_path):
     ],
     ids=["biases", "no-groups", "wide-heads-long-rope"],
 )
-def test_kinds_of_llama(options):
+def test_variants_of_llama(options):
     config = LlamaConfig(
         vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         initializer_range=0.3, **{"num_key_value_heads": 2, **options},
@@ -118,14 +118,14 @@ def test_kinds_of_llama(options):
     with torch.no_grad():
         out = model.base_model(inputs_embeds=x).last_hidden_state
         fast = FastLlama(model)
-        cache = fast.expand(fast.share(x[:, :4]), 1, 3)
-        seen = torch.ones(3, 3, dtype=torch.bool).tril().expand(2, -1, -1)
-        got = fast.forward(cache, x[:, 4:], torch.arange(4, 7).expand(2, -1), 0, seen)
-        torch.testing.assert_close(got, out[:, 4:], atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(fast.head(got), model.get_output_embeddings()(out[:, 4:]), atol=1e-4, rtol=1e-4)
+        cache = fast.expand(fast.prefill(x[:, :4]), 1, 3)
+        mask = torch.ones(3, 3, dtype=torch.bool).tril().expand(2, -1, -1)
+        states = fast.forward(cache, x[:, 4:], torch.arange(4, 7).expand(2, -1), 0, mask)
+        torch.testing.assert_close(states, out[:, 4:], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(fast.head(states), model.get_output_embeddings()(out[:, 4:]), atol=1e-4, rtol=1e-4)
 
 
-def test_other_models_stay_as_they_are():
+def test_other_models_are_not_supported():
     small = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
     qwen = Qwen2ForCausalLM(Qwen2Config(**small, num_attention_heads=4, num_key_value_heads=2))
     half = LlamaForCausalLM(LlamaConfig(**small, num_attention_heads=4)).to(torch.bfloat16)
@@ -136,7 +136,7 @@ def test_other_models_stay_as_they_are():
 
 
 @pytest.mark.parametrize("shape", [(5,), (1, 5), (3, 2, 5), (0, 5)])
-def test_packed_linear(shape):
+def test_packed_linear_equals_linear(shape):
     linear = torch.nn.Linear(5, 7)
     x = torch.randn(*shape)
     for bias in (linear.bias, None):

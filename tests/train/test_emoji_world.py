@@ -1,4 +1,4 @@
-"""The procedural world: seeded, correct labels, motions that are what they are called."""
+"""The procedural world: seeds, labels, motions, rendering, and the split into seen and unseen."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from support.art import tiny_sheet
-from vidlex.model.emoji.assets import ArtPackage, ArtUnavailable, SpriteSheet, fetch_package, load_sheet
-from vidlex.model.emoji.keywords import emoji_of, not_too_common, visible_keywords
+from vidlex.model.emoji.assets import ArtError, ArtPackage, SpriteSheet, fetch_package, load_sheet
+from vidlex.model.emoji.keywords import drop_common_keywords, emoji_characters, filter_keywords
 from vidlex.model.emoji.motion import STILL, Pose, sample_pose
 from vidlex.model.emoji.nouns import Noun, build_nouns, noun_name
 from vidlex.model.emoji.protocol import COLUMNS, Protocol, pair_name
@@ -30,7 +30,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(tmp_path_factory.mktemp("art"), canvas=48, sheet=tiny_sheet(), split="val")
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_seed_others(world: World) -> None:
+def test_videos_depend_only_on_the_seed(world: World) -> None:
     a = world.videos(4, 5, world.generator(7))
     b = world.videos(4, 5, world.generator(7))
     c = world.videos(4, 5, world.generator(8))
@@ -39,25 +39,25 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(world: World)
     assert a.frames.shape == (4, 5, 3, 48, 48) and a.frames.dtype == torch.uint8
 
 
-def test_labels_are_what_is_shown_and_other_words_for_it(world: World) -> None:
+def test_labels_match_the_sprites_and_their_synonyms(world: World) -> None:
     sample = world.videos(64, 2, world.generator(0))
     nouns = {noun.name: noun for noun in world.sheet.nouns}
     kinds = world.kinds()
-    for row, drawn, moving in zip(sample.targets, sample.nouns, sample.actions, strict=True):
+    for row, nouns_shown, actions_shown in zip(sample.targets, sample.nouns, sample.actions, strict=True):
         names = {world.labels[i] for i in row.nonzero()[:, 0].tolist()}
-        of = {kind: {name for name in names if kinds[name] == kind} for kind in set(kinds.values())}
-        expected = {world.sheet.nouns[i].name for i in drawn.tolist() if i >= 0}
-        assert of["noun"] == expected
-        assert of["hypernym"] == {h for n in expected for h in nouns[n].hypernyms}
-        assert len(of["scene"] & set(SCENES)) == 1
-        actions = {ACTIONS[i] for i in moving.tolist() if i >= 0}
-        assert of["action"] == {w for a in actions for w in (a, *ACTION_WORDS[a][0])}
+        by_kind = {kind: {name for name in names if kinds[name] == kind} for kind in set(kinds.values())}
+        expected = {world.sheet.nouns[i].name for i in nouns_shown.tolist() if i >= 0}
+        assert by_kind["noun"] == expected
+        assert by_kind["hypernym"] == {h for n in expected for h in nouns[n].hypernyms}
+        assert len(by_kind["scene"] & set(SCENES)) == 1
+        actions = {ACTIONS[i] for i in actions_shown.tolist() if i >= 0}
+        assert by_kind["action"] == {w for a in actions for w in (a, *ACTION_WORDS[a][0])}
         shown = {
             (world.sheet.nouns[n].name, ACTIONS[a])
-            for n, a in zip(drawn.tolist(), moving.tolist(), strict=True)
+            for n, a in zip(nouns_shown.tolist(), actions_shown.tolist(), strict=True)
             if a >= 0
         }
-        assert of["pair"] == {pair_name(pair) for pair in shown & set(world.protocol.train_pairs)}
+        assert by_kind["pair"] == {pair_name(pair) for pair in shown & set(world.protocol.train_pairs)}
     assert (sample.nouns[:, 1] == -1).any() and (sample.nouns[:, 1] >= 0).any()
 
 
@@ -68,66 +68,70 @@ def test_pictures_have_no_action(world: World) -> None:
 
 
 def test_every_label_occurs_and_has_a_kind(world: World) -> None:
-    targets = world.videos(1500, 1, world.generator(1)).targets
+    targets = world.video_targets(1500, world.generator(1))
     assert targets.any(dim=0).all()
     assert tuple(world.kinds()) == world.labels
     assert set(world.kinds().values()) == {"noun", "hypernym", "scene", "action", "pair"}
 
 
-def poses(action: str, t: int = 24) -> Pose:
+def sample_poses(action: str, t: int = 24) -> Pose:
     n = 200
     times = (torch.arange(t) + 0.5) / t
     which = STILL if action == "still" else ACTIONS.index(action)
     return sample_pose(torch.full((n,), which), times, (0.3, 0.6), torch.Generator().manual_seed(3))
 
 
-def test_motions_are_what_they_are_called() -> None:
+def test_motions_match_their_names() -> None:
     def change(v: torch.Tensor) -> torch.Tensor:
         return v[:, -1] - v[:, 0]
 
-    assert (change(poses("moving left").x) < -0.5).all()
-    assert (change(poses("moving right").x) > 0.5).all()
-    assert (change(poses("rising").y) < -0.5).all()  # y grows downwards
-    assert (change(poses("falling").y) > 0.5).all()
-    assert (change(poses("growing").size) > 0.1).all()
-    assert (change(poses("shrinking").size) < -0.1).all()
-    assert (change(poses("spinning").angle).abs() > 3).all()
-    assert (poses("swinging").angle.std(dim=1) > 0.1).all()
-    assert ((poses("blinking").alpha == 0).any(dim=1) & (poses("blinking").alpha == 1).any(dim=1)).all()
-    assert (poses("bouncing").y.std(dim=1) > 0.05).all()
-    assert (poses("shaking").x.diff(dim=1).abs().mean(dim=1) > 0.02).all()
-    assert (poses("circling").x.std(dim=1) > 0.1).all() and (poses("circling").y.std(dim=1) > 0.1).all()
-    assert (change(poses("fading in").alpha) > 0.5).all() and (change(poses("fading out").alpha) < -0.5).all()
-    assert (change(poses("appearing").alpha) == 1).all() and (change(poses("disappearing").alpha) == -1).all()
-    assert (change(poses("stretching").stretch) > 0.5).all()
-    assert ((poses("flipping").stretch < 0).any(dim=1) & (poses("flipping").stretch > 0).any(dim=1)).all()
-    returned = poses("turning back").x
+    assert (change(sample_poses("moving left").x) < -0.5).all()
+    assert (change(sample_poses("moving right").x) > 0.5).all()
+    assert (change(sample_poses("rising").y) < -0.5).all()  # y grows downwards
+    assert (change(sample_poses("falling").y) > 0.5).all()
+    assert (change(sample_poses("growing").size) > 0.1).all()
+    assert (change(sample_poses("shrinking").size) < -0.1).all()
+    assert (change(sample_poses("spinning").angle).abs() > 3).all()
+    assert (sample_poses("swinging").angle.std(dim=1) > 0.1).all()
+    assert ((sample_poses("blinking").alpha == 0).any(dim=1) & (sample_poses("blinking").alpha == 1).any(dim=1)).all()
+    assert (sample_poses("bouncing").y.std(dim=1) > 0.05).all()
+    assert (sample_poses("shaking").x.diff(dim=1).abs().mean(dim=1) > 0.02).all()
+    assert (sample_poses("circling").x.std(dim=1) > 0.1).all() and (sample_poses("circling").y.std(dim=1) > 0.1).all()
+    assert (change(sample_poses("fading in").alpha) > 0.5).all() and (
+        change(sample_poses("fading out").alpha) < -0.5
+    ).all()
+    assert (change(sample_poses("appearing").alpha) == 1).all() and (
+        change(sample_poses("disappearing").alpha) == -1
+    ).all()
+    assert (change(sample_poses("stretching").stretch) > 0.5).all()
+    assert ((sample_poses("flipping").stretch < 0).any(dim=1) & (sample_poses("flipping").stretch > 0).any(dim=1)).all()
+    returned = sample_poses("turning back").x
     assert (change(returned).abs() < 0.1).all() and (returned.std(dim=1) > 0.1).all()
-    halted = poses("stopping").x
+    halted = sample_poses("stopping").x
     assert (change(halted).abs() > 0.3).all() and (halted[:, -4:].std(dim=1) < 1e-6).all()
     for name, turns in (("rolling", "x"), ("tumbling", "y")):
-        assert (change(getattr(poses(name), turns)).abs() > 0.5).all() and (change(poses(name).angle).abs() > 3).all()
-    still = poses("still")
+        assert (change(getattr(sample_poses(name), turns)).abs() > 0.5).all() and (
+            change(sample_poses(name).angle).abs() > 3
+        ).all()
+    still = sample_poses("still")
     for value in (still.x, still.y, still.size, still.angle, still.alpha, still.stretch):
         assert torch.equal(value, value[:, :1].expand_as(value))
 
 
 @pytest.mark.parametrize("action", ACTIONS)
 def test_every_action_changes_something_over_time(action: str) -> None:
-    pose = poses(action)
+    pose = sample_poses(action)
     curves = (pose.x, pose.y, pose.size, pose.angle, pose.alpha, pose.stretch)
     assert sum(float(curve.std(dim=1).mean()) for curve in curves) > 0.02
 
 
-def test_one_frame_tells_little_of_direction() -> None:
-    """Places in a middle frame have the same spread for left and right: no reading a direction from one frame."""
-    left, right = poses("moving left").x[:, 12], poses("moving right").x[:, 12]
+def test_one_frame_does_not_reveal_the_direction() -> None:
+    left, right = sample_poses("moving left").x[:, 12], sample_poses("moving right").x[:, 12]
     assert abs(float(left.mean() - right.mean())) < 0.1
     assert float(left.std() / right.std()) == pytest.approx(1, abs=0.15)
 
 
-def test_rendering_by_hand() -> None:
-    """A white square sprite of half the canvas' side, turned by 0, covers the middle quarter and nothing else."""
+def test_a_sprite_of_half_the_canvas_covers_its_middle_quarter() -> None:
     layers = torch.full((1, 1, 4, 8, 8), 255, dtype=torch.uint8)
     one = torch.ones(1, 1, 2)
     pose = Pose(0 * one, 0 * one, 0.5 * one, 0 * one, torch.tensor([[[1.0, 0.0]]]), one)
@@ -137,32 +141,31 @@ def test_rendering_by_hand() -> None:
     inner = frames[0, 0, 0].float()
     assert torch.equal(inner[5:11, 5:11], expected[5:11, 5:11])
     assert torch.equal(inner[:3], expected[:3]) and torch.equal(inner[13:], expected[13:])
-    assert not frames[0, 1].any()  # the second frame's sprite is not visible
+    assert not frames[0, 1].any()  # the sprite of the second frame is transparent
 
 
-def test_scenes_differ_and_are_seeded() -> None:
+def test_scene_bank_depends_only_on_the_seed() -> None:
     bank = scene_bank(2, seed=5)
     assert bank.shape[:3] == (len(SCENES), 2, 3)
-    assert torch.equal(bank, scene_bank(2, seed=5))
+    assert torch.equal(bank, scene_bank.__wrapped__(2, seed=5))  # without the cache
     assert not torch.equal(bank[0, 0], bank[0, 1])
 
 
-def test_crops_are_pieces_of_the_pictures_some_of_them_mirrored() -> None:
+def test_crops_are_parts_of_the_backgrounds_sometimes_mirrored() -> None:
     bank = torch.randint(0, 256, (2, 3, 3, 9, 9), dtype=torch.uint8)
     scene = torch.tensor([0, 1, 1, 0] * 8)
     crops = crop_backgrounds(bank, scene, 6, torch.Generator().manual_seed(3))
-    mirrored = 0
-    for crop, of in zip(crops, scene.tolist(), strict=True):
-        pieces = bank[of].unfold(2, 6, 1).unfold(3, 6, 1)  # [3, 3, 4, 4, 6, 6]
+    num_mirrored = 0
+    for crop, index in zip(crops, scene.tolist(), strict=True):
+        pieces = bank[index].unfold(2, 6, 1).unfold(3, 6, 1)  # [3, 3, 4, 4, 6, 6]
         pieces = pieces.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, 6, 6)
-        as_it_is, turned = ((pieces == piece).flatten(1).all(dim=1).any() for piece in (crop, crop.flip(-1)))
-        assert as_it_is or turned
-        mirrored += int(turned)
-    assert 4 < mirrored < 28
+        is_plain, is_mirrored = ((pieces == piece).flatten(1).all(dim=1).any() for piece in (crop, crop.flip(-1)))
+        assert is_plain or is_mirrored
+        num_mirrored += int(is_mirrored)
+    assert 4 < num_mirrored < 28
 
 
-def test_a_canvas_larger_than_the_backgrounds(tmp_path: Path) -> None:
-    """Backbones of 224 pixels and more see the same world, drawn larger."""
+def test_a_canvas_larger_than_the_backgrounds_shows_the_same_videos(tmp_path: Path) -> None:
     world = World(tmp_path, canvas=224, sheet=tiny_sheet())
     sample = world.videos(2, 2, world.generator(0))
     assert sample.frames.shape == (2, 2, 3, 224, 224)
@@ -172,7 +175,7 @@ def test_a_canvas_larger_than_the_backgrounds(tmp_path: Path) -> None:
     assert (shrunk - small.frames.flatten(0, 1).float()).abs().mean() < 6
 
 
-def test_mp4_has_the_frames(tmp_path: Path) -> None:
+def test_write_mp4_stores_every_frame(tmp_path: Path) -> None:
     import av
 
     frames = torch.zeros(6, 3, 48, 48, dtype=torch.uint8)
@@ -185,10 +188,10 @@ def test_mp4_has_the_frames(tmp_path: Path) -> None:
     assert pictures[0].mean() < 5 and pictures[5][..., 0].mean() > 230
 
 
-def test_nouns_come_from_the_category_tree() -> None:
-    def row(name: str, sub: str, order: int, drawn: bool = True) -> dict[str, object]:
+def test_nouns_are_built_from_the_category_tree() -> None:
+    def row(name: str, sub: str, order: int, has_image: bool = True) -> dict[str, object]:
         image = f"{order}.png"
-        return {"name": name, "subcategory": sub, "sort_order": order, "image": image, "has_img_a": drawn}
+        return {"name": name, "subcategory": sub, "sort_order": order, "image": image, "has_img_a": has_image}
 
     rows = [
         row("DOG FACE", "animal-mammal", 2),
@@ -198,7 +201,7 @@ def test_nouns_come_from_the_category_tree() -> None:
         row("GRINNING FACE", "face-smiling", 5),
         row("WOMAN FARMER", "person-role", 7),
         row("FARMER", "person-role", 8),
-        row("CAT", "animal-mammal", 6, drawn=False),
+        row("CAT", "animal-mammal", 6, has_image=False),
     ]
     nouns = build_nouns(rows, ["a"])
     assert [(n.name, n.images) for n in nouns] == [
@@ -213,7 +216,7 @@ def test_nouns_come_from_the_category_tree() -> None:
 
 
 def _package(folder: Path) -> ArtPackage:
-    """A tarball in the form of the real packages, with one dog of 72 pixels."""
+    """A tarball in the format of the real packages, with one dog of 72 pixels."""
     picture = io.BytesIO()
     Image.fromarray(np.full((72, 72, 4), 200, np.uint8)).save(picture, "PNG")
     entry = {"name": "DOG", "subcategory": "animal-mammal", "sort_order": 1, "image": "d.png", "has_img_google": True}
@@ -234,48 +237,48 @@ def test_sprites_are_read_from_the_tarball(tmp_path: Path) -> None:
     assert sheet.sprites.shape == (1, 1, 4, 64, 64) and (sheet.sprites == 200).all()
 
 
-def test_changed_art_is_refused(tmp_path: Path) -> None:
+def test_art_with_another_checksum_is_rejected(tmp_path: Path) -> None:
     package = _package(tmp_path)
-    (tmp_path / "art-1.0.tgz").write_bytes(b"something else")
-    with pytest.raises(ArtUnavailable, match="delete it"):
+    (tmp_path / "art-1.0.tgz").write_bytes(b"changed")
+    with pytest.raises(ArtError, match="delete it"):
         fetch_package(package, tmp_path)
 
 
-def test_keywords_are_plain_new_words_that_can_be_seen() -> None:
+def test_keywords_are_plain_new_words() -> None:
     words = ["puppy", "dog", "dogs", "animal", "love", "pet", "dog face", "C3PO", "puppy", "x" * 30, "guide dog"]
-    assert visible_keywords(words, known=frozenset({"dog", "animal"})) == ("puppy", "pet", "guide dog")
-    assert emoji_of("1f468-200d-1f33e.png") == "\U0001f468\u200d\U0001f33e"
+    assert filter_keywords(words, known=frozenset({"dog", "animal"})) == ("puppy", "pet", "guide dog")
+    assert emoji_characters("1f468-200d-1f33e.png") == "\U0001f468\u200d\U0001f33e"
     common = {f"noun {i}": ["everywhere", f"word {i}"] for i in range(20)}
-    assert not_too_common(common)["noun 3"] == ("word 3",)
+    assert drop_common_keywords(common)["noun 3"] == ("word 3",)
 
 
 def many_nouns() -> list[Noun]:
-    """200 nouns of made-up syllables, each with two keywords of its own."""
+    """200 nouns of made-up syllables, each with two keywords."""
     names = [
         f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in ("ram", "lop", "tix", "zun", "vok", "mip", "hab", "cud")
     ]
     return [Noun(name, ("thing",), (f"{name}.png",), (f"{name}ish", f"old{name}")) for name in names]
 
 
-def test_what_is_unseen_is_in_no_text_of_any_training() -> None:
+def test_unseen_texts_are_in_no_training_text() -> None:
     protocol = Protocol(many_nouns())
     training = protocol.training_texts()
-    read = {word for text in training for word in text.split()}
+    training_words = {word for text in training for word in text.split()}
     assert 5 < len(protocol.unseen_nouns) < 60 and len(protocol.unseen_keywords) > 30
     unseen = protocol.unseen_texts()
     fine_tuning = set(protocol.column("seen").labels)
     for texts in unseen.values():
         assert not set(texts) & fine_tuning
-    for kind in ("keywords", "actions"):  # not one of their words
-        assert not {word for text in unseen[kind] for word in text.split()} & read
-    for kind in ("words for scenes", "words for actions"):  # as a whole, and with a word of its own
+    for kind in ("keywords", "actions"):  # no word in common
+        assert not {word for text in unseen[kind] for word in text.split()} & training_words
+    for kind in ("words for scenes", "words for actions"):  # the text is new, and has a new word
         for text in unseen[kind]:
-            assert text not in training and set(text.split()) - read, text
+            assert text not in training and set(text.split()) - training_words, text
     for pair in unseen["pairs"]:
         assert pair not in training
 
 
-def test_columns_show_and_name_what_they_promise(tmp_path: Path) -> None:
+def test_columns_show_their_nouns_actions_pairs_and_styles(tmp_path: Path) -> None:
     nouns = tuple(many_nouns())
     tiny = tiny_sheet()
     owner = torch.arange(len(nouns))
@@ -283,7 +286,7 @@ def test_columns_show_and_name_what_they_promise(tmp_path: Path) -> None:
     sheet = SpriteSheet(nouns, ("one", "openmoji"), sprites, owner)
     protocol = Protocol(nouns)
     index = {noun.name: i for i, noun in enumerate(nouns)}
-    hidden = {index[name] for name in protocol.unseen_nouns}
+    unseen_nouns = {index[name] for name in protocol.unseen_nouns}
     held_out = {ACTIONS.index(name) for name in HELD_OUT_ACTIONS}
     rare = {(index[noun], ACTIONS.index(action)) for noun, action in protocol.rare_pairs}
     shown = {}
@@ -296,24 +299,24 @@ def test_columns_show_and_name_what_they_promise(tmp_path: Path) -> None:
         bright = sample.frames[..., 0, :, :].amax(dim=(-1, -2)).float()
         assert bright.shape == (600, 1)
         assert world.styles.tolist() == ([1] if part == "unseen_style" else [0])
-    assert not shown["seen"][0] & hidden and not shown["seen"][1] & held_out and not shown["seen"][2] & rare
-    assert shown["unseen_words"][0] & hidden and shown["pretrain"][0] & hidden
-    assert shown["unseen_actions"][1] >= held_out and not shown["unseen_actions"][0] & hidden
+    assert not shown["seen"][0] & unseen_nouns and not shown["seen"][1] & held_out and not shown["seen"][2] & rare
+    assert shown["unseen_words"][0] & unseen_nouns and shown["pretrain"][0] & unseen_nouns
+    assert shown["unseen_actions"][1] >= held_out and not shown["unseen_actions"][0] & unseen_nouns
     assert len(shown["rare_pairs"][2] & rare) > len(rare) / 2
     assert not set(SCENE_WORDS["beach"][1]) & set(protocol.column("seen").labels)
     assert noun_name("MAN FARMER") == "farmer" and noun_name("COW FACE") == "cow"
 
 
-def test_the_thing_of_a_pair_is_its_first_words(tmp_path: Path) -> None:
+def test_the_noun_of_a_pair_begins_its_label(tmp_path: Path) -> None:
     world = World(tmp_path, canvas=32, sheet=tiny_sheet(), num_more_pairs=5)
-    things, kinds = world.thing_of_pairs().tolist(), world.kinds()
-    for label, thing in zip(world.labels, things, strict=True):
-        assert (thing >= 0) == (kinds[label] == "pair")
-        assert thing < 0 or label.startswith(world.protocol.nouns[thing].name + " ")
-    assert sum(thing >= 0 for thing in things) > 5
+    nouns, kinds = world.pair_nouns().tolist(), world.kinds()
+    for label, noun in zip(world.labels, nouns, strict=True):
+        assert (noun >= 0) == (kinds[label] == "pair")
+        assert noun < 0 or label.startswith(world.protocol.nouns[noun].name + " ")
+    assert sum(noun >= 0 for noun in nouns) > 5
 
 
-def test_more_pairs_are_named_beside_the_same_videos(tmp_path: Path) -> None:
+def test_more_pairs_add_labels_to_the_same_videos(tmp_path: Path) -> None:
     nouns = tuple(many_nouns())
     tiny = tiny_sheet()
     sheet = SpriteSheet(
@@ -321,7 +324,7 @@ def test_more_pairs_are_named_beside_the_same_videos(tmp_path: Path) -> None:
     )
     plain = World(tmp_path, canvas=16, sheet=sheet)
     protocol = plain.protocol
-    num = 10_000  # all that there are: seen nouns times trained actions, less those of training and the rare ones
+    num = 10_000  # more than exist
     pairs = protocol.more_pairs(num)
     count = len(protocol.seen_nouns) * len(protocol.trained_actions)
     assert len(pairs) == len(set(pairs)) == count - len(protocol.train_pairs) - len(protocol.rare_pairs)
@@ -335,9 +338,9 @@ def test_more_pairs_are_named_beside_the_same_videos(tmp_path: Path) -> None:
     old, new = (world.videos(200, 1, world.generator(3)) for world in (plain, more))
     assert torch.equal(old.frames, new.frames) and torch.equal(old.targets, new.targets[:, : len(plain.labels)])
     for i, row in enumerate(new.targets):
-        told = {label for label, true in zip(more.labels, row.tolist(), strict=True) if true} - set(plain.labels)
-        played = zip(new.nouns[i].tolist(), new.actions[i].tolist(), strict=True)
-        shown = {(nouns[n].name, ACTIONS[a]) for n, a in played if a >= 0}
-        assert told == {" ".join(pair) for pair in shown - set(protocol.train_pairs)}
+        new_labels = {label for label, true in zip(more.labels, row.tolist(), strict=True) if true} - set(plain.labels)
+        shown_pairs = zip(new.nouns[i].tolist(), new.actions[i].tolist(), strict=True)
+        shown = {(nouns[n].name, ACTIONS[a]) for n, a in shown_pairs if a >= 0}
+        assert new_labels == {" ".join(pair) for pair in shown - set(protocol.train_pairs)}
     for world, sample in ((plain, old), (more, new)):
-        assert torch.equal(world.targets_of_videos(200, world.generator(3)), sample.targets)
+        assert torch.equal(world.video_targets(200, world.generator(3)), sample.targets)

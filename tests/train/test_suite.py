@@ -1,4 +1,4 @@
-"""The suite from end to end at a tiny scale: every method and ablation gets its row, and the report all of them."""
+"""The suite end to end at a tiny scale, its report, and how processes share the rows."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ from vidlex.model.config import VideoEncoderConfig
 from vidlex.model.emoji.protocol import COLUMNS
 from vidlex.model.emoji.world import World
 from vidlex.model.factory import load_classifier
-from vidlex.model.suite.bench import Bench, Row, SuiteConfig
+from vidlex.model.suite.config import SuiteConfig
+from vidlex.model.suite.context import SuiteContext
 from vidlex.model.suite.pool import PoolVideos, build_pool, pool_targets
-from vidlex.model.suite.report import _claims
-from vidlex.model.suite.rows import METHODS, ablations, longer, without_llm
-from vidlex.model.suite.settling import SETTLED, settle, settled
-from vidlex.model.suite.suite import _finish, main
+from vidlex.model.suite.report import comparisons
+from vidlex.model.suite.row import Row
+from vidlex.model.suite.rows import BASELINES, ablations, longer_runs, without_llm
+from vidlex.model.suite.settled_rows import SETTLED, settled_rows, train_settled
+from vidlex.model.suite.suite import _ensure_row, main
 from vidlex.model.video.encoder import Trunk, VideoEncoder
 
 TINY = SuiteConfig(
@@ -39,7 +41,8 @@ TINY = SuiteConfig(
 
 
 @pytest.mark.timeout(1200)
-def test_every_method_and_ablation_has_its_row_and_a_second_run_does_nothing(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("without_curves")
+def test_suite_trains_every_row_once_and_reports_it(tmp_path: Path) -> None:
     folder = write_backbones(tmp_path)
     config = replace(TINY, llm=str(folder / "llm"), num_settling_steps=2)
     out = tmp_path / "suite"
@@ -47,10 +50,10 @@ def test_every_method_and_ablation_has_its_row_and_a_second_run_does_nothing(tmp
     report = main(config, **arguments, command="vidlex eval suite --tiny")  # type: ignore[arg-type]
 
     rows = {path.stem: json.loads(path.read_text()) for path in (out / "rows").glob("*.json")}
-    trained = [name for name, method in METHODS.items() if method.is_trained]
+    trained = [name for name, method in BASELINES.items() if method.is_trained]
     expected = {f"main_{name}_seed{seed}" for name in ("ours", "settled", *trained) for seed in range(2)}
     assert expected <= set(rows)
-    assert {f"main_{name}_seed0" for name in METHODS} <= set(rows)
+    assert {f"main_{name}_seed0" for name in BASELINES} <= set(rows)
     assert sum(name.startswith("label-side_") for name in rows) == 10
     assert sum(name.startswith("video-side_") for name in rows) == 4 + 3  # the tower has three blocks
     assert {"video-side_ours_3-branch-blocks_seed0"} < set(rows)
@@ -76,9 +79,9 @@ def test_every_method_and_ablation_has_its_row_and_a_second_run_does_nothing(tmp
     ours = [rows[f"main_ours_seed{seed}"]["columns"]["seen"]["all"]["micro_aupr"] for seed in range(2)]
     assert f"| ours | {sum(ours) / 2:.3f}" in text
     assert "vidlex eval suite --tiny" in text and "without the LLM" in text and "no weight interpolation" in text
-    longer = text[text.index("## Longer training: 4 joint steps\n") :]
+    long = text[text.index("## Longer training: 4 joint steps\n") :]
     ours = [rows[f"length_ours_4-joint-steps_seed{seed}"]["columns"]["seen"]["all"]["micro_aupr"] for seed in range(2)]
-    assert f"| 4 joint steps | {sum(ours) / 2:.3f}" in longer and f"ours {sum(ours) / 2:.3f}" in longer
+    assert f"| 4 joint steps | {sum(ours) / 2:.3f}" in long and f"ours {sum(ours) / 2:.3f}" in long
     assert "## Longer training: 4 joint steps, the bare name in the mean\n" in text
     bare = text[text.index("## Without the LLM\n") : text.index("## Ablations\n")]
     means = [
@@ -88,11 +91,11 @@ def test_every_method_and_ablation_has_its_row_and_a_second_run_does_nothing(tmp
     assert f"new words for seen actions: {means[0]:.3f}" in bare and f"against {means[1]:.3f}" in bare
     held = text[text.index("## Longer training: 4 joint steps, held to CLIP\n") :]
     lost = [rows[f"length_ours_4-joint-steps--held-to-CLIP_seed{seed}"]["thresholds"]["loss"] for seed in range(2)]
-    assert "names 6 more pairs" in held and f"of label loses {sum(lost) / 2:.3f}" in held
+    assert "have 6 additional pair labels" in held and f"is lower by {sum(lost) / 2:.3f}" in held
     assert {path.name for path in report.iterdir()} >= {"suite.json", "curves_seen.png", "reliability_ours.png"}
 
     served = load_classifier(str(out / "checkpoints" / "main_ours_seed0"), device="cpu")
-    features = served.encode_labels(["beach", "never heard of"])
+    features = served.encode_labels(["beach", "unknown label"])
     assert features.shape == (2, 24) and np.isfinite(features).all()
 
     before = {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()}
@@ -100,9 +103,10 @@ def test_every_method_and_ablation_has_its_row_and_a_second_run_does_nothing(tmp
     assert {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()} == before
 
 
-def test_all_rows_can_be_held_to_clip(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("without_curves")
+def test_suite_with_clip_regulariser_in_all_rows(tmp_path: Path) -> None:
     folder = write_backbones(tmp_path)
-    skipped = ",".join(name for name in METHODS if name != "coop")
+    skipped = ",".join(name for name in BASELINES if name != "coop")
     config = replace(
         TINY, llm=str(folder / "llm"), held=True, pair_weight=2.0, num_seeds=1, num_long_steps=0, with_ablations=False,
         skipped=skipped, all_positives=True, num_settling_steps=3, num_test_videos=120, state_noise=0.5,
@@ -128,18 +132,18 @@ def test_all_rows_can_be_held_to_clip(tmp_path: Path) -> None:
     text = (report / "SUITE.md").read_text(encoding="utf-8")
     assert f"| ours, labels settled | {after['seen']['all']['micro_aupr']:.3f}" in text
     assert "3 more steps of the label encoder" in text and "seen labels, Peak F1: ours, labels settled" in text
-    free = {row.change: row.options for row in ablations(config, 3)}
-    assert "Noise of 0.5 standard deviations" in text and "no noise on the states" in free
-    assert "Ours is held to CLIP." in text and "reads the further pairs too" in text
-    assert free["not held to CLIP"]["fit"] == {"video_hold": 0.0, "label_hold": 0.0}
+    options = {row.change: row.options for row in ablations(config, 3)}
+    assert "noise of 0.5 standard deviations" in text and "no noise on the states" in options
+    assert "Ours is held to CLIP." in text and "trained with the additional pairs too" in text
+    assert options["not held to CLIP"]["fit"] == {"video_hold": 0.0, "label_hold": 0.0}
     assert "not held to CLIP" not in {row.change for row in ablations(TINY, 3)}
-    longer_ones = {row.change: row.options["fit"] for row in longer(replace(config, num_long_steps=9))}
-    paper = longer_ones.pop("9 joint steps, as in the paper")
+    longer_options = {row.change: row.options["fit"] for row in longer_runs(replace(config, num_long_steps=9))}
+    paper = longer_options.pop("9 joint steps, as in the paper")
     assert paper["num_joint_steps"] == 9 and not paper["num_more_pairs"] and not paper["video_hold"]
-    assert longer_ones.pop("9 joint steps, as in the paper but for weight interpolation") == {
+    assert longer_options.pop("9 joint steps, as in the paper but for weight interpolation") == {
         **paper, "interpolation_lambda": 0.0
     }  # fmt: skip
-    assert set(longer_ones) == {"9 joint steps, not held to CLIP"}
+    assert set(longer_options) == {"9 joint steps, not held to CLIP"}
 
 
 def mean_of(parts: Iterable[dict[str, Any]]) -> float:
@@ -150,114 +154,111 @@ def served_config(folder: Path) -> CheckpointConfig:
     return load_checkpoint(folder)[0]
 
 
-def test_a_row_that_another_process_trains_is_left_to_it_and_then_waited_for(tmp_path: Path) -> None:
+def test_row_of_another_process_is_skipped_then_waited_for(tmp_path: Path) -> None:
     class Out:
         out = tmp_path
 
-    begun, go_on, trained = threading.Event(), threading.Event(), []
+    started, may_finish, trained = threading.Event(), threading.Event(), []
 
-    def slow(row: Row) -> dict[str, Any]:
-        begun.set()
-        assert go_on.wait(60)
+    def train_slowly(context: SuiteContext, row: Row) -> dict[str, Any]:
+        started.set()
+        assert may_finish.wait(60)
         trained.append(row.method)
         return {}
 
-    def refuse(row: Row) -> dict[str, Any]:
-        raise AssertionError("the row is another's")
+    def refuse(context: SuiteContext, row: Row) -> dict[str, Any]:
+        raise AssertionError("another thread has the row")
 
-    bench, row = cast(Bench, Out()), Row("ours")
-    other = threading.Thread(target=_finish, args=(bench, row, slow), kwargs={"waits": False})
+    context, row = cast(SuiteContext, Out()), Row("ours")
+    other = threading.Thread(target=_ensure_row, args=(context, row, train_slowly), kwargs={"waits": False})
     other.start()
-    assert begun.wait(60)
-    _finish(bench, row, refuse, waits=False)
+    assert started.wait(60)
+    _ensure_row(context, row, refuse, waits=False)
     assert not trained
-    go_on.set()
-    _finish(bench, row, refuse, waits=True)
+    may_finish.set()
+    _ensure_row(context, row, refuse, waits=True)
     assert trained == ["ours"] and [path.stem for path in (tmp_path / "rows").iterdir()] == [row.key]
     other.join()
 
 
-def test_labels_settle_when_the_row_that_they_go_on_from_is_there(tmp_path: Path) -> None:
+def test_settled_row_is_trained_after_its_base_row(tmp_path: Path) -> None:
     class Out:
         out = tmp_path
 
-    bench, trained = cast(Bench, Out()), []
+    context, trained = cast(SuiteContext, Out()), []
 
-    def train(row: Row) -> dict[str, Any]:
+    def train(context: SuiteContext, row: Row) -> dict[str, Any]:
         trained.append(row.method)
         return {}
 
-    _finish(bench, Row(SETTLED, 1), train, waits=False)
+    _ensure_row(context, Row(SETTLED, 1), train, waits=False)
     assert not trained
     for method in ("ours", SETTLED):
-        _finish(bench, Row(method, 1), train, waits=False)
+        _ensure_row(context, Row(method, 1), train, waits=False)
     assert trained == ["ours", SETTLED]
     ours = [Row("ours", 0), Row("coop", 0), *without_llm(TINY)]
-    assert [row.key for row in settled(replace(TINY, num_settling_steps=1), ours)] == [
+    assert [row.key for row in settled_rows(replace(TINY, num_settling_steps=1), ours)] == [
         "main_settled_seed0", "without-the-LLM_settled_seed0", "without-the-LLM_settled_seed1",
     ]  # fmt: skip
-    assert not settled(TINY, ours)
+    assert not settled_rows(TINY, ours)
 
 
-def test_labels_do_not_settle_behind_a_checkpoint_that_is_gone(tmp_path: Path) -> None:
+def test_settled_row_without_a_base_checkpoint_is_refused(tmp_path: Path) -> None:
     class Out:
         out = tmp_path
 
         def checkpoint(self, row: Row) -> Path:
             return tmp_path / "checkpoints" / row.key
 
-    with pytest.raises(CheckpointError, match=r"delete .*rows/main_ours_seed1.json, and the same command trains"):
-        settle(cast(Bench, Out()), Row(SETTLED, 1))
+    with pytest.raises(CheckpointError, match=r"delete .*rows/main_ours_seed1.json and run the command again"):
+        train_settled(cast(SuiteContext, Out()), Row(SETTLED, 1))
 
 
-def judged(method: str, seed: int, value: float) -> dict[str, Any]:
+def row_with(method: str, seed: int, value: float) -> dict[str, Any]:
     figures = {"micro_aupr": value, "micro_peak_f1": value}
     return {"method": method, "seed": seed, "columns": {name: {"all": figures, "parts": {}} for name in COLUMNS}}
 
 
-def test_a_claim_says_how_sure_it_is() -> None:
+def test_comparison_states_its_spread() -> None:
     facts = {"one_frame": dict.fromkeys(("action_aupr", "action_chance", "scene_aupr", "scene_chance"), 0.5)}
-    one = _claims([judged("ours", 0, 0.5), judged("clip_name", 0, 0.25)], facts)
-    assert (
-        "- rare pairs, Peak F1: ours 0.500, best of the others CLIP, bare class name 0.250: ahead (+0.250, one run"
-        in one
-    )
+    one = comparisons([row_with("ours", 0, 0.5), row_with("clip_name", 0, 0.25)], facts)
+    assert "- rare pairs, Peak F1: ours 0.500, best baseline CLIP, bare class name 0.250: ahead (+0.250, one run" in one
     probed = [
         {
-            **judged("settled", seed, 0.5),
+            **row_with("settled", seed, 0.5),
             "held_out_probe": {"branch": branch, "frame_mean": 0.1},
             "trust": 0.5,
             "by_trust": {str(t): {"validation": 0.4 + t / 10, "unseen nouns": branch + t} for t in (0.0, 0.5)},
         }
         for seed, branch in ((0, 0.2), (1, 0.3))
     ]
-    text = _claims([*probed, judged("clip_name", 0, 0.25)], facts)
+    text = comparisons([*probed, row_with("clip_name", 0, 0.25)], facts)
     assert "AUPR 0.250 ± 0.071 on the branch's features, 0.100 on CLIP's frame means: 2.50 times" in text
-    assert "0.0 0.400 ± 0.000 and 0.250 ± 0.071; 0.5 0.450 ± 0.000 and 0.750 ± 0.071. Chosen: 0.5, 0.5." in text
-    seeds = [judged("ours", 0, 0.2), judged("ours", 1, 0.4)]
-    assert "within the spread (+0.050, spread 0.141)" in _claims([*seeds, judged("clip_name", 0, 0.25)], facts)
-    assert "behind (-0.200, spread 0.141)" in _claims([*seeds, judged("clip_name", 0, 0.5)], facts)
+    assert "0.0: 0.400 ± 0.000 and 0.250 ± 0.071; 0.5: 0.450 ± 0.000 and 0.750 ± 0.071. Chosen: 0.5, 0.5." in text
+    seeds = [row_with("ours", 0, 0.2), row_with("ours", 1, 0.4)]
+    assert "within the spread (+0.050, spread 0.141)" in comparisons([*seeds, row_with("clip_name", 0, 0.25)], facts)
+    assert "behind (-0.200, spread 0.141)" in comparisons([*seeds, row_with("clip_name", 0, 0.5)], facts)
 
 
-def test_a_pool_gives_what_the_tower_would_give(tmp_path: Path) -> None:
+def test_pool_equals_the_output_of_the_tower(tmp_path: Path) -> None:
     clip, _ = tiny_clip()
     config = VideoEncoderConfig(num_branch_blocks=1, num_frames=3)
     encoder = VideoEncoder(clip.visual, config, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
     canvas = clip.visual.image_size[0]
     world = World(tmp_path, canvas=canvas, sheet=tiny_sheet())
-    pool = build_pool(tmp_path / "a.safetensors", world, encoder, 70, seed=5, keep_frames=True, identity="x")
+    pool = build_pool(tmp_path / "a.safetensors", world, encoder, 70, seed=5, identity="x")
     assert len(pool) == 70 and pool.frames is not None
     with torch.no_grad():
         for chunk, frames in zip(pool.chunks(), pool.chunks(frames=True), strict=True):
             assert isinstance(chunk, Trunk) and isinstance(frames, torch.Tensor)
             assert torch.allclose(encoder(chunk, 0.5), encoder(frames, 0.5), atol=0.02)
     assert torch.equal(pool_targets(world, 70, 5), pool.targets)
-    again = build_pool(tmp_path / "a.safetensors", world, encoder, 70, seed=5, keep_frames=True, identity="x")
+    again = build_pool(tmp_path / "a.safetensors", world, encoder, 70, seed=5, identity="x")
     assert torch.equal(again.targets, pool.targets)
     videos = PoolVideos(pool, batch_size=16, seed=0)
     drawn = [videos.draw(step) for step in range(8)]
     assert sum(int(batch.targets.sum()) for batch in drawn[:4]) != sum(int(batch.targets.sum()) for batch in drawn[4:])
     assert torch.equal(drawn[0].targets, PoolVideos(pool, batch_size=16, seed=0).draw(0).targets)
     assert not torch.equal(drawn[0].targets, PoolVideos(pool, batch_size=16, seed=1).draw(0).targets)
-    with pytest.raises(ValueError, match="keeps no frames"):
+    with pytest.raises(ValueError, match="has no frames"):
         replace(pool, frames=None).rows(torch.tensor([0]), frames=True)

@@ -1,4 +1,4 @@
-"""The loop: it learns, it resumes after kill -9 to the same weights, and it refuses another run's state."""
+"""The training loop: resuming, moving averages, early stopping and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from support.paths import TESTS
-from vidlex.model.train.averages import StageWeights
-from vidlex.model.train.loop import LoopConfig, run
-from vidlex.model.train.optim import Group, make_optimizer, schedule
+from vidlex.model.train.loop.averages import StageWeights
+from vidlex.model.train.loop.config import LoopConfig
+from vidlex.model.train.loop.loop import run
+from vidlex.model.train.loop.optim import ParameterGroup, learning_rate_factor, make_optimizer
 
 
 class LineTask:
-    """Learns y = 2 x + 1; the batch depends on the step alone. ``pause`` makes it slow enough to be killed."""
+    """Learns y = 2 x + 1. ``pause`` are seconds per step, so that a test can kill the process."""
 
     name = "line"
 
@@ -31,7 +32,7 @@ class LineTask:
         torch.manual_seed(0)
         self.module = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
         self.optimizer = make_optimizer(
-            [Group([*self.module.parameters()], 0.05)], weight_decay=0.01, betas=(0.9, 0.98)
+            [ParameterGroup([*self.module.parameters()], 0.05)], weight_decay=0.01, betas=(0.9, 0.98)
         )
         self.pause = pause
 
@@ -53,7 +54,7 @@ def final_state(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "line.state.safetensors")
 
 
-def test_it_learns_and_logs(tmp_path: Path) -> None:
+def test_loop_learns_and_logs(tmp_path: Path) -> None:
     task = LineTask()
     before = task.evaluate()["error"]
     run(task, settings(150), tmp_path, {})
@@ -61,12 +62,12 @@ def test_it_learns_and_logs(tmp_path: Path) -> None:
     assert list((tmp_path / "tensorboard" / "line").glob("events*"))
 
 
-def test_killed_and_resumed_equals_unbroken(tmp_path: Path) -> None:
+def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     run(LineTask(), settings(60), tmp_path / "unbroken", {})
     code = (
         "import sys\nfrom pathlib import Path\nsys.path.append('train')\n"
         "from test_train_loop import LineTask, settings\n"
-        "from vidlex.model.train.loop import run\n"
+        "from vidlex.model.train.loop.loop import run\n"
         f"run(LineTask(0.02), settings(60), Path({str(tmp_path / 'broken')!r}), {{}})"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=TESTS, stdout=subprocess.PIPE, text=True)
@@ -84,24 +85,24 @@ def test_killed_and_resumed_equals_unbroken(tmp_path: Path) -> None:
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-def test_a_state_of_other_settings_is_refused(tmp_path: Path) -> None:
+def test_state_of_other_settings_is_refused(tmp_path: Path) -> None:
     run(LineTask(), settings(10), tmp_path, {"seed": 0})
     with pytest.raises(ValueError, match="seed: 0 -> 1"):
         run(LineTask(), settings(10), tmp_path, {"seed": 1})
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+def test_loss_that_is_not_finite_raises(tmp_path: Path) -> None:
     class Broken(LineTask):
         def training_step(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
-            loss, figures = super().training_step(step)
-            return loss * (float("nan") if step == 3 else 1.0), figures
+            loss, logged = super().training_step(step)
+            return loss * (float("nan") if step == 3 else 1.0), logged
 
     with pytest.raises(FloatingPointError, match="step 3"):
         run(Broken(), settings(10), tmp_path, {})
 
 
-def test_the_average_of_the_weights_by_hand() -> None:
-    """Decay 0.2 at most: after one step a tenth of the start stays, then 2/11, then a fifth."""
+def test_moving_average_by_hand() -> None:
+    """The decay is 1/10 after one step, then 2/11, then 0.2."""
     module = nn.Linear(1, 1, bias=False)
     module.weight.data.fill_(1.0)
     weights = StageWeights(module, 0.2)
@@ -113,13 +114,13 @@ def test_the_average_of_the_weights_by_hand() -> None:
     with weights.averaged():
         assert module.weight.item() == pytest.approx(expected)
     assert module.weight.item() == 4.0
-    weights.settle()
+    weights.load_final()
     assert module.weight.item() == pytest.approx(expected)
     with pytest.raises(ValueError, match="decay"):
         StageWeights(module, 1.0)
 
 
-def test_averages_are_evaluated_saved_and_remain(tmp_path: Path) -> None:
+def test_averages_are_evaluated_saved_and_the_result(tmp_path: Path) -> None:
     seen = []
 
     class Watched(LineTask):
@@ -135,13 +136,13 @@ def test_averages_are_evaluated_saved_and_remain(tmp_path: Path) -> None:
         assert torch.equal(parameter, state[f"average/{name}"]) and torch.equal(parameter, seen[0][name])
         assert not torch.equal(parameter, state[f"module/{name}"])
     again = Watched()
-    run(again, config, tmp_path, {})  # nothing is left to do, and the same weights remain
+    run(again, config, tmp_path, {})  # nothing to do: the same weights
     assert all(torch.equal(a, b) for a, b in zip(again.module.parameters(), task.module.parameters(), strict=True))
     assert len(seen) == 1
 
 
 class Scripted(LineTask):
-    """Its validation figures are given."""
+    """Returns given validation metrics."""
 
     def __init__(self, figures: list[float]) -> None:
         super().__init__()
@@ -153,7 +154,7 @@ class Scripted(LineTask):
         return {"figure": self.figures[len(self.at_evaluation) - 1], "other": 1.0}
 
 
-def test_early_stopping_keeps_the_best_weights(tmp_path: Path) -> None:
+def test_early_stopping_restores_the_best_weights(tmp_path: Path) -> None:
     config = replace(settings(100), patience=2, evaluate_every=10)
     task = Scripted([0.1, 0.4, 0.3, float("nan"), 0.9])
     run(task, config, tmp_path, {})
@@ -162,13 +163,11 @@ def test_early_stopping_keeps_the_best_weights(tmp_path: Path) -> None:
     assert (stage["num_steps"], stage["stopped"], stage["best"], stage["best_step"]) == (40, True, 0.4, 20)
     assert all(torch.equal(p, task.at_evaluation[1][name]) for name, p in task.module.named_parameters())
     again = Scripted([])
-    run(again, config, tmp_path, {})  # it stays stopped
+    run(again, config, tmp_path, {})  # remains stopped
     assert all(torch.equal(p, task.at_evaluation[1][name]) for name, p in again.module.named_parameters())
 
 
-def test_patience_outlives_a_restart(tmp_path: Path) -> None:
-    """Interrupted between two evaluations, the count of those without a better figure goes on."""
-
+def test_patience_continues_after_a_restart(tmp_path: Path) -> None:
     class Interrupted(Scripted):
         def training_step(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
             if step == 35:
@@ -180,20 +179,20 @@ def test_patience_outlives_a_restart(tmp_path: Path) -> None:
         run(Interrupted([0.5, 0.4, 0.3]), config, tmp_path, {})
     resumed = Scripted([0.45, 0.6])
     run(resumed, config, tmp_path, {})
-    assert len(resumed.at_evaluation) == 1  # the third without a better one
+    assert len(resumed.at_evaluation) == 1  # the third without an improvement
     stage = json.loads((tmp_path / "run.json").read_text())["stages"]["line"]
     assert (stage["num_steps"], stage["best"], stage["best_step"]) == (40, 0.5, 10)
     best = {key.removeprefix("best/"): v for key, v in final_state(tmp_path).items() if key.startswith("best/")}
     assert all(torch.equal(p, best[name]) for name, p in resumed.module.named_parameters())
 
 
-def test_the_global_random_state_goes_on_too(tmp_path: Path) -> None:
+def test_global_random_state_is_restored(tmp_path: Path) -> None:
     class Noisy(LineTask):
         def training_step(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
             if step == self.stop_at:
                 raise KeyboardInterrupt
-            loss, figures = super().training_step(step)
-            return loss * (1 + torch.rand(())), figures
+            loss, logged = super().training_step(step)
+            return loss * (1 + torch.rand(())), logged
 
         stop_at = -1
 
@@ -206,22 +205,22 @@ def test_the_global_random_state_goes_on_too(tmp_path: Path) -> None:
     assert (tmp_path / "broken" / "log.jsonl").read_text() == (tmp_path / "unbroken" / "log.jsonl").read_text()
 
 
-def test_a_task_that_has_no_parts_is_not_divided(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="line cannot be divided"):
+def test_indivisible_task_with_accumulation_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="line does not support several processes or gradient accumulation"):
         run(LineTask(), replace(settings(10), num_accumulation_steps=2), tmp_path, {})
 
 
-def test_schedule_by_hand() -> None:
-    factors = [schedule(s, num_steps=110, num_warmup_steps=10) for s in (0, 9, 10, 60, 110)]
+def test_learning_rate_factor_by_hand() -> None:
+    factors = [learning_rate_factor(s, num_steps=110, num_warmup_steps=10) for s in (0, 9, 10, 60, 110)]
     assert factors == pytest.approx([0.1, 1.0, 1.0, 0.51, 0.02])
 
 
-def test_only_matrices_decay_and_frozen_weights_are_left_out() -> None:
+def test_only_trainable_matrices_decay() -> None:
     layer = nn.Linear(3, 2)
     frozen = nn.Parameter(torch.ones(2, 2), requires_grad=False)
     groups = make_optimizer(
-        [Group([*layer.parameters(), frozen], 0.1)], weight_decay=0.5, betas=(0.9, 0.9)
+        [ParameterGroup([*layer.parameters(), frozen], 0.1)], weight_decay=0.5, betas=(0.9, 0.9)
     ).param_groups
     assert [(g["weight_decay"], [p.ndim for p in g["params"]]) for g in groups] == [(0.5, [2]), (0.0, [1])]
     with pytest.raises(ValueError, match="nothing to train"):
-        make_optimizer([Group([frozen], 0.1)], weight_decay=0.0, betas=(0.9, 0.9))
+        make_optimizer([ParameterGroup([frozen], 0.1)], weight_decay=0.0, betas=(0.9, 0.9))

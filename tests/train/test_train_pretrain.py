@@ -1,4 +1,4 @@
-"""Pretraining a small CLIP: it learns, resumes, and comes out as a folder that open_clip itself loads."""
+"""Pretraining a small CLIP: learning, resuming, and the open_clip folder that it writes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from support.art import tiny_sheet
 from vidlex.model.emoji.vocabulary import SCENES
 from vidlex.model.emoji.world import World
-from vidlex.model.suite.pretrain import ImageTask, PretrainConfig, caption, main, shared_cross_entropy, to_pixels
+from vidlex.model.suite.pretrain import ImageTask, caption, main, shared_cross_entropy, to_pixels
+from vidlex.model.suite.pretrain_config import PretrainConfig
 
 TINY = PretrainConfig(
     image_size=32, patch_size=8, embed_dim=32, vision_width=32, vision_layers=2, text_width=32, text_layers=1,
@@ -23,7 +24,7 @@ TINY = PretrainConfig(
 )  # fmt: skip
 
 
-def test_it_learns_names_that_open_clip_reads(tmp_path: Path) -> None:
+def test_pretrained_clip_recognises_scenes_in_open_clip(tmp_path: Path) -> None:
     folder = main(TINY, tmp_path, tmp_path, sheet=tiny_sheet())
     name = f"local-dir:{folder}"
     model, _, _ = open_clip.create_model_and_transforms(name)
@@ -40,11 +41,11 @@ def test_it_learns_names_that_open_clip_reads(tmp_path: Path) -> None:
     states = sorted(p.name for p in tmp_path.glob("*.state.safetensors"))
     assert states == ["image.state.safetensors", "text.state.safetensors"]
     weights = (folder / "open_clip_model.safetensors").read_bytes()
-    main(TINY, tmp_path, tmp_path, sheet=tiny_sheet())  # everything is done: nothing moves
+    main(TINY, tmp_path, tmp_path, sheet=tiny_sheet())  # nothing to do
     assert (folder / "open_clip_model.safetensors").read_bytes() == weights
 
 
-def test_the_precision_is_measured_once_and_kept(tmp_path: Path) -> None:
+def test_precision_is_measured_once_per_run(tmp_path: Path) -> None:
     short = replace(TINY, num_image_steps=2, num_text_steps=2, bf16=None)
     main(short, tmp_path, tmp_path, sheet=tiny_sheet())
     run = json.loads((tmp_path / "run.json").read_text())
@@ -54,11 +55,11 @@ def test_the_precision_is_measured_once_and_kept(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run.json").read_text())["bf16"] == run["bf16"]
 
 
-def test_pictures_of_several_steps_are_drawn_at_once(tmp_path: Path) -> None:
+def test_pictures_of_several_steps_are_rendered_in_one_call(tmp_path: Path) -> None:
     config = replace(TINY, batch_size=4, num_steps_drawn=3)
     worlds = {"train": World(tmp_path, canvas=32, part="pretrain", sheet=tiny_sheet())}
 
-    def shown(task: ImageTask, step: int) -> torch.Tensor:
+    def pictures(task: ImageTask, step: int) -> torch.Tensor:
         sample, rows = task._pictures(step)
         return sample.frames[rows]
 
@@ -66,10 +67,10 @@ def test_pictures_of_several_steps_are_drawn_at_once(tmp_path: Path) -> None:
         return ImageTask(open_clip.CLIP(**config.architecture()), worlds, config)
 
     one = task()
-    in_order = [shown(one, step) for step in range(6)]
+    in_order = [pictures(one, step) for step in range(6)]
     assert all(len(frames) == 4 for frames in in_order)
     assert len({frames.numpy().tobytes() for frames in in_order}) == 6
-    assert torch.equal(shown(task(), 4), in_order[4])  # a run that goes on there sees the same
+    assert torch.equal(pictures(task(), 4), in_order[4])  # as in a resumed run
 
 
 def test_shared_cross_entropy_by_hand() -> None:
@@ -78,7 +79,7 @@ def test_shared_cross_entropy_by_hand() -> None:
     assert loss.item() == pytest.approx(1.386294, abs=1e-6)
 
 
-def test_captions_name_what_is_there() -> None:
+def test_captions_name_some_of_the_names() -> None:
     generator = torch.Generator().manual_seed(0)
     captions = {caption(["dog", "beach"], generator) for _ in range(50)}
     assert captions == {"a dog", "a beach", "a dog and a beach", "a beach and a dog"}

@@ -1,4 +1,4 @@
-"""Whole runs of ``vidlex train fit``: killed and restarted, divided into parts and processes, and what they leave."""
+"""Complete runs of ``vidlex train fit``: kills and restarts, accumulation, several processes, and the run folder."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ from support.paths import ROOT, TESTS
 from support.tiny_fit import PLACES, STEPS, fit, write_backbones
 from vidlex.model.config import Method
 from vidlex.model.train.fit_config import FitConfig
-from vidlex.model.train.loop import DividedTask, LoopConfig, Task
-from vidlex.model.train.optim import learned
-from vidlex.model.train.precision import choose_bf16
-from vidlex.model.train.processes import Part
-from vidlex.model.train.run_log import Log, read_log
+from vidlex.model.train.loop.config import LoopConfig
+from vidlex.model.train.loop.loop import DivisibleTask
+from vidlex.model.train.loop.optim import optimized_parameters
+from vidlex.model.train.loop.precision import choose_bf16
+from vidlex.model.train.loop.processes import WHOLE_BATCH, MicroBatch
+from vidlex.model.train.loop.run_log import StageLog, read_log
 
+REGULARISED = {"video_hold": 0.5, "label_hold": 2.0, "num_more_pairs": 5, "state_noise": 0.5}
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -35,9 +37,19 @@ def backbones(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_backbones(tmp_path_factory.mktemp("backbones"))
 
 
-@pytest.mark.timeout(1200)  # many starts of the program: slow where others work too
-def test_killed_at_random_steps_and_restarted_equals_unbroken(backbones: Path, tmp_path: Path) -> None:
-    """SIGKILL at each place of a step, at a random step of each stage in turn; one thread: equal to the last bit."""
+@pytest.fixture(scope="module")
+def plain_run(backbones: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of one process, without accumulation."""
+    out = tmp_path_factory.mktemp("plain")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vidlex.model.train.loop.curves.plot_stage", lambda out, stage: None)
+        fit(backbones, out, num_accumulation_steps=1)
+    return out
+
+
+@pytest.mark.timeout(1200)  # several runs, slow on a busy machine
+def test_run_killed_at_random_steps_equals_an_uninterrupted_one(backbones: Path, tmp_path: Path) -> None:
+    """SIGKILL at each place of a step, at a random step of each stage; with one thread, results are bit-identical."""
     draw = random.Random(3)
     kills = [(place, stage, draw.randint(1, STEPS[stage])) for place, stage in zip(PLACES, STEPS, strict=True)]
     command = [sys.executable, "-m", "support.tiny_fit", str(backbones), str(tmp_path), json.dumps(kills)]
@@ -56,7 +68,7 @@ def test_killed_at_random_steps_and_restarted_equals_unbroken(backbones: Path, t
     assert len(sessions) == len(kills) + 1
 
 
-def test_a_run_is_a_folder(backbones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_folder_contents(backbones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["vidlex", "train", "fit", "--out", "a folder"])
     fit(backbones, tmp_path, bf16=None)
     run = json.loads((tmp_path / "run.json").read_text())
@@ -88,29 +100,33 @@ def test_a_run_is_a_folder(backbones: Path, tmp_path: Path, monkeypatch: pytest.
             assert picture.width > 400 and len(picture.convert("L").getcolors() or []) > 10
 
 
-def test_a_run_held_to_clip_names_more_and_is_judged_on_the_same_labels(backbones: Path, tmp_path: Path) -> None:
-    plain, held = (fit(backbones, tmp_path / name, **changes) for name, changes in (("plain", {}), ("held", HELD)))
-    trained = [json.loads((folder / "config.json").read_text())["trained_labels"] for folder in (plain, held)]
+@pytest.mark.usefixtures("without_curves")
+def test_regularised_run_trains_more_labels_and_is_evaluated_on_the_same(
+    backbones: Path, plain_run: Path, tmp_path: Path
+) -> None:
+    fit(backbones, tmp_path, **REGULARISED)
+    folders = plain_run, tmp_path
+    trained = [json.loads((out / "checkpoint" / "config.json").read_text())["trained_labels"] for out in folders]
     assert trained[1][: len(trained[0])] == trained[0] and len(trained[1]) == len(trained[0]) + 5
-    lines = [line for line in read_log(tmp_path / "held") if "loss" in line]
-    # the branch begins as the frame mean of CLIP, but for rounding
+    lines = [line for line in read_log(tmp_path) if "loss" in line]
+    # the untrained branch returns CLIP's frame mean, up to rounding
     assert lines[0]["video_hold"] < 1e-9 < lines[0]["label_hold"]
     assert all(line["label_hold"] > 0 for line in lines)
     assert next(line for line in lines if line["step"] == STEPS["joint"])["video_hold"] > 0
-    figures = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("plain", "held")]
-    assert figures[0]["validation"].keys() == figures[1]["validation"].keys()
-    assert figures[0] != figures[1]
+    metrics = [json.loads((out / "metrics.json").read_text()) for out in folders]
+    assert metrics[0]["validation"].keys() == metrics[1]["validation"].keys()
+    assert metrics[0] != metrics[1]
 
 
-def test_the_log_is_cut_where_the_state_is(tmp_path: Path) -> None:
+def test_log_is_truncated_at_the_resumed_step(tmp_path: Path) -> None:
     for stage, num in (("first", 3), ("second", 4)):
-        log = Log(tmp_path, stage, 0)
+        log = StageLog(tmp_path, stage, 0)
         for step in range(1, num + 1):
             log.add(step, {"loss": step / 3})
         log.close()
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"stage": "second", "st')
-    log = Log(tmp_path, "second", 2)
+    log = StageLog(tmp_path, "second", 2)
     log.add(3, {"loss": 7.0})
     log.close()
     found = [(line["stage"], line["step"], line["loss"]) for line in read_log(tmp_path)]
@@ -118,38 +134,31 @@ def test_the_log_is_cut_where_the_state_is(tmp_path: Path) -> None:
                      ("second", 3, 7.0)]  # fmt: skip
 
 
-def gradients(task: Task, parts: list[Part]) -> list[Tensor]:
+def gradients(task: DivisibleTask, micro_batches: list[MicroBatch]) -> list[Tensor]:
     task.optimizer.zero_grad(set_to_none=True)
-    for part in parts:
-        if part.count == 1:
-            loss, _ = task.training_step(3)
-        else:
-            assert isinstance(task, DividedTask)
-            loss, _ = task.training_part(3, part)
-        (loss / part.count).backward()  # type: ignore[no-untyped-call]
-    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in learned(task.optimizer)]
-
-
-HELD = {"video_hold": 0.5, "label_hold": 2.0, "num_more_pairs": 5, "state_noise": 0.5}
+    for micro_batch in micro_batches:
+        loss, _ = task.micro_batch_loss(3, micro_batch)
+        (loss / micro_batch.count).backward()  # type: ignore[no-untyped-call]
+    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in optimized_parameters(task.optimizer)]
 
 
 @pytest.mark.parametrize(
-    "method, changes", [("ours", {}), ("ours", HELD), ("coop", {}), ("dualcoop", {}), ("vificlip", {})]
+    "method, changes", [("ours", {}), ("ours", REGULARISED), ("coop", {}), ("dualcoop", {}), ("vificlip", {})]
 )
-def test_the_gradients_of_the_parts_are_those_of_the_whole(
+def test_gradients_of_micro_batches_add_up(
     backbones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: Method, changes: dict[str, Any]
 ) -> None:
-    """Every stage of every method, over equal parts and unequal ones: weights, labels and positives are the step's."""
+    """For every stage of every method, with micro-batches of equal and of unequal size."""
     seen = []
 
-    def check(task: Task, config: LoopConfig, out: Path, description: Any) -> None:
-        whole = gradients(task, [Part()])
+    def check(task: DivisibleTask, config: LoopConfig, out: Path, description: Any) -> None:
+        whole = gradients(task, [WHOLE_BATCH])
         largest = max(float(g.abs().max()) for g in whole)
         assert largest > 0
         for num in (2, 3, 4):
-            divided = gradients(task, [Part(0, 1, micro, num) for micro in range(num)])
-            off = max(float((a - b).abs().max()) for a, b in zip(whole, divided, strict=True))
-            assert off < 1e-5 * largest, (task.name, num, off, largest)
+            divided = gradients(task, [MicroBatch(0, 1, i, num) for i in range(num)])
+            error = max(float((a - b).abs().max()) for a, b in zip(whole, divided, strict=True))
+            assert error < 1e-5 * largest, (task.name, num, error, largest)
         seen.append(task.name)
 
     monkeypatch.setattr("vidlex.model.train.run_fit.run", check)
@@ -158,41 +167,39 @@ def test_the_gradients_of_the_parts_are_those_of_the_whole(
     assert seen == (["joint", "prefix", "label"] if method == "ours" else [method])
 
 
-@pytest.mark.timeout(1200)  # many starts of the program: slow where others work too
-def test_two_processes_train_as_one(backbones: Path, tmp_path: Path) -> None:
-    """Started by torchrun over gloo, two micro-batches each, against one process that takes each step whole."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--module",
-               "support.tiny_fit", str(backbones), str(tmp_path / "two")]  # fmt: skip
+@pytest.mark.timeout(1200)  # starts three processes, slow on a busy machine
+def test_two_processes_train_like_one(backbones: Path, plain_run: Path, tmp_path: Path) -> None:
+    """Two processes of torchrun with two micro-batches each, against one process without accumulation."""
+    command = [sys.executable, "-m", "support.tiny_fit", str(backbones), str(tmp_path), "2"]
     done = subprocess.run(command, cwd=TESTS, env=ONE_THREAD, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
-    fit(backbones, tmp_path / "one", num_accumulation_steps=1)
-    ours, theirs = read_log(tmp_path / "two"), read_log(tmp_path / "one")
+    ours, theirs = read_log(tmp_path), read_log(plain_run)
     assert [(a["stage"], a["step"], a.keys()) for a in ours] == [(a["stage"], a["step"], a.keys()) for a in theirs]
     for a, b in zip(ours, theirs, strict=True):
         for key in ("loss", "gradient_norm"):
             assert a.get(key, 0.0) == pytest.approx(b.get(key, 0.0), rel=1e-4), (a, b)
-    weights = [load_file(tmp_path / name / "checkpoint" / "model.safetensors") for name in ("two", "one")]
+    weights = [load_file(out / "checkpoint" / "model.safetensors") for out in (tmp_path, plain_run)]
     assert weights[0].keys() == weights[1].keys()
     for key in weights[0]:
         assert torch.allclose(weights[0][key], weights[1][key], atol=1e-4), key
-    run = json.loads((tmp_path / "two" / "run.json").read_text())
+    run = json.loads((tmp_path / "run.json").read_text())
     assert [session["num_processes"] for session in run["sessions"]] == [2]
 
 
-def test_parts_cover_every_row_once() -> None:
-    for num, processes, micros in ((8, 2, 2), (7, 2, 3), (5, 1, 5)):
+def test_micro_batches_cover_every_row_once() -> None:
+    for num, num_processes, num_local in ((8, 2, 2), (7, 2, 3), (5, 1, 5)):
         rows = []
-        for process in range(processes):
-            parts = [Part(process, processes, micro, micros) for micro in range(micros)]
-            own = [i for part in parts for i in range(num)[part.rows(num)]]
-            assert own == list(range(num)[parts[0].rows_of_process(num)])
-            rows += own
+        for process in range(num_processes):
+            micro_batches = [MicroBatch(process, num_processes, i, num_local) for i in range(num_local)]
+            rows_of_process = [i for micro_batch in micro_batches for i in range(num)[micro_batch.rows(num)]]
+            assert rows_of_process == list(range(num)[micro_batches[0].rows_of_process(num)])
+            rows += rows_of_process
         assert rows == list(range(num))
-    with pytest.raises(ValueError, match="3 rows cannot be divided into 4 parts"):
-        Part(0, 4).rows(3)
+    with pytest.raises(ValueError, match="3 rows cannot be divided into 4 micro-batches"):
+        MicroBatch(0, 4).rows(3)
 
 
-def test_bf16_stays_what_the_run_began_with(tmp_path: Path) -> None:
+def test_bf16_is_measured_once_per_run(tmp_path: Path) -> None:
     module = torch.nn.Linear(4, 4)
     calls = []
 
@@ -212,12 +219,12 @@ def test_bf16_stays_what_the_run_began_with(tmp_path: Path) -> None:
     assert len(calls) == num_calls
 
 
-def test_what_may_change_when_a_run_goes_on_is_no_setting() -> None:
+def test_settings_exclude_what_may_change_between_sessions() -> None:
     assert FitConfig(num_accumulation_steps=4, save_every_seconds=1).settings() == FitConfig().settings()
     assert FitConfig(ema_decay=0.9).settings() != FitConfig().settings()
 
 
-@pytest.mark.parametrize("name", HELD)
-def test_a_negative_hold_or_number_of_pairs_is_refused(name: str) -> None:
+@pytest.mark.parametrize("name", REGULARISED)
+def test_negative_weight_or_number_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must not be negative"):
         FitConfig(**{name: -1})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Streaming metrics, intervals, thresholds per kind, and the official protocols, against hand-worked numbers."""
+"""Masked metrics, intervals, thresholds per kind and the official protocols, against hand-computed numbers."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from vidlex.model.emoji.writer import write_mp4
 from vidlex.model.eval.bootstrap import bootstrap_intervals
 from vidlex.model.eval.calibration import expected_calibration_error, reliability
 from vidlex.model.eval.metrics import average_precision, federated_average_precision, peak_f1, per_label, summarise
-from vidlex.model.eval.rareact import class_groups, mean_sampled_ap, mean_weighted_ap, official_scores
-from vidlex.model.eval.streaming import StreamingMetrics
+from vidlex.model.eval.rareact import class_groups, mean_sampled_ap, mean_weighted_ap, rareact_metrics
 from vidlex.model.eval.thresholds import threshold_loss
 from vidlex.service.cli import app
 
@@ -30,7 +29,7 @@ grid = st.tuples(st.integers(1, 5), st.integers(1, 4))
 
 
 @st.composite
-def scored(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def masked_scores(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores with many ties, targets and a mask, [B, V]."""
     shape = draw(grid)
     scores = draw(arrays(np.float64, shape, elements=st.integers(-4, 4).map(float)))
@@ -38,20 +37,20 @@ def scored(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @settings(deadline=None)
-@given(scored())
-def test_masked_figures_equal_scikit_learn(drawn: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+@given(masked_scores())
+def test_masked_metrics_equal_scikit_learn(drawn: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     scores, targets, known = drawn
     if not (targets & known).any():
         return
-    figures = summarise(scores, targets, known)
+    metrics = summarise(scores, targets, known)
     flat = average_precision_score(targets[known], scores[known])
-    assert figures["micro_aupr"] == pytest.approx(flat, abs=1e-12)
+    assert metrics["micro_aupr"] == pytest.approx(flat, abs=1e-12)
     columns = [v for v in range(targets.shape[1]) if (targets & known)[:, v].any()]
     parts = [(targets[known[:, v], v], scores[known[:, v], v]) for v in columns]
     macro = np.mean([average_precision_score(*part) for part in parts])
-    assert figures["macro_aupr"] == pytest.approx(macro, abs=1e-12)
+    assert metrics["macro_aupr"] == pytest.approx(macro, abs=1e-12)
     peaks = [max(f1_score(y, s >= t) for t in np.unique(s)) for y, s in parts]
-    assert figures["macro_peak_f1"] == pytest.approx(np.mean(peaks), abs=1e-12)
+    assert metrics["macro_peak_f1"] == pytest.approx(np.mean(peaks), abs=1e-12)
 
 
 @settings(deadline=None)
@@ -63,38 +62,7 @@ def test_weighted_average_precision_equals_scikit_learn(rows: list[tuple[int, bo
         assert average_precision(scores, truth, weights) == pytest.approx(expected, abs=1e-12)
 
 
-@settings(deadline=None)
-@given(scored(), st.integers(1, 5))
-def test_the_stream_equals_the_exact_form_on_its_bins(
-    drawn: tuple[np.ndarray, np.ndarray, np.ndarray], batch: int
-) -> None:
-    """Whole numbers sit on the edges of 2^16 bins over 64 logits, so nothing is rounded."""
-    scores, targets, known = drawn
-    stream = StreamingMetrics()
-    for start in range(0, len(scores), batch):
-        rows = slice(start, start + batch)
-        stream.update(scores[rows], targets[rows], known[rows])
-    if not (targets & known).any():
-        with pytest.raises(ValueError, match="at least one positive"):
-            stream.average_precision()
-        return
-    assert stream.average_precision() == pytest.approx(average_precision(scores[known], targets[known]), abs=1e-12)
-    assert stream.peak_f1() == pytest.approx(peak_f1(scores[known], targets[known]), abs=1e-12)
-
-
-def test_the_stream_is_close_on_real_logits() -> None:
-    rng = np.random.default_rng(0)
-    truth = rng.random((200, 500)) < 0.02
-    logits = rng.normal(-6, 2, truth.shape) + 3 * truth
-    stream = StreamingMetrics()
-    stream.update(logits, truth)
-    assert stream.average_precision() == pytest.approx(average_precision(logits, truth), abs=1e-3)
-    assert StreamingMetrics(num_bins=2).num_bins == 2
-    with pytest.raises(ValueError, match="low must be below"):
-        StreamingMetrics(low=1, high=1)
-
-
-def test_intervals_hold_the_figure_and_narrow_with_more_videos() -> None:
+def test_intervals_contain_the_metric_and_narrow_with_more_videos() -> None:
     rng = np.random.default_rng(1)
     truth = rng.random((400, 20)) < 0.1
     scores = rng.normal(0, 1, truth.shape) + 1.5 * truth
@@ -108,8 +76,8 @@ def test_intervals_hold_the_figure_and_narrow_with_more_videos() -> None:
         assert high - low < 0.6 * (wide[name][1] - wide[name][0])
 
 
-def test_an_interval_by_hand() -> None:
-    """Two videos, one perfect (AP 1), one reversed (AP 1/2); drawn together their four pairs give AP 5/6."""
+def test_interval_of_two_videos() -> None:
+    """One video has AP 1, the other 1/2; both together 5/6."""
     scores = np.array([[4.0, 1.0], [2.0, 3.0]])
     truth = np.array([[1, 0], [1, 0]], bool)
     assert average_precision(scores, truth) == pytest.approx(5 / 6)
@@ -117,37 +85,36 @@ def test_an_interval_by_hand() -> None:
     assert (low, high) == pytest.approx((0.5, 1.0))
 
 
-def test_thresholds_per_kind_by_hand() -> None:
-    """Things score high, movements low: one threshold takes in a wrong thing or leaves out a movement."""
+def test_threshold_loss_of_two_kinds() -> None:
+    """Nouns score high, actions low: a single threshold includes a wrong noun or excludes an action."""
     scores = np.array([[0.9, 0.3], [0.5, 0.2]])
     truth = np.array([[1, 1], [0, 0]], bool)
-    found = threshold_loss(scores, truth, None, ["thing", "action"])
-    assert found["single_f1"] == pytest.approx(0.8) and found["per_kind_f1"] == 1.0
-    assert found["loss"] == pytest.approx(0.2)
-    assert found["per_kind_logit"] == {"thing": 0.9, "action": 0.3}
+    result = threshold_loss(scores, truth, None, ["noun", "action"])
+    assert result["single_f1"] == pytest.approx(0.8) and result["per_kind_f1"] == 1.0
+    assert result["loss"] == pytest.approx(0.2)
+    assert result["per_kind_logit"] == {"noun": 0.9, "action": 0.3}
 
 
 @settings(deadline=None)
-@given(scored())
-def test_thresholds_per_kind_are_the_best_of_all(drawn: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
-    """Against trying every pair of thresholds."""
+@given(masked_scores())
+def test_thresholds_per_kind_equal_an_exhaustive_search(drawn: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     scores, targets, known = drawn
     if not (targets & known).any():
         return
     kinds = ["a" if v % 2 else "b" for v in range(scores.shape[1])]
-    found = threshold_loss(scores, targets, known, kinds)
+    result = threshold_loss(scores, targets, known, kinds)
     best = 0.0
     for first in (*np.unique(scores), np.inf):
         for second in (*np.unique(scores), np.inf):
             limit = np.array([first if kind == "a" else second for kind in kinds])
-            chosen = scores >= limit
-            hits = (chosen & targets & known).sum()
-            best = max(best, 2 * hits / ((targets & known).sum() + (chosen & known).sum()))
-    assert found["per_kind_f1"] == pytest.approx(best, abs=1e-12)
-    assert found["single_f1"] <= found["per_kind_f1"] + 1e-12
+            predicted = scores >= limit
+            hits = (predicted & targets & known).sum()
+            best = max(best, 2 * hits / ((targets & known).sum() + (predicted & known).sum()))
+    assert result["per_kind_f1"] == pytest.approx(best, abs=1e-12)
+    assert result["single_f1"] <= result["per_kind_f1"] + 1e-12
 
 
-def test_reliability_by_hand() -> None:
+def test_reliability_of_two_bins() -> None:
     rows = reliability(np.array([0.1, 0.3, 0.9, 1.0]), np.array([False, True, True, True]), num_bins=2)
     assert [row["num_pairs"] for row in rows] == [2, 2]
     assert rows[0]["probability"] == pytest.approx(0.2) and rows[0]["frequency"] == pytest.approx(0.5)
@@ -155,9 +122,9 @@ def test_reliability_by_hand() -> None:
     assert error == pytest.approx((0.3 * 2 + 0.05 * 2) / 4)
 
 
-def test_federated_protocol_by_hand() -> None:
-    """Label 0 on videos 0 to 2 (video 3, its highest score, is unknown): AP (1 + 2/3) / 2. Label 1 has no verified
-    negative and label 2 no positive: neither counts."""
+def test_federated_average_precision_ignores_unknown_pairs() -> None:
+    # Label 0 on videos 0 to 2 (video 3, its highest score, is unknown): AP (1 + 2/3) / 2. Label 1 has no verified
+    # negative and label 2 no positive: neither is judged.
     scores = np.array([[0.8, 0.1, 0.5], [0.6, 0.2, 0.4], [0.7, 0.3, 0.3], [0.9, 0.4, 0.2]])
     truth = np.array([[1, 1, 0], [1, 0, 0], [0, 0, 0], [0, 1, 0]], bool)
     known = np.array([[1, 1, 1], [1, 0, 1], [1, 0, 0], [0, 1, 0]], bool)
@@ -174,48 +141,47 @@ def ratings(tmp_path: Path) -> list[Rating]:
     return rareact.read_ratings(path)
 
 
-def test_rareact_groups_by_hand(tmp_path: Path) -> None:
-    """Cut laptop (0): rows 0 and 9 are positive; 2 negative; 1 and 7 hard; of other classes' positives, 3 (cut phone)
-    shares the verb and 4 (wash laptop) the noun: hard. Cut phone (1): 4 shares nothing: negative."""
+def test_rareact_class_groups(tmp_path: Path) -> None:
+    # Cut laptop (0): rows 0 and 9 are positive; 2 negative; 1 and 7 hard; of the positives of other classes, 3 (cut
+    # phone) shares the verb and 4 (wash laptop) the noun: hard. Cut phone (1): 4 shares neither: negative.
     groups = class_groups(ratings(tmp_path))
     assert [sorted(g) for g in groups[0]] == [[0, 9], [2], [1, 3, 4, 7]]
     assert [sorted(g) for g in groups[1]] == [[3], [4, 5], [0, 6, 9]]
     assert groups[3][0] == [] and sorted(groups[3][1]) == [0, 3, 4, 8, 9]
 
 
-def test_rareact_scores_by_hand(tmp_path: Path) -> None:
-    """Class 0, ranked: row 0 (+, video A, weight 1/2), 1 (hard, A alone in its group, 1), 9 (+, A, 1/2), then the rest:
-    AP = 1/2 * 1 + 1/2 * (1 / 2) = 3/4. Classes 1 and 2 are ranked right: 1. Mean of the three with a positive."""
+def test_rareact_weighted_and_sampled_ap(tmp_path: Path) -> None:
+    # Class 0, ranked: row 0 (+, video A, weight 1/2), 1 (hard, the only row of A in its group, 1), 9 (+, A, 1/2):
+    # AP = 1/2 * 1 + 1/2 * (1 / 2) = 3/4. Classes 1 and 2 are ranked correctly: 1. Mean of the three with a positive.
     rows = ratings(tmp_path)
     predictions = np.zeros((10, 4))
     predictions[[0, 1, 9], 0] = 3, 2, 1
     predictions[3, 1] = predictions[4, 2] = 1
     assert mean_weighted_ap(rows, predictions) == (pytest.approx((3 / 4 + 1 + 1) / 3), 3)
-    # Sampled: the positive is row 0 (AP 1) or row 9 (behind the hard negative: 1/2).
+    # Sampled: the positive is row 0 (AP 1) or row 9 (after the hard negative: 1/2).
     sampled = mean_sampled_ap(rows, predictions, num_samples=400)
     assert sampled == pytest.approx((3 / 4 + 2) / 3, abs=0.03)
     assert sampled == mean_sampled_ap(rows, predictions, num_samples=400)
 
 
-def test_rareact_from_segments(tmp_path: Path) -> None:
+def test_rareact_metrics_from_segment_scores(tmp_path: Path) -> None:
     rows = ratings(tmp_path)
     actions = sorted({r.action for r in rows})
     segments = {rareact.native_id(*r.segment): 0 for r in rows if r.video[1] != "D"}
     segments = {name: i for i, name in enumerate(segments)}
-    truth = rareact.truths(rows)
+    truth = rareact.segment_truth(rows)
     scores = np.zeros((len(segments), len(actions)))
-    for segment, found in truth.items():
+    for segment, labels in truth.items():
         if (name := rareact.native_id(*segment)) in segments:
-            scores[segments[name]] = [found.get(action, False) for action in actions]
-    figures = official_scores(rows, segments, actions, scores)
-    assert figures["mwap"] == figures["msap"] == 1.0
-    assert (figures["num_rows"], figures["num_rows_without_video"], figures["num_classes"]) == (8, 2, 3)
+            scores[segments[name]] = [labels.get(action, False) for action in actions]
+    metrics = rareact_metrics(rows, segments, actions, scores)
+    assert metrics["mwap"] == metrics["msap"] == 1.0
+    assert (metrics["num_rows"], metrics["num_rows_without_video"], metrics["num_classes"]) == (8, 2, 3)
     with pytest.raises(ValueError, match="1 are not among the labels"):
-        official_scores(rows, segments, actions[1:], scores[:, 1:])
+        rareact_metrics(rows, segments, actions[1:], scores[:, 1:])
 
 
-def test_the_command_measures_a_built_dataset(tmp_path: Path) -> None:
-    """RareAct's form, with the dummy model: the protocol, the tables and the plots come along."""
+def test_eval_command_reports_the_protocol_tables_and_plots(tmp_path: Path) -> None:
     source = tmp_path / "source.csv"
     source.write_text(rareact_csv())
     (tmp_path / "videos").mkdir()
@@ -229,10 +195,10 @@ def test_the_command_measures_a_built_dataset(tmp_path: Path) -> None:
     command = ["eval", str(tmp_path / "out/manifest.jsonl"), "--model", "dummy", "--tables", str(tmp_path / "tables")]
     done = CliRunner().invoke(app, [*command, "--json"])
     assert done.exit_code == 0, done.output
-    figures = json.loads(done.stdout)
-    assert figures["official_rareact"]["num_rows"] == 8 and figures["official_rareact"]["num_classes"] == 3
-    assert set(figures["by_kind"]) == {"action", "verb", "noun"} and figures["thresholds"]["loss"] >= 0
-    assert len((tmp_path / "tables/labels.csv").read_text().splitlines()) == 1 + figures["num_labels"]
+    metrics = json.loads(done.stdout)
+    assert metrics["official_rareact"]["num_rows"] == 8 and metrics["official_rareact"]["num_classes"] == 3
+    assert set(metrics["by_kind"]) == {"action", "verb", "noun"} and metrics["thresholds"]["loss"] >= 0
+    assert len((tmp_path / "tables/labels.csv").read_text().splitlines()) == 1 + metrics["num_labels"]
     for name in ("reliability.png", "curves.png"):
         assert (tmp_path / "tables" / name).read_bytes().startswith(b"\x89PNG")
     assert CliRunner().invoke(app, command).exit_code == 0

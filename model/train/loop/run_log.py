@@ -1,8 +1,8 @@
-"""The papers of a run, in its folder: ``run.json`` (how it was made), ``log.jsonl`` (how it went), curves, metrics.
+"""The records in a run's folder: ``run.json`` (settings, sessions, stages), ``log.jsonl`` and ``metrics.json``.
 
-``log.jsonl`` has one object a line: ``{"stage": ..., "step": n, "loss": ..., "learning_rate": ..., ...}`` for each
-finished step n, and ``{"stage": ..., "step": n, "validation": {...}}`` where the stage was evaluated after it. It
-holds no times, so that two runs of the same settings can be compared as they are.
+``log.jsonl`` has one object per line: ``{"stage": ..., "step": n, "loss": ..., "learning_rate": ..., ...}`` for each
+finished step n, and ``{"stage": ..., "step": n, "validation": {...}}`` for an evaluation after step n. It contains no
+times, so two runs with the same settings have equal logs.
 """
 
 from __future__ import annotations
@@ -22,63 +22,60 @@ from typing import Any
 import psutil
 import torch
 
+from vidlex.model.files import replace_atomically
 from vidlex.model.video.precision_cache import cpu_name
 
 PACKAGES = ("vidlex", "torch", "open_clip_torch", "transformers", "accelerate", "numpy")
 
 
 class RunFile:
-    """``run.json``: read when opened, written whole or not at all. Of several processes only the main one writes."""
-
-    def __init__(self, out: Path, *, writes: bool = True, num_processes: int = 1) -> None:
-        self.path, self.writes, self.num_processes = out / "run.json", writes, num_processes
+    def __init__(self, out: Path, *, is_writer: bool = True, num_processes: int = 1) -> None:
+        self.path, self.is_writer, self.num_processes = out / "run.json", is_writer, num_processes
         self.data: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
 
     def update(self, **values: Any) -> None:
-        """Set top-level entries. The session (this process) is added when it is first seen."""
-        if not self.writes:
+        if not self.is_writer:
             return
         self.data |= values
         sessions = self.data.setdefault("sessions", [])
-        if not sessions or sessions[-1]["process"] != _process():
+        if not sessions or sessions[-1]["process"] != _process_identity():  # first call
             sessions.append(_session(self.num_processes))
-        sessions[-1]["last_seen"] = now()
+        sessions[-1]["last_seen"] = timestamp()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".partial")
-        temporary.write_text(json.dumps(self.data, indent=1) + "\n")
-        temporary.replace(self.path)
+        with replace_atomically(self.path) as temporary:
+            temporary.write_text(json.dumps(self.data, indent=1) + "\n")
 
     def update_stage(self, stage: str, **values: Any) -> None:
         stages = self.data.get("stages", {})
         self.update(stages={**stages, stage: {**stages.get(stage, {}), **values}})
 
 
-class Log:
-    """``log.jsonl``, one stage's part of it. Lines of the stage after ``step`` are cut off first: they come again."""
+class StageLog:
+    """Opening it removes the lines of the stage after ``step``, whose steps are repeated."""
 
-    def __init__(self, out: Path, stage: str, step: int, *, writes: bool = True) -> None:
-        self.path, self.stage, self.writes = out / "log.jsonl", stage, writes
-        if not writes:
+    def __init__(self, out: Path, stage: str, step: int, *, is_writer: bool = True) -> None:
+        self.path, self.stage, self.is_writer = out / "log.jsonl", stage, is_writer
+        if not is_writer:
             return
-        kept = [line for line in read_log(out) if line["stage"] != stage or line["step"] <= step]
-        temporary = self.path.with_suffix(".partial")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(self.path)
+        lines = [line for line in read_log(out) if line["stage"] != stage or line["step"] <= step]
+        with replace_atomically(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
         self._file = self.path.open("a", buffering=1)
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
-        if self.writes:
+        if self.is_writer:
             self._file.write(json.dumps({"stage": self.stage, "step": step, **values}) + "\n")
 
     def close(self) -> None:
-        if self.writes:
+        if self.is_writer:
             self._file.close()
 
 
 def read_log(out: Path) -> list[dict[str, Any]]:
-    """The lines of ``log.jsonl``; one that a kill cut short is left out. Empty when there is no log."""
+    """Skips a truncated last line; empty if there is no log."""
+    path = out / "log.jsonl"
     found = []
-    for line in _text(out / "log.jsonl").splitlines():
+    for line in path.read_text().splitlines() if path.exists() else ():
         try:
             found.append(json.loads(line))
         except ValueError:
@@ -87,24 +84,22 @@ def read_log(out: Path) -> list[dict[str, Any]]:
 
 
 def write_metrics(out: Path, method: str, validation: Mapping[str, float]) -> None:
-    """The final figures, in ``metrics.json`` and ``run.json``, and the time when the run was done."""
     (out / "metrics.json").write_text(json.dumps({"method": method, "validation": validation}, indent=1) + "\n")
-    RunFile(out).update(ended=now(), metrics=dict(validation))
+    RunFile(out).update(ended=timestamp(), metrics=dict(validation))
 
 
-def now() -> str:
+def timestamp() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _session(num_processes: int) -> dict[str, Any]:
-    """Of one start of the program: what was asked, by what and on what."""
     return {
-        "process": _process(),
-        "started": now(),
+        "process": _process_identity(),
+        "started": timestamp(),
         "command": shlex.join(sys.argv),
         "num_processes": num_processes,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        "git": _git(),
+        "git": _git_state(),
         "hardware": {
             "cpu": cpu_name(),
             "num_cpus": os.cpu_count(),
@@ -115,7 +110,7 @@ def _session(num_processes: int) -> dict[str, Any]:
     }
 
 
-def _process() -> list[float]:
+def _process_identity() -> list[float]:
     return [os.getpid(), psutil.Process().create_time()]
 
 
@@ -126,9 +121,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git() -> dict[str, Any] | None:
-    """Commit of the code, and whether tracked files differ from it; None where the code is no checkout."""
-    root = Path(__file__).resolve().parents[2]
+def _git_state() -> dict[str, Any] | None:
+    root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return None
     try:
@@ -139,7 +133,3 @@ def _git() -> dict[str, Any] | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return {"commit": commit.stdout.strip(), "changed": bool(changes.stdout.strip())}
-
-
-def _text(path: Path) -> str:
-    return path.read_text() if path.exists() else ""

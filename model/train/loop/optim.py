@@ -1,4 +1,4 @@
-"""Parameter groups by module (never by a part of a name), and the learning-rate schedule."""
+"""The optimizer and the learning-rate schedule. Parameter groups are formed by module, never by matching names."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import nn
 
 
 @dataclass(frozen=True)
-class Group:
-    """Parameters that share a peak learning rate."""
-
+class ParameterGroup:
     parameters: Sequence[nn.Parameter]
-    learning_rate: float
+    learning_rate: float  # the peak
 
 
-def make_optimizer(groups: Iterable[Group], *, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; weight decay only on matrices (not on biases, norms and scales)."""
+def make_optimizer(
+    groups: Iterable[ParameterGroup], *, weight_decay: float, betas: tuple[float, float]
+) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters. Only matrices decay, not biases, norms and scales."""
     rows: list[dict[str, Any]] = []
     for group in groups:
         trainable = [p for p in group.parameters if p.requires_grad]
@@ -36,8 +36,8 @@ def make_optimizer(groups: Iterable[Group], *, weight_decay: float, betas: tuple
     return torch.optim.AdamW(rows, betas=betas, fused=True)
 
 
-def schedule(step: int, *, num_steps: int, num_warmup_steps: int) -> float:
-    """Factor on the peak learning rate: linear warm-up, then half a cosine down to 2 %."""
+def learning_rate_factor(step: int, *, num_steps: int, num_warmup_steps: int) -> float:
+    # Linear warm-up, then half a cosine down to 2 %.
     if step < num_warmup_steps:
         return (step + 1) / num_warmup_steps
     progress = (step - num_warmup_steps) / max(1, num_steps - num_warmup_steps)
@@ -45,12 +45,10 @@ def schedule(step: int, *, num_steps: int, num_warmup_steps: int) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
-    """Give every group ``factor`` of its peak; returns the largest rate there is now."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
     return max(float(group["lr"]) for group in optimizer.param_groups)
 
 
-def learned(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """All parameters that ``optimizer`` moves."""
+def optimized_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"]]

@@ -1,4 +1,4 @@
-"""Datasets on disk: the manifest, the built world, and a classifier measured on real files."""
+"""Manifests, the emoji dataset as files, and evaluation of a classifier on files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ names = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
 
 @given(st.lists(st.tuples(names, st.lists(names, max_size=3), st.booleans()), max_size=5))
-def test_a_manifest_survives_the_disk(rows: list[tuple[str, list[str], bool]]) -> None:
+def test_manifest_round_trip(rows: list[tuple[str, list[str], bool]]) -> None:
     import tempfile
 
     entries = [Entry(video, tuple(positives), closed=closed) for video, positives, closed in rows]
@@ -34,7 +34,7 @@ def test_a_manifest_survives_the_disk(rows: list[tuple[str, list[str], bool]]) -
         assert list(read_manifest(path)) == entries
 
 
-def test_a_byte_order_mark_crlf_and_empty_lines_are_read(tmp_path: Path) -> None:
+def test_manifest_may_have_a_byte_order_mark_crlf_and_empty_lines(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     path.write_bytes(
         b'\xef\xbb\xbf{"video": "a.mp4", "positives": ["x"]}\r\n\r\n{"video": "b.mp4", "positives": []}\r\n'
@@ -53,18 +53,18 @@ def test_a_byte_order_mark_crlf_and_empty_lines_are_read(tmp_path: Path) -> None
         ('{"video": "' + "a" * (1 << 20) + '", "positives": []}', "longer than"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
+def test_manifest_errors_name_the_line(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "m.jsonl"
     path.write_text('{"video": "good.mp4", "positives": []}\n' + line + "\n")
     with pytest.raises(ManifestError, match=rf"m\.jsonl:2: .*{message}"):
         list(read_manifest(path))
 
 
-def test_the_world_is_built_as_files(tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
+def test_build_writes_videos_manifest_and_licences(tmp_path: Path) -> None:
+    reports: list[tuple[int, int]] = []
     arguments = {"num_videos": 3, "seed": 4, "size": 64, "min_labels": 3, "max_labels": 9, "sheet": tiny_sheet()}
-    manifest = build(tmp_path / "a", tmp_path, progress=lambda n, of: told.append((n, of)), **arguments)  # type: ignore[arg-type]
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    manifest = build(tmp_path / "a", tmp_path, progress=lambda n, total: reports.append((n, total)), **arguments)  # type: ignore[arg-type]
+    assert reports == [(1, 3), (2, 3), (3, 3)]
     entries = list(read_manifest(manifest))
     known = set(World(tmp_path, sheet=tiny_sheet(), split="test").labels)
     for entry in entries:
@@ -83,8 +83,7 @@ def test_the_world_is_built_as_files(tmp_path: Path) -> None:
     assert (again.parent / first).read_bytes() == (manifest.parent / first).read_bytes()
 
 
-def test_scores_can_be_worked_out_by_head(tmp_path: Path) -> None:
-    """One red and one green video against the dummy: it is right about both; a missing file is counted, not fatal."""
+def test_score_of_known_colours_and_a_missing_file(tmp_path: Path) -> None:
     for name, channel in (("red", 0), ("green", 1)):
         frames = torch.zeros(8, 3, 32, 32, dtype=torch.uint8)
         frames[:, channel] = 255
@@ -100,13 +99,13 @@ def test_scores_can_be_worked_out_by_head(tmp_path: Path) -> None:
     assert scores.targets.tolist() == [[True, False, False], [False, True, False]]
     assert scores.known.tolist() == [[True, True, False], [True, True, True]]
     assert np.allclose(scores.similarities, [[1, 0, 0], [0, 1, 0]], atol=0.05)
-    figures = report(DummyClassifier(), scores, {"red": "warm", "green": "cold", "blue": "cold"})
-    assert figures["micro_aupr"] == 1.0 and figures["chance"] == pytest.approx(2 / 5)
-    assert figures["f1_at_default_threshold"] == 1.0
-    assert figures["by_kind"]["warm"]["num_positives"] == 1 and figures["skipped_videos"] == ["gone.mp4"]
+    metrics = report(DummyClassifier(), scores, {"red": "warm", "green": "cold", "blue": "cold"})
+    assert metrics["micro_aupr"] == 1.0 and metrics["chance"] == pytest.approx(2 / 5)
+    assert metrics["f1_at_default_threshold"] == 1.0
+    assert metrics["by_kind"]["warm"]["num_positives"] == 1 and metrics["skipped_videos"] == ["gone.mp4"]
 
 
-def test_nothing_to_score_is_an_error(tmp_path: Path) -> None:
+def test_score_raises_without_any_video(tmp_path: Path) -> None:
     write_manifest(tmp_path / "m.jsonl", [Entry("gone.mp4", ("red",))])
     with pytest.raises(ValueError, match="none of the 1 videos"):
         score(DummyClassifier(), tmp_path / "m.jsonl")

@@ -1,4 +1,4 @@
-"""Annotation files in the forms in which they are published: what is read, and how every fault is named."""
+"""Readers of annotation files: published formats, and errors with file, line and remedy."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pydantic import BaseModel
 
 from support.annotations import activitynet_json, kinetics_csv, rareact_csv, record, tao_json, vocabulary_csv
 from vidlex.model.data import activitynet, kinetics, rareact, tao, youtube8m
-from vidlex.model.data.annotations import AnnotationError, line_of, read_csv, read_json
-from vidlex.model.data.tfrecord import features, masked_crc, read_records
+from vidlex.model.data.annotations import AnnotationError, json_line, read_csv, read_json
+from vidlex.model.data.tfrecord import masked_crc, parse_features, read_records
 
 GOOD = {
     "youtube8m": (vocabulary_csv(), youtube8m.read_vocabulary),
@@ -39,7 +39,7 @@ GOOD = {
         ("latin", 3, "not UTF-8", "as published"),
     ],
 )
-def test_a_fault_names_file_line_and_remedy(
+def test_errors_name_file_line_and_remedy(
     *, tmp_path: Path, name: str, fault: str, line: int, problem: str, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -61,7 +61,7 @@ def test_a_fault_names_file_line_and_remedy(
         read(path)
 
 
-def test_lines_are_counted_over_quoted_line_breaks(tmp_path: Path) -> None:
+def test_line_numbers_include_quoted_line_breaks(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('a,b\n"x\ny",1\nlast,2\n')
     assert [(row.line, row["a"], row.integer("b")) for row in read_csv(path, ("a", "b"))] == [
@@ -70,19 +70,19 @@ def test_lines_are_counted_over_quoted_line_breaks(tmp_path: Path) -> None:
     ]
 
 
-def test_a_missing_and_an_empty_file_are_named(tmp_path: Path) -> None:
-    with pytest.raises(AnnotationError, match=r"a\.csv: there is no such file"):
+def test_missing_and_empty_files_raise(tmp_path: Path) -> None:
+    with pytest.raises(AnnotationError, match=r"a\.csv: file not found"):
         read_csv(tmp_path / "a.csv", ("a",))
     (tmp_path / "a.csv").write_text("")
     with pytest.raises(AnnotationError, match=r"a\.csv:1: the file is empty"):
         read_csv(tmp_path / "a.csv", ("a",))
 
 
-class _Form(BaseModel):
+class _Document(BaseModel):
     database: dict[str, dict[str, float]]
 
 
-def test_json_faults_name_the_line(tmp_path: Path) -> None:
+def test_json_errors_name_the_line(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     for text, message in (
         ('{"database": {\n "a": {"x": 1},\n "b": {"x": "one"}}}', r"a\.json:3: database\.b\.x: "),
@@ -91,7 +91,7 @@ def test_json_faults_name_the_line(tmp_path: Path) -> None:
     ):
         path.write_text(text)
         with pytest.raises(AnnotationError, match=message):
-            read_json(path, _Form)
+            read_json(path, _Document)
 
 
 leaves = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
@@ -100,15 +100,15 @@ trees = st.recursive(leaves, lambda x: st.lists(x, max_size=3) | st.dictionaries
 
 @settings(deadline=None)
 @given(trees, st.data())
-def test_line_of_finds_any_member(document: object, data: st.DataObject) -> None:
+def test_json_line_finds_any_member(document: object, data: st.DataObject) -> None:
     text = json.dumps(document, indent=1)
-    place: list[int | str] = []
+    keys: list[int | str] = []
     inner = document
     while isinstance(inner, list | dict) and inner and data.draw(st.booleans()):
         key: int | str = data.draw(st.sampled_from(sorted(inner) if isinstance(inner, dict) else range(len(inner))))
-        place.append(key)
+        keys.append(key)
         inner = inner[key]  # type: ignore[index, call-overload]
-    line = line_of(text, place)
+    line = json_line(text, keys)
     shown = text.splitlines()[line - 1]
     expected = json.dumps(inner, indent=1).splitlines()[0]
     assert expected in shown
@@ -117,7 +117,7 @@ def test_line_of_finds_any_member(document: object, data: st.DataObject) -> None
 # --- YouTube-8M --------------------------------------------------------------------------------------------------
 
 
-def test_the_vocabulary_goes_by_index_not_by_row(tmp_path: Path) -> None:
+def test_youtube8m_classes_are_identified_by_index(tmp_path: Path) -> None:
     path = tmp_path / "vocabulary.csv"
     path.write_text(vocabulary_csv())
     classes = youtube8m.read_vocabulary(path)
@@ -133,7 +133,7 @@ def test_the_vocabulary_goes_by_index_not_by_row(tmp_path: Path) -> None:
     )
 
 
-def test_other_lists_of_labels_are_refused(tmp_path: Path) -> None:
+def test_youtube8m_rejects_other_vocabularies(tmp_path: Path) -> None:
     path = tmp_path / "vocabulary.csv"
     lines = vocabulary_csv().splitlines(keepends=True)
     path.write_text("".join([*lines[:40], lines[40].replace(lines[40].split(",")[0], "4711", 1), *lines[41:]]))
@@ -150,7 +150,7 @@ def test_other_lists_of_labels_are_refused(tmp_path: Path) -> None:
         youtube8m.read_vocabulary(path)
 
 
-def test_filled_names_that_are_taken_keep_the_entity_as_key(tmp_path: Path) -> None:
+def test_youtube8m_duplicate_names_have_the_entity_as_key(tmp_path: Path) -> None:
     path = tmp_path / "vocabulary.csv"
     path.write_text(vocabulary_csv())
     names = tmp_path / "unnamed.csv"
@@ -163,7 +163,7 @@ def test_filled_names_that_are_taken_keep_the_entity_as_key(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("found", "problem"),
+    ("content", "problem"),
     [
         ({"id": [b"nXSc"], "labels": [3, 4000]}, "label 4000: the numbering of 2017"),
         ({"video_id": [b"nXSc"], "labels": [3]}, "video_id belongs to the numbering of 2017"),
@@ -171,23 +171,23 @@ def test_filled_names_that_are_taken_keep_the_entity_as_key(tmp_path: Path) -> N
         ({"id": [b"nXSc"], "segment_labels": [3], "segment_scores": [1.0]}, "1 segment labels, 0 starts"),
     ],
 )
-def test_foreign_records_are_refused_with_their_number(
-    tmp_path: Path, found: dict[str, list[int]], problem: str
+def test_youtube8m_invalid_records_raise_with_their_number(
+    tmp_path: Path, content: dict[str, list[int]], problem: str
 ) -> None:
     shard = tmp_path / "train0001.tfrecord"
-    shard.write_bytes(record({"id": [b"aaaa"], "labels": [1]}) + record(found))  # type: ignore[dict-item]
+    shard.write_bytes(record({"id": [b"aaaa"], "labels": [1]}) + record(content))  # type: ignore[dict-item]
     with pytest.raises(AnnotationError, match=rf"tfrecord:2: .*{problem}.*Remedy: take the records of the 2018"):
         list(youtube8m.read_shard(shard))
 
 
-def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
+def test_damaged_tfrecords_raise(tmp_path: Path) -> None:
     whole = record({"id": [b"aaaa"], "labels": [1]})
     shard = tmp_path / "train0001.tfrecord"
     huge = struct.pack("<Q", 1 << 40)
     for raw, problem in (
-        (whole + whole[:-1], r":2: the file ends within a record"),
-        (whole + whole[:5], r":2: the file ends within a record's header"),
-        (whole[:14] + b"?" + whole[15:], r":1: a record's checksum"),
+        (whole + whole[:-1], r":2: the file is truncated in a record"),
+        (whole + whole[:5], r":2: the file is truncated in the header of a record"),
+        (whole[:14] + b"?" + whole[15:], r":1: wrong checksum of a record"),
         (b"?" + whole[1:], r":1: not a TFRecord"),
         (huge + struct.pack("<I", masked_crc(huge)), r":1: a record of 1099511627776 bytes"),
     ):
@@ -196,16 +196,16 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
             list(youtube8m.read_shard(shard))
 
 
-def test_checksum_as_the_standard_has_it() -> None:
-    """CRC-32C of "123456789" is 0xe3069283 (RFC 3720 B.4 check value), masked as TensorFlow does."""
+def test_masked_crc_equals_the_check_value() -> None:
+    """CRC-32C of "123456789" is 0xe3069283 (RFC 3720, B.4)."""
     assert masked_crc(b"123456789") == (((0xE3069283 >> 15) | (0xE3069283 << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=60))
-def test_any_bytes_are_features_or_a_value_error(data: bytes) -> None:
+def test_parse_features_raises_only_value_error(data: bytes) -> None:
     with contextlib.suppress(ValueError):
-        features(data)
+        parse_features(data)
 
 
 names = st.text(min_size=1, max_size=8)
@@ -218,21 +218,21 @@ values = (
 
 @settings(deadline=None)
 @given(st.dictionaries(names, values, max_size=4), st.booleans())
-def test_features_survive(found: dict[str, list[int]], packed: bool) -> None:
-    raw = record(found, packed=packed)  # type: ignore[arg-type]
-    assert features(raw[12:-4]) == found
+def test_features_round_trip(content: dict[str, list[int]], packed: bool) -> None:
+    raw = record(content, packed=packed)  # type: ignore[arg-type]
+    assert parse_features(raw[12:-4]) == content
 
 
-def test_records_are_read_one_by_one(tmp_path: Path) -> None:
+def test_records_are_numbered_from_one(tmp_path: Path) -> None:
     path = tmp_path / "x.tfrecord"
     path.write_bytes(record({"a": [1]}) + record({"a": [2]}))
-    assert [(n, features(payload)) for n, payload in read_records(path)] == [(1, {"a": [1]}), (2, {"a": [2]})]
+    assert [(n, parse_features(payload)) for n, payload in read_records(path)] == [(1, {"a": [1]}), (2, {"a": [2]})]
 
 
-# --- the rest ----------------------------------------------------------------------------------------------------
+# --- other datasets -----------------------------------------------------------------------------------------------
 
 
-def test_tao_refuses_what_does_not_hang_together(tmp_path: Path) -> None:
+def test_tao_rejects_inconsistent_files(tmp_path: Path) -> None:
     path = tmp_path / "validation.json"
     document = json.loads(tao_json())
     document["tracks"][0]["category_id"] = 99_999
@@ -245,7 +245,7 @@ def test_tao_refuses_what_does_not_hang_together(tmp_path: Path) -> None:
         tao.read_videos(path)
 
 
-def test_activitynet_faults(tmp_path: Path) -> None:
+def test_activitynet_errors_name_line_and_option(tmp_path: Path) -> None:
     path = tmp_path / "anet.json"
     path.write_text(activitynet_json().replace('"validation"', '"val"'))
     with pytest.raises(AnnotationError, match=r"anet\.json:\d+: database\.\S+\.subset: .*training"):
@@ -258,7 +258,7 @@ def test_activitynet_faults(tmp_path: Path) -> None:
         activitynet.read_videos(path)
 
 
-def test_rareact_keeps_the_order_of_its_rows(tmp_path: Path) -> None:
+def test_rareact_rejects_rows_out_of_order(tmp_path: Path) -> None:
     path = tmp_path / "rareact.csv"
     lines = rareact_csv().splitlines(keepends=True)
     path.write_text("".join([lines[0], lines[2], lines[1], *lines[3:]]))
@@ -269,14 +269,16 @@ def test_rareact_keeps_the_order_of_its_rows(tmp_path: Path) -> None:
 # --- the published files -----------------------------------------------------------------------------------------
 
 ANNOTATIONS = os.environ.get("VIDLEX_ANNOTATIONS", "")
-real = pytest.mark.skipif(not ANNOTATIONS, reason="VIDLEX_ANNOTATIONS names no folder with the published files")
+needs_published_files = pytest.mark.skipif(
+    not ANNOTATIONS, reason="needs VIDLEX_ANNOTATIONS, a folder with the published files"
+)
 
 
 def published(pattern: str) -> Path:
     return next(iter(sorted(Path(ANNOTATIONS).rglob(pattern))))
 
 
-@real
+@needs_published_files
 def test_counts_of_the_published_youtube8m(tmp_path: Path) -> None:
     classes = youtube8m.read_vocabulary(published("vocabulary*.csv"))
     assert len(classes) == 3862
@@ -291,7 +293,7 @@ def test_counts_of_the_published_youtube8m(tmp_path: Path) -> None:
         youtube8m.read_vocabulary(published("label_names*OLD*.csv"))
 
 
-@real
+@needs_published_files
 def test_counts_of_the_published_kinetics(tmp_path: Path) -> None:
     built = kinetics.build(annotations=(published("*_val*.csv"),), videos=tmp_path, out=tmp_path)
     assert built["num_labels"] == 400
@@ -300,13 +302,13 @@ def test_counts_of_the_published_kinetics(tmp_path: Path) -> None:
         kinetics.build(annotations=(published("*_test*.csv"),), videos=tmp_path, out=tmp_path)
 
 
-@real
+@needs_published_files
 def test_counts_of_the_published_rareact(tmp_path: Path) -> None:
     built = rareact.build(annotations=published("rareact.csv"), videos=tmp_path, out=tmp_path)
     assert (built["num_classes"], built["num_rows"], built["num_classes_with_a_positive"]) == (149, 7607, 128)
     assert (built["num_segments"], built["num_missing_videos"]) == (7463, 905)
     ratings = rareact.read_ratings(published("rareact.csv"))
-    truth = rareact.truths(ratings).values()
+    truth = rareact.segment_truth(ratings).values()
     positive = {kind: sum(any(yes and k.startswith(kind) for k, yes in t.items()) for t in truth) for kind in
                 ("action", "verb", "noun")}  # fmt: skip
     assert positive == {"action": 1958, "verb": 2568, "noun": 5293}

@@ -1,5 +1,3 @@
-"""The curves of a stage as a PNG, from ``log.jsonl``: loss over steps, and the validation figures below it."""
-
 from __future__ import annotations
 
 from pathlib import Path
@@ -8,13 +6,12 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vidlex.model.train.run_log import read_log
+from vidlex.model.train.loop.run_log import read_log
 
 MAX_POINTS = 4000
 
 
 def plot_stage(out: Path, stage: str) -> Path | None:
-    """Write ``out/curves/<stage>.png``. None when the log has no step of the stage."""
     lines = [line for line in read_log(out) if line["stage"] == stage]
     steps = [line for line in lines if "loss" in line]
     evaluations = [line for line in lines if line.get("validation")]
@@ -26,7 +23,7 @@ def plot_stage(out: Path, stage: str) -> Path | None:
     x, loss = np.array([line["step"] for line in steps]), np.array([line["loss"] for line in steps])
     shown = np.unique(np.linspace(0, len(x) - 1, MAX_POINTS).astype(int))
     panels[0].plot(x[shown], loss[shown], linewidth=0.6, alpha=0.4, label="each step")
-    panels[0].plot(x[shown], _smoothed(loss, max(1, len(loss) // 50))[shown], linewidth=1.4, label="running mean")
+    panels[0].plot(x[shown], _running_mean(loss, max(1, len(loss) // 50))[shown], linewidth=1.4, label="running mean")
     panels[0].set(ylabel="loss", title=stage)
     if loss.min() > 0:
         panels[0].set_yscale("log")
@@ -46,10 +43,9 @@ def plot_stage(out: Path, stage: str) -> Path | None:
     return path
 
 
-def _smoothed(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean of the last ``window`` values at each place (fewer at the start)."""
+def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
     total = np.cumsum(np.concatenate(([0.0], values)))
     end = np.arange(1, len(values) + 1)
     start = np.maximum(0, end - window)
-    smoothed: np.ndarray = (total[end] - total[start]) / (end - start)
-    return smoothed
+    mean: np.ndarray = (total[end] - total[start]) / (end - start)
+    return mean

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replace_atomically(path: Path, *, is_shared: bool = False, is_synced: bool = False) -> Iterator[Path]:
+    """Yield a temporary path in the folder of ``path``; on success rename it to ``path``, on error remove it.
+
+    Readers see the old content or the new content, never a part of it. The temporary name is fixed, so that a killed
+    process leaves one file that the next write replaces. With ``is_shared`` it is unique to the thread, for files that
+    several processes write without a lock. With ``is_synced`` the content reaches the disk before the rename.
+    """
+    owner = f".{os.getpid()}-{threading.get_ident()}" if is_shared else ""
+    temporary = path.with_name(f"{path.name}{owner}.partial")
+    try:
+        yield temporary
+        if is_synced:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
