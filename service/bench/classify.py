@@ -1,9 +1,9 @@
-"""Videos per second over HTTP with 8 clients: beside the same decode and encode in process, and a plain service.
+"""Videos per second over HTTP with 8 clients, against decoding and encoding in process and against a plain service.
 
-Every request carries bytes that no cache has seen, and the cache is off; what it gives is measured apart. The plain
-service has a CLIP of the same shape with random weights, which are as fast as trained ones, and no temporal branch;
-``backbone`` is served zero-shot with the very same weights. The clients run in this process and share the cores with
-what they measure, on every side but the one in process.
+Every request has distinct bytes and the feature cache is off; a separate case measures the cache. The plain service has
+a CLIP of the same shape with random weights, which take the same time as trained ones, and no temporal branch;
+``backbone`` is served zero-shot with the same weights. The clients run in this process and share the cores with the
+services.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from vidlex.model.classifier import Classifier
+from vidlex.model.specs import ModelNotFound, checkpoint_folder
 from vidlex.service.bench.harness import BenchError, BenchOptions, Case, Figure, Report, Side, compare, report
 from vidlex.service.bench.live import live_service
-from vidlex.service.bench.load import Answers, add_labels, classify_all, unique, write_clips
+from vidlex.service.bench.load import Answers, add_labels, classify_all, with_unique_bytes, write_videos
 from vidlex.service.bench.machine import num_cores
 
 CACHED_MS = 10.0
@@ -37,64 +38,68 @@ _TINY_CLIP: dict[str, Any] = {
 @dataclass(frozen=True)
 class ClassifyOptions(BenchOptions):
     repetitions: int = 3
+    """Measured runs of each side."""
     num_clients: int = 8
+    """Concurrent clients."""
     num_videos: int = 64
-    """In each repetition, on each side."""
+    """Videos in each run of a side."""
     backbone: str = "ViT-B-16"
-    """An open_clip architecture, measured with random weights beside ``model``; empty: none."""
+    """Also measure this open_clip architecture with random weights; empty: none."""
     backbone_videos: int = 8
-    clip_seconds: float = 10.0
-    num_clips: int = 8
+    """Videos in each run of a side with the backbone."""
+    video_seconds: float = 10.0
+    """Length of each video in seconds."""
+    num_distinct_videos: int = 8
+    """Videos of different content."""
 
 
 @dataclass(frozen=True)
-class _Served:
+class _ServedModel:
     name: str
-    spec: str
-    """What `vidlex serve --model` takes."""
-    clip: Path
-    """A folder of open_clip's layout, for the plain service."""
+    spec: str  # as for `vidlex serve --model`
+    clip_folder: Path  # in open_clip's layout, for the plain service
     num_videos: int
 
 
 def run(options: ClassifyOptions) -> Report:
-    """Throughput on all sides in turn, with the latencies of ours; then the same videos with other labels."""
     with tempfile.TemporaryDirectory(prefix="vidlex-classify-") as name:
         folder = Path(name)
-        num_clips, clip_seconds = (2, 0.4) if options.quick else (options.num_clips, options.clip_seconds)
-        clips = write_clips(folder / "clips", count=num_clips, seconds=clip_seconds)
+        count, seconds = (2, 0.4) if options.quick else (options.num_distinct_videos, options.video_seconds)
+        videos = write_videos(folder / "videos", count=count, seconds=seconds)
         cases = []
         for served in _models(options, folder):
-            cases += _throughput(served, clips, options, folder)
-            cases.append(_cached(served, clips, options, folder))
+            cases += _throughput(served, videos, options, folder)
+            cases.append(_cached(served, videos, options, folder))
     return report("classify", cases, options)
 
 
-def _throughput(served: _Served, clips: Sequence[bytes], options: ClassifyOptions, folder: Path) -> list[Case]:
+def _throughput(served: _ServedModel, videos: Sequence[bytes], options: ClassifyOptions, folder: Path) -> list[Case]:
     from vidlex.model.factory import load_classifier
 
     classifier = load_classifier(served.spec, device=options.device, precision="auto")
-    seen: list[float] = []
+    latencies: list[float] = []
 
     def over_http(url: str) -> Answers:
-        found = classify_all(url, clips, num_requests=served.num_videos, num_clients=options.num_clients)
+        found = classify_all(url, videos, num_requests=served.num_videos, num_clients=options.num_clients)
         if len(found.latencies) != served.num_videos:
             raise BenchError(f"{url} answered {dict(found.statuses)}: {found.failures[:3]}")
         return found
 
     def ours(url: str) -> float:
         found = over_http(url)
-        seen.extend(found.latencies)
+        latencies.extend(found.latencies)
         return found.seconds
 
     data = folder / f"data-{served.name}"
-    with live_service(data, served.spec, device=options.device) as service, plain_service(served.clip) as plain:
+    with live_service(data, served.spec, device=options.device) as service, plain_service(served.clip_folder) as plain:
         add_labels(service.url)
         throughput = compare(
             f"{served.name}: {served.num_videos} videos, {options.num_clients} clients",
             [
                 Side("vidlex over HTTP", lambda: ours(service.url)),
-                Side("decode and encode in process", lambda: _in_process(classifier, clips, served.num_videos, folder)),
+                Side(
+                    "decode and encode in process", lambda: _in_process(classifier, videos, served.num_videos, folder)
+                ),
                 Side("plain FastAPI + open_clip", lambda: over_http(plain).seconds),
             ],
             options if served.num_videos >= 32 else replace(options, warmups=0),
@@ -103,21 +108,20 @@ def _throughput(served: _Served, clips: Sequence[bytes], options: ClassifyOption
             at_least={"decode and encode in process": 0.9, "plain FastAPI + open_clip": 2.0},
             note=f"640x360 H.264; {classifier.num_frames} frames a video, 8 in the plain service.",
         )
-    latency = Answers(latencies=seen)
+    measured = Answers(latencies=latencies)
     figures = (
-        Figure(name="p50", value=1000 * latency.percentile(0.5), unit="ms"),
-        Figure(name="p99", value=1000 * latency.percentile(0.99), unit="ms"),
+        Figure(name="p50", value=1000 * measured.percentile(0.5), unit="ms"),
+        Figure(name="p99", value=1000 * measured.percentile(0.99), unit="ms"),
     )
     return [throughput, Case(name=f"{served.name}: latency with {options.num_clients} clients", figures=figures)]
 
 
-def _in_process(classifier: Classifier, clips: Sequence[bytes], count: int, folder: Path) -> None:
-    """As fast as one process does it with nothing around: decoding in threads, encoding beside it in this one."""
+def _in_process(classifier: Classifier, videos: Sequence[bytes], count: int, folder: Path) -> None:
     from vidlex.model.decode.decoder import decode_frames
 
     def decode(number: int) -> Any:
         path = folder / f"in-process-{number}.mp4"
-        path.write_bytes(unique(clips[number % len(clips)]))
+        path.write_bytes(with_unique_bytes(videos[number % len(videos)]))
         try:
             return decode_frames(path, geometry=classifier.geometry, num_frames=classifier.num_frames).frames
         finally:
@@ -128,56 +132,55 @@ def _in_process(classifier: Classifier, clips: Sequence[bytes], count: int, fold
             classifier.encode_video([frames])
 
 
-def _cached(served: _Served, clips: Sequence[bytes], options: ClassifyOptions, folder: Path) -> Case:
-    """One client, the bytes of before, and labels that have come since."""
+def _cached(served: _ServedModel, videos: Sequence[bytes], options: ClassifyOptions, folder: Path) -> Case:
+    # The videos are sent again after labels were added.
     data = folder / f"cached-{served.name}"
-    latencies = []
+    latencies: list[float] = []
     cache = {"feature_cache_bytes": 64 * 2**20}
     with live_service(data, served.spec, device=options.device, **cache) as service, service.client() as client:
 
-        def classify(clip: bytes) -> bool:
+        def classify(video: bytes) -> bool:
             began = time.perf_counter()
-            answer = client.post("/classify", files={"file": ("clip.mp4", clip, "video/mp4")})
+            answer = client.post("/classify", files={"file": ("video.mp4", video, "video/mp4")})
             latencies.append(time.perf_counter() - began)
             return bool(answer.raise_for_status().json()["usage"]["cached"])
 
         add_labels(service.url)
-        for clip in clips:
-            classify(clip)
+        for video in videos:
+            classify(video)
         latencies.clear()
         add_labels(service.url, [f"thing number {number}" for number in range(8)])
-        if not all(classify(clip) for _ in range(1 if options.quick else 8) for clip in clips):
-            raise BenchError("the service did not keep the features of its videos")
-    again = Answers(latencies=latencies)
+        if not all(classify(video) for _ in range(1 if options.quick else 8) for video in videos):
+            raise BenchError("the service did not cache the features of its videos")
+    measured = Answers(latencies=latencies)
     figures = (
-        Figure(name="p50", value=1000 * again.percentile(0.5), unit="ms", at_most=CACHED_MS),
-        Figure(name="p99", value=1000 * again.percentile(0.99), unit="ms"),
+        Figure(name="p50", value=1000 * measured.percentile(0.5), unit="ms", at_most=CACHED_MS),
+        Figure(name="p99", value=1000 * measured.percentile(0.99), unit="ms"),
     )
     return Case(name=f"{served.name}: a video seen before, with new labels", figures=figures)
 
 
-def _models(options: ClassifyOptions, folder: Path) -> Iterator[_Served]:
+def _models(options: ClassifyOptions, folder: Path) -> Iterator[_ServedModel]:
     import open_clip
 
-    from vidlex.model.weights import list_zoo, zoo_dir
-
     if options.quick:
-        yield _Served("dummy", "dummy", _random_clip(_TINY_CLIP, options.seed, folder / "tiny"), 4)
+        yield _ServedModel("dummy", "dummy", _random_clip(_TINY_CLIP, options.seed, folder / "tiny"), 4)
         return
-    checkpoint = zoo_dir() / options.model if options.model in list_zoo() else Path(options.model)
-    if not (checkpoint / "config.json").is_file():
-        raise BenchError(f"{options.model} is no checkpoint; an architecture of open_clip is given as --backbone")
+    try:
+        checkpoint = checkpoint_folder(options.model)
+    except ModelNotFound:
+        raise BenchError(f"{options.model} is not a checkpoint; use --backbone for an open_clip architecture") from None
     shape = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["clip"].get("model_cfg")
     if shape is None:
-        raise BenchError(f"{options.model} does not hold its CLIP, so the plain service cannot have the same")
-    place = _random_clip(shape, options.seed, folder / "model")
-    yield _Served(checkpoint.name, options.model, place, options.num_videos)
+        raise BenchError(f"{options.model} does not contain its CLIP configuration, which the plain service needs")
+    clip_folder = _random_clip(shape, options.seed, folder / "model")
+    yield _ServedModel(checkpoint.name, options.model, clip_folder, options.num_videos)
     if options.backbone:
         backbone = open_clip.get_model_config(options.backbone)
         if backbone is None:
             raise BenchError(f"open_clip has no architecture {options.backbone}")
-        place = _random_clip(backbone, options.seed, folder / "backbone")
-        yield _Served(options.backbone, f"open_clip:local-dir:{place}", place, options.backbone_videos)
+        clip_folder = _random_clip(backbone, options.seed, folder / "backbone")
+        yield _ServedModel(options.backbone, f"open_clip:local-dir:{clip_folder}", clip_folder, options.backbone_videos)
 
 
 def _random_clip(shape: dict[str, Any], seed: int, folder: Path) -> Path:
@@ -192,14 +195,14 @@ def _random_clip(shape: dict[str, Any], seed: int, folder: Path) -> Path:
 
 
 @contextmanager
-def plain_service(clip: Path) -> Iterator[str]:
-    """The address of a running `vidlex.service.bench.plain_service`. Raises BenchError."""
-    command = [sys.executable, "-m", "vidlex.service.bench.plain_service", str(clip)]
+def plain_service(clip_folder: Path) -> Iterator[str]:
+    """Yields the address. Raises BenchError."""
+    command = [sys.executable, "-P", "-m", "vidlex.service.bench.plain_service", str(clip_folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        said = (line.strip() for line in process.stdout)  # the libraries under it may say something first
-        address = next((line for line in said if line.startswith("http://")), None)
+        lines = (line.strip() for line in process.stdout)  # libraries may print before the address
+        address = next((line for line in lines if line.startswith("http://")), None)
         if address is None:
             raise BenchError("the plain service did not start")
         yield address

@@ -1,8 +1,8 @@
-"""T frames of a long video, beside decord, PyAV and torchcodec; the keyframe policy beside uniform sampling.
+"""Reading frames of a video, against decord, PyAV and torchcodec; keyframe sampling against uniform sampling.
 
-Videos are made on the spot: a moving texture in H.264 with long and short groups of pictures, HEVC and VP9. All sides
-take the same frames at the model's size. PyAV is written twice as a competent user would: decoding from the first
-frame to the last one wanted, and seeking to the keyframe before each.
+The videos are generated: a moving texture in H.264 with long and short groups of pictures, HEVC and VP9. All sides read
+the same frames at the same size. PyAV is measured in two ways: decoding from the first frame to the last requested one,
+and seeking to the keyframe before each.
 """
 
 from __future__ import annotations
@@ -33,11 +33,14 @@ _FPS = 25
 @dataclass(frozen=True)
 class DecodeOptions(BenchOptions):
     repetitions: int = 3
+    """Measured runs of each side."""
+    # Each side has already read the file once, for the comparison of frames.
     warmups: int = 0
-    """None: each side has read the file once before, for the comparison of frames."""
+    """Runs of each side before measuring."""
     image_size: int = 224
+    """Width and height of a frame in pixels."""
     long_seconds: int = 60
-    """Length of the longest video. As it is, all takes a minute and a half on two cores."""
+    """Length of the longest video in seconds."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +53,18 @@ class _Video:
     seconds: int
     gop: int
     options: dict[str, str]
-    counts: tuple[int, ...] = (8, 16)
-    """Numbers of frames to read."""
+    frame_counts: tuple[int, ...] = (8, 16)
 
 
 def run(options: DecodeOptions) -> Report:
     cases = []
     with tempfile.TemporaryDirectory(prefix="vidlex-bench-") as folder:
-        for place, video in enumerate(_videos(options)):
+        for number, video in enumerate(_videos(options)):
             if video.codec not in av.codecs_available:
                 continue
-            path = _write(Path(folder) / f"{place}{video.suffix}", video, options.seed)
-            for num_frames in video.counts:
-                cases.append(_against_others(path, video, num_frames, options))
+            path = _write(Path(folder) / f"{number}{video.suffix}", video, options.seed)
+            for num_frames in video.frame_counts:
+                cases.append(_uniform(path, video, num_frames, options))
             cases.append(_keyframes(path, video, options))
             path.unlink()
     return report("decode", cases, options)
@@ -83,28 +85,28 @@ def _videos(options: DecodeOptions) -> list[_Video]:
     ]
 
 
-def _against_others(path: Path, video: _Video, num_frames: int, options: DecodeOptions) -> Case:
+def _uniform(path: Path, video: _Video, num_frames: int, options: DecodeOptions) -> Case:
     size = options.image_size
     total = video.seconds * _FPS
-    places = [(2 * i + 1) * total // (2 * num_frames) for i in range(num_frames)]
+    indices = [(2 * i + 1) * total // (2 * num_frames) for i in range(num_frames)]
     readers: dict[str, Callable[[], Frames]] = {
         "vidlex": lambda: decode_frames(path, geometry=FrameGeometry(size, "squash"), num_frames=num_frames).frames,
-        "decord": partial(_decord, path, places, size),
-        "PyAV, sequential": partial(_pyav_sequential, path, places, size),
-        "PyAV, seeking": partial(_pyav_seeking, path, places, size),
+        "decord": partial(_decord, path, indices, size),
+        "PyAV, sequential": partial(_pyav_sequential, path, indices, size),
+        "PyAV, seeking": partial(_pyav_seeking, path, indices, size),
     }
     if (torchcodec := _load_torchcodec()) is not None:
-        readers["torchcodec"] = partial(_torchcodec, torchcodec, path, places, size)
+        readers["torchcodec"] = partial(_torchcodec, torchcodec, path, indices, size)
     frames: dict[str, Frames] = {}
     failed: dict[str, str] = {}
     for name, read in readers.items():
         try:
             frames[name] = read()
-        except Exception as error:  # decord fails on some sound HEVC and VP9 files
+        except Exception as error:  # decord fails on some valid HEVC and VP9 files
             failed[name] = type(error).__name__
     if "vidlex" in failed:
         raise BenchError(f"{video.name}: decoding failed ({failed['vidlex']})")
-    apart = [
+    differences = [
         Figure(name=f"mean difference to {name}, of 255", value=_difference(frames["vidlex"], other))
         for name, other in frames.items()
         if name != "vidlex"
@@ -114,40 +116,39 @@ def _against_others(path: Path, video: _Video, num_frames: int, options: DecodeO
         notes.append("torchcodec cannot be imported here")
     return compare(
         f"{video.name}, {num_frames} frames",
-        [Side(name, partial(_only_run, readers[name])) for name in frames],
+        [Side(name, partial(_discard_result, readers[name])) for name in frames],
         options,
         work=num_frames,
         unit="frames",
         at_least={name: 1.0 for name in frames if name != "vidlex"},
-        figures=apart,
+        figures=differences,
         note="; ".join(notes),
     )
 
 
 def _keyframes(path: Path, video: _Video, options: DecodeOptions) -> Case:
-    """Its loss: how far from the time asked for the frames lie, and how unlike the right ones they are."""
     num_frames = 4 if options.quick else 8
     decode = partial(decode_frames, path, geometry=FrameGeometry(options.image_size, "squash"), num_frames=num_frames)
     uniform, keys = decode(policy="uniform"), decode(policy="keyframes")
-    away = np.abs(np.array(uniform.timestamps_ms) - np.array(keys.timestamps_ms))
+    distances_ms = np.abs(np.array(uniform.timestamps_ms) - np.array(keys.timestamps_ms))
     return compare(
         f"{video.name}, keyframe policy",
         [
-            Side("keyframes", partial(_only_run, partial(decode, policy="keyframes"))),
-            Side("uniform", partial(_only_run, partial(decode, policy="uniform"))),
+            Side("keyframes", partial(_discard_result, partial(decode, policy="keyframes"))),
+            Side("uniform", partial(_discard_result, partial(decode, policy="uniform"))),
         ],
         options,
         work=num_frames,
         unit="frames",
         at_least={"uniform": KEYFRAME_TARGET} if video.gop >= 250 else {},
         figures=[
-            Figure(name="mean distance from the sampled time", value=float(away.mean()), unit="ms"),
+            Figure(name="mean distance from the sampled time", value=float(distances_ms.mean()), unit="ms"),
             Figure(name="mean difference of pixels, of 255", value=_difference(uniform.frames, keys.frames)),
         ],
     )
 
 
-def _only_run(read: Callable[[], object]) -> None:
+def _discard_result(read: Callable[[], object]) -> None:
     read()
 
 
@@ -155,11 +156,11 @@ def _difference(one: Frames, other: Frames) -> float:
     return float(np.abs(one.astype(np.int16) - other.astype(np.int16)).mean())
 
 
-# --- the others ----------------------------------------------------------------------------------------------------
+# --- references ----------------------------------------------------------------------------------------------------
 
 
-def _decord(path: Path, places: list[int], size: int) -> Frames:
-    frames: Frames = load_decord().VideoReader(str(path), width=size, height=size).get_batch(places).asnumpy()
+def _decord(path: Path, indices: list[int], size: int) -> Frames:
+    frames: Frames = load_decord().VideoReader(str(path), width=size, height=size).get_batch(indices).asnumpy()
     return frames
 
 
@@ -168,35 +169,35 @@ def _scaled(frame: Any, size: int) -> Frames:
     return picture
 
 
-def _pyav_sequential(path: Path, places: list[int], size: int) -> Frames:
-    wanted, found = set(places), []
+def _pyav_sequential(path: Path, indices: list[int], size: int) -> Frames:
+    wanted, frames = set(indices), []
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         for number, frame in enumerate(container.decode(stream)):
             if number in wanted:
-                found.append(_scaled(frame, size))
-            if len(found) == len(places):
+                frames.append(_scaled(frame, size))
+            if len(frames) == len(indices):
                 break
-    return np.stack(found)
+    return np.stack(frames)
 
 
-def _pyav_seeking(path: Path, places: list[int], size: int) -> Frames:
-    found = []
+def _pyav_seeking(path: Path, indices: list[int], size: int) -> Frames:
+    frames = []
     with av.open(str(path)) as container:
         stream: Any = container.streams.video[0]
         stream.thread_type = "AUTO"
         start = stream.start_time or 0
-        for place in places:
-            target = start + round(Fraction(place, _FPS) / stream.time_base)
+        for index in indices:
+            target = start + round(Fraction(index, _FPS) / stream.time_base)
             container.seek(target, stream=stream)
             frame = next(f for f in container.decode(stream) if f.pts is not None and f.pts >= target)
-            found.append(_scaled(frame, size))
-    return np.stack(found)
+            frames.append(_scaled(frame, size))
+    return np.stack(frames)
 
 
 def _load_torchcodec() -> Any:
-    """None where it is not installed or finds no FFmpeg libraries."""
+    # None if torchcodec is not installed or finds no FFmpeg libraries.
     try:
         import torchcodec.decoders  # type: ignore[import-not-found, unused-ignore]
     except (ImportError, RuntimeError, OSError):
@@ -204,7 +205,7 @@ def _load_torchcodec() -> Any:
     return torchcodec.decoders
 
 
-def _torchcodec(torchcodec: Any, path: Path, places: list[int], size: int) -> Frames:
+def _torchcodec(torchcodec: Any, path: Path, indices: list[int], size: int) -> Frames:
     decoder = torchcodec.VideoDecoder(
         str(path),
         dimension_order="NHWC",
@@ -212,18 +213,16 @@ def _torchcodec(torchcodec: Any, path: Path, places: list[int], size: int) -> Fr
         seek_mode="approximate",
         transforms=[import_module("torchcodec.transforms").Resize((size, size))],
     )
-    frames: Frames = decoder.get_frames_at(places).data.numpy()
+    frames: Frames = decoder.get_frames_at(indices).data.numpy()
     return frames
 
 
-# --- the videos ----------------------------------------------------------------------------------------------------
+# --- videos --------------------------------------------------------------------------------------------------------
 
 
 def _write(path: Path, video: _Video, seed: int) -> Path:
-    """A texture that moves and, every two seconds, changes its colours: keyframes are then not all there is to see.
-
-    Painted as brightness and two colours of half the size, as the encoders take it: converting takes longer than they.
-    """
+    # The texture changes its colours every two seconds, so that frames differ between keyframes. It is drawn in YUV
+    # 4:2:0, because converting from RGB takes longer than encoding.
     rng = np.random.default_rng(seed)
     width, height = video.width, video.height
     planes = [
@@ -236,9 +235,9 @@ def _write(path: Path, video: _Video, seed: int) -> Path:
         stream.gop_size, stream.options = video.gop, video.options
         for number in range(video.seconds * _FPS):
             x, y = number * 4 % 300 // 2, number * 2 % 300 // 2
-            brightness, *colours = planes if number // (2 * _FPS) % 2 == 0 else (planes[0], planes[2], planes[1])
-            parts = [brightness[2 * y : 2 * y + height, 2 * x : 2 * x + width]]
-            parts += [colour[y : y + height // 2, x : x + width // 2] for colour in colours]
+            luma, *chroma = planes if number // (2 * _FPS) % 2 == 0 else (planes[0], planes[2], planes[1])
+            parts = [luma[2 * y : 2 * y + height, 2 * x : 2 * x + width]]
+            parts += [plane[y : y + height // 2, x : x + width // 2] for plane in chroma]
             flat = np.concatenate([part.reshape(-1) for part in parts])
             frame = av.VideoFrame.from_ndarray(flat.reshape(height * 3 // 2, width), format="yuv420p")
             frame.pts, frame.time_base = number, Fraction(1, _FPS)

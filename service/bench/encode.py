@@ -1,4 +1,4 @@
-"""The video encoder against the same CLIP on the same frames, and against the machine's matrix products."""
+"""Video encoding, against the image tower of the same CLIP and against the machine's rate of matrix products."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from vidlex.model.config import VideoEncoderConfig
-from vidlex.model.factory import TorchClassifier, load_classifier
+from vidlex.model.factory import load_classifier
 from vidlex.model.packed_linear import PackedLinear
 from vidlex.model.scoring import Scorer
+from vidlex.model.torch_classifier import TorchClassifier
 from vidlex.model.video.encoder import VideoEncoder
 from vidlex.model.video.fast_encoder import can_be_fast
-from vidlex.model.video.precision import Chosen, choose_encoder
+from vidlex.model.video.precision import EncoderChoice, choose_encoder
 from vidlex.service.bench.harness import (
     BenchError,
     BenchOptions,
@@ -31,8 +32,8 @@ from vidlex.service.bench.harness import (
 )
 
 MAX_TIMES_CLIP = 1.45
+# Of the measured rate of matrix products in the same precision and shapes.
 MIN_SHARE = {"cpu": 0.8, "cuda": 0.5}
-"""Of the measured rate of matrix products in the same precision and shapes."""
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _SCORER = Scorer(logit_scale=100.0)
 
@@ -40,11 +41,13 @@ _SCORER = Scorer(logit_scale=100.0)
 @dataclass(frozen=True)
 class EncodeOptions(BenchOptions):
     num_videos: int = 1
+    """Videos in a batch."""
     num_frames: int = 8
+    """Frames per video."""
     backbone: str = "ViT-B-16"
-    """An open_clip architecture, measured with random weights beside ``model``; empty: none."""
+    """Also measure this open_clip architecture with random weights; empty: none."""
     num_branch_blocks: int = 4
-    """Of the random backbone."""
+    """Blocks of the backbone's temporal branch."""
 
 
 def run(options: EncodeOptions) -> Report:
@@ -52,18 +55,18 @@ def run(options: EncodeOptions) -> Report:
 
 
 def _encoders(options: EncodeOptions) -> Iterator[tuple[str, VideoEncoder, int, Scorer]]:
-    """(name, encoder on its device, side of a frame, scorer)."""
+    """(name, encoder on its device, side of a frame in pixels, scorer)."""
     classifier = load_classifier(options.model, device=options.device)
     if not isinstance(classifier, TorchClassifier):
         raise BenchError(f"{options.model} has no video encoder to measure")
     yield classifier.id, classifier.video, classifier.geometry.image_size, classifier.scorer
-    if not options.backbone:
+    if options.quick or not options.backbone:
         return
     torch.manual_seed(options.seed)
     clip = open_clip.create_model(options.backbone, pretrained=None, precision="fp32", device="cpu")
     config = VideoEncoderConfig(num_branch_blocks=options.num_branch_blocks)
     encoder = VideoEncoder(clip.visual, config, mean=_CLIP_MEAN, std=_CLIP_STD).eval()
-    with torch.no_grad():  # the branch as trained: its temporal attention says something
+    with torch.no_grad():  # zero at initialisation, which would make the temporal attention a no-op
         for block in encoder.branch:
             block.temporal.out.weight.normal_(std=0.02)
     size = clip.visual.image_size
@@ -79,19 +82,19 @@ def _cases(name: str, encoder: VideoEncoder, side: int, scorer: Scorer, options:
     frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
     pictures = frames.flatten(0, 1).permute(0, 3, 1, 2)
 
-    def loop() -> None:
+    def one_by_one() -> None:
         for i in range(num_frames):
-            _clip(encoder, pictures[i : i + 1]).cpu()
+            _encode_images(encoder, pictures[i : i + 1]).cpu()
 
     references = [
-        Side("open_clip, all frames at once", lambda: _done(_clip(encoder, pictures))),
-        Side("open_clip, frame by frame", loop),
+        Side("open_clip, all frames at once", lambda: _synchronize(_encode_images(encoder, pictures))),
+        Side("open_clip, frame by frame", one_by_one),
     ]
     blocks = len(encoder.branch)
     for precision in ("float32", "auto"):
         chosen = choose_encoder(encoder, precision=precision, image_size=side, scorer=scorer)
-        ours = Side(f"vidlex, {chosen.name}", lambda chosen=chosen: _done(chosen.encoder.encode_video(frames)))  # type: ignore[misc]
-        floor, figures = _against_the_machine(encoder, chosen, ours, frames, options)
+        ours = Side(f"vidlex, {chosen.name}", lambda chosen=chosen: _synchronize(chosen.encoder.encode_video(frames)))  # type: ignore[misc]
+        floor, figures = _compare_with_products(encoder, chosen, ours, frames, options)
         yield compare(
             f"{name}: {options.num_videos} x {options.num_frames} frames of {side}, {blocks} branch blocks, "
             f"VIDLEX_PRECISION={precision}",
@@ -104,27 +107,26 @@ def _cases(name: str, encoder: VideoEncoder, side: int, scorer: Scorer, options:
             figures=[
                 *figures,
                 Figure(name="least cosine with float32", value=chosen.cosine, at_least=0.999),
-                Figure(name="most that a probability is off", value=chosen.probability_change, at_most=0.01),
+                Figure(name="largest change of a probability", value=chosen.probability_change, at_most=0.01),
             ],
             note="open_clip runs its image tower alone, in float32, from the same uint8 frames.",
         )
 
 
 @torch.inference_mode()
-def _clip(encoder: VideoEncoder, pictures: Tensor) -> Tensor:
+def _encode_images(encoder: VideoEncoder, pictures: Tensor) -> Tensor:
     features: Tensor = encoder.visual(encoder.to_pixels(pictures))
     return features
 
 
-def _done(features: Tensor) -> None:
-    features.cpu()  # waits for the device
+def _synchronize(features: Tensor) -> None:
+    features.cpu()  # copying waits for the device
 
 
-def _against_the_machine(
-    encoder: VideoEncoder, chosen: Chosen, ours: Side, frames: Tensor, options: EncodeOptions
+def _compare_with_products(
+    encoder: VideoEncoder, chosen: EncoderChoice, ours: Side, frames: Tensor, options: EncodeOptions
 ) -> tuple[Floor | None, list[Figure]]:
-    """The operations that the pass needs over the rate of bare matrix products of its own shapes and precision: the
-    best of both, measured in turn, since a shared machine's speed drifts."""
+    """Both rates are measured in turn and the best of each counts, because the speed of a shared machine drifts."""
     if not can_be_fast(encoder):
         return None, []
     dtype = getattr(torch, chosen.name.split()[-1])
@@ -145,9 +147,9 @@ def _against_the_machine(
 
 
 def count_operations(encoder: VideoEncoder, *, num_videos: int, num_frames: int) -> float:
-    """Floating-point operations (a multiplication and an addition are two) of the products that a pass cannot avoid.
+    """A multiply-add is two operations.
 
-    The last block of the trunk and of the branch is needed for its first token alone: keys and values of all tokens.
+    The last block of the trunk and of the branch computes only the first token, from the keys and values of all tokens.
     """
     visual: Any = encoder.visual
     blocks, branch = visual.transformer.resblocks, len(encoder.branch)
@@ -167,7 +169,7 @@ def count_operations(encoder: VideoEncoder, *, num_videos: int, num_frames: int)
 
 
 def _product_rate(encoder: VideoEncoder, frames: Tensor, dtype: torch.dtype) -> float:
-    """Operations per second of the MLP's two products over all tokens: the bulk of the pass, and nothing beside."""
+    """Operations per second of the MLP's two products over all tokens, the largest part of the pass."""
     mlp: Any = encoder.visual.transformer.resblocks[0].mlp
     rows = frames.shape[0] * frames.shape[1] * encoder.visual.positional_embedding.shape[0]
     up, down = (PackedLinear(layer.weight, layer.bias, dtype=dtype) for layer in (mlp.c_fc, mlp.c_proj))

@@ -1,16 +1,16 @@
-"""What every benchmark shares: ours and the references measured in turn, and a report that reads as JSON or as a table.
+"""The benchmark harness: measures Vidlex and references in turn, and reports as JSON or as a table.
 
-A benchmark is a module of this room with a function ``run(options: SomeOptions) -> Report``, where the options are a
-frozen dataclass derived from `BenchOptions`. ``vidlex bench NAME`` finds it by its name, makes a flag of each field
-of the options, and shows the first line of the module's text in its list. Nothing else has to be registered.
+A benchmark is a module of this package with a function ``run(options: SomeOptions) -> Report``, where SomeOptions is a
+frozen dataclass derived from `BenchOptions`. ``vidlex bench NAME`` finds it by its module name, makes a flag of each
+field, and lists it with the first paragraph of the module's docstring.
 
     def run(options: BenchOptions) -> Report:
         sides = [Side("vidlex", ours), Side("decord", theirs)]
         case = compare("a long video", sides, options, work=8, unit="frames", at_least={"decord": 1.0})
         return report("decode", [case], options)
 
-Ratios are speeds: 2 means that ours takes half the time of the reference. In a quick run everything is as small as it
-can be; its numbers mean nothing.
+Ratios are speeds: 2 means that Vidlex takes half the time of the reference. A quick run uses the smallest sizes and its
+numbers are not results.
 """
 
 # mypy: disable-error-code="prop-decorator"
@@ -33,20 +33,25 @@ from vidlex.service.bench.machine import MachineFacts, machine_facts
 
 
 class BenchError(ValueError):
-    """The benchmark cannot be run here, or what it compares is not equal. Written for a person."""
+    """The benchmark cannot run here, or the compared sides disagree."""
 
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """Fields that every benchmark has; derive from it to add others, each with a default."""
+    """Subclasses add fields with a default and a docstring, the help text."""
 
     quick: bool = False
-    """A smoke run: the smallest sizes, one repetition, no warm-up."""
+    """Smallest sizes, one repetition, no warm-up; not a result."""
     repetitions: int = 5
+    """Measured runs of each side."""
     warmups: int = 1
+    """Runs of each side before measuring."""
     model: str = "emoji-small"
+    """Model, as for `vidlex serve --model`."""
     device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
     seed: int = 0
+    """Seed of random data."""
 
     def __post_init__(self) -> None:
         if self.repetitions < 1 or self.warmups < 0:
@@ -63,13 +68,13 @@ class BenchOptions:
 
 @dataclass(frozen=True)
 class Side:
-    """One way of doing the work. ``run`` may return the seconds that count; else its whole time does."""
+    """If ``run`` returns seconds they are the measurement; otherwise its duration is."""
 
     name: str
     run: Callable[[], float | None]
 
 
-# --- what a report holds -------------------------------------------------------------------------------------------
+# --- reports -------------------------------------------------------------------------------------------------------
 
 
 class _Frozen(BaseModel):
@@ -77,13 +82,10 @@ class _Frozen(BaseModel):
 
 
 class Timing(_Frozen):
-    """The repetitions of one side."""
-
     name: str
     seconds: tuple[float, ...]
-    work: float = 1.0
+    work: float = 1.0  # of each repetition
     unit: str = ""
-    """``work`` units are done in each repetition: 8 "frames"."""
 
     @computed_field
     @cached_property
@@ -107,18 +109,16 @@ class Timing(_Frozen):
 
 
 class Ratio(_Frozen):
-    """How many times faster than ``against`` the first side is."""
+    """Speed of the first side over that of ``against``; ``pairs``: in each repetition."""
 
     against: str
     of_medians: float
     pairs: tuple[float, ...]
-    """The same for each repetition by itself: both sides ran within moments of each other."""
     at_least: float | None = None
 
     @computed_field
     @cached_property
     def of_pairs(self) -> float:
-        """The median of ``pairs``: the figure that a target is held against."""
         return statistics.median(self.pairs)
 
     @computed_field
@@ -128,8 +128,6 @@ class Ratio(_Frozen):
 
 
 class Figure(_Frozen):
-    """A number that is not a ratio of times: an error, a size, a share."""
-
     name: str
     value: float
     unit: str = ""
@@ -147,14 +145,14 @@ class Figure(_Frozen):
 
 
 class Floor(_Frozen):
-    """The time below which this work cannot be done here, and how it was found (bytes or operations over a rate)."""
+    """The least time that this machine needs for the work."""
 
     seconds: float
-    how: str
+    how: str  # bytes or operations over a rate
 
 
 class Case(_Frozen):
-    """One comparison, or one set of figures. The first timing is ours."""
+    """The first timing is that of Vidlex."""
 
     name: str
     timings: tuple[Timing, ...] = ()
@@ -166,7 +164,6 @@ class Case(_Frozen):
     @computed_field
     @cached_property
     def share_of_floor(self) -> float | None:
-        """1 means as fast as the machine can be."""
         return None if self.floor is None or not self.timings else self.floor.seconds / self.timings[0].median_seconds
 
     @property
@@ -182,53 +179,49 @@ class Report(_Frozen):
     cases: tuple[Case, ...]
     machine: MachineFacts
 
-    @property
-    def all_met(self) -> bool:
-        return all(met for case in self.cases for met in case.targets)
-
     def document(self) -> dict[str, object]:
         return self.model_dump(mode="json")
 
     def __rich__(self) -> RenderableType:
-        title = Text(f"{self.bench}{' (quick: the numbers mean nothing)' if self.quick else ''}", style="bold")
-        return Group(title, *(_shown(case) for case in self.cases), Text(self.machine.line(), style="dim"))
+        title = Text(f"{self.bench}{' (quick run: not a result)' if self.quick else ''}", style="bold")
+        return Group(title, *(_table(case) for case in self.cases), Text(self.machine.describe(), style="dim"))
 
 
 # --- measuring -----------------------------------------------------------------------------------------------------
 
 
 def alternate(sides: Sequence[Side], options: BenchOptions, *, work: float = 1.0, unit: str = "") -> list[Timing]:
-    """Run the sides in turn (A B, B A, A B ...), so that a machine that gets slower or warmer is unfair to none."""
+    """Times the sides in turn (A B, B A, A B ...), so that a change in the speed of the machine affects all of them."""
     for _ in range(options.num_warmups):
         for side in sides:
             side.run()
     seconds: list[list[float]] = [[] for _ in sides]
     for repetition in range(options.num_repetitions):
         order = range(len(sides)) if repetition % 2 == 0 else reversed(range(len(sides)))
-        for place in order:
-            seconds[place].append(timed(sides[place].run))
+        for index in order:
+            seconds[index].append(timed(sides[index].run))
     return [
-        Timing(name=side.name, seconds=tuple(taken), work=work, unit=unit)
-        for side, taken in zip(sides, seconds, strict=True)
+        Timing(name=side.name, seconds=tuple(measured), work=work, unit=unit)
+        for side, measured in zip(sides, seconds, strict=True)
     ]
 
 
 def timed(action: Callable[[], float | None]) -> float:
-    """The seconds that ``action`` takes or says that it took, with no garbage collection in between."""
+    """Seconds returned by ``action``, else its duration, without garbage collection."""
     gc.collect()
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         began = time.perf_counter()
-        told = action()
-        return time.perf_counter() - began if told is None else told
+        seconds = action()
+        return time.perf_counter() - began if seconds is None else seconds
     finally:
         if was_enabled:
             gc.enable()
 
 
 def ratio(ours: Timing, reference: Timing, *, at_least: float | None = None) -> Ratio:
-    """Speeds per unit of work, so that sides may do unequal amounts of it."""
+    """Compares speeds per unit of work; the sides may do different amounts."""
     scale = ours.work / reference.work
     pairs = tuple(
         scale * theirs / max(mine, 1e-12) for mine, theirs in zip(ours.seconds, reference.seconds, strict=True)
@@ -249,10 +242,10 @@ def compare(
     figures: Sequence[Figure] = (),
     note: str = "",
 ) -> Case:
-    """``sides[0]`` against each of the others. ``at_least``: the target for the ratio against the side of that name."""
+    """Compare ``sides[0]`` with each other side. ``at_least``: target ratios by the name of a reference."""
     unknown = set(at_least) - {side.name for side in sides[1:]}
     if unknown:
-        raise ValueError(f"a target against {sorted(unknown)}, which is no reference of {name!r}")
+        raise ValueError(f"at_least names {sorted(unknown)}, not a reference of {name!r}")
     ours, *references = alternate(sides, options, work=work, unit=unit)
     return Case(
         name=name,
@@ -265,12 +258,14 @@ def compare(
 
 
 def report(bench: str, cases: Sequence[Case], options: BenchOptions) -> Report:
-    told = {name: value if isinstance(value, str | int | float | bool) or value is None else str(value)
-            for name, value in vars(options).items()}  # fmt: skip
-    return Report(bench=bench, quick=options.quick, options=told, cases=tuple(cases), machine=machine_facts())
+    shown = {
+        name: value if isinstance(value, str | int | float | bool) or value is None else str(value)
+        for name, value in vars(options).items()
+    }
+    return Report(bench=bench, quick=options.quick, options=shown, cases=tuple(cases), machine=machine_facts())
 
 
-# --- showing -------------------------------------------------------------------------------------------------------
+# --- output --------------------------------------------------------------------------------------------------------
 
 Verdict = Literal["met", "missed", ""]
 
@@ -280,16 +275,16 @@ def verdict(met: bool | None) -> Verdict:
 
 
 def rows(case: Case) -> list[tuple[str, str, str, Verdict]]:
-    """(what, value, target, met or missed) of everything in a case, for any kind of table."""
+    # (name, value, target, verdict)
     found: list[tuple[str, str, str, Verdict]] = []
     for timing in case.timings:
         rate = f", {quantity(timing.per_second)} {timing.unit}/s" if timing.unit else ""
         spread = f"{duration(timing.min_seconds)} to {duration(timing.max_seconds)}"
         found.append((timing.name, f"{duration(timing.median_seconds)} ({spread}){rate}", "", ""))
-    for found_ratio in case.ratios:
-        target = "" if found_ratio.at_least is None else f">= {found_ratio.at_least:g}"
-        value = f"{found_ratio.of_pairs:.2f}x ({min(found_ratio.pairs):.2f} to {max(found_ratio.pairs):.2f})"
-        found.append((f"speed against {found_ratio.against}", value, target, verdict(found_ratio.met)))
+    for item in case.ratios:
+        target = "" if item.at_least is None else f">= {item.at_least:g}"
+        value = f"{item.of_pairs:.2f}x ({min(item.pairs):.2f} to {max(item.pairs):.2f})"
+        found.append((f"speed against {item.against}", value, target, verdict(item.met)))
     for figure in case.figures:
         low = "" if figure.at_least is None else f">= {quantity(figure.at_least)}"
         high = "" if figure.at_most is None else f"<= {quantity(figure.at_most)}"
@@ -314,11 +309,11 @@ def quantity(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _shown(case: Case) -> RenderableType:
+def _table(case: Case) -> RenderableType:
     colours = {"met": "green", "missed": "bold red", "": ""}
     table = Table(title=case.name, caption=case.note or None, title_justify="left", caption_justify="left")
     for header in ("", "value", "target", ""):
         table.add_column(header)
-    for what, value, target, how in rows(case):
-        table.add_row(Text(what), Text(value), Text(target), Text(how, style=colours[how]))
+    for name, value, target, outcome in rows(case):
+        table.add_row(Text(name), Text(value), Text(target), Text(outcome, style=colours[outcome]))
     return table

@@ -1,8 +1,8 @@
-"""Labels over HTTP: importing many, and adding one beside many while others read, with an encoder that costs nothing.
+"""Labels over HTTP with the dummy model: importing many, and adding single labels while other clients classify.
 
-The dummy model's encoding takes microseconds, so the time of a request is what the label database costs beyond it.
-The readers classify one small video again and again out of the feature cache: what they do is the matching, at its
-worst, because a third of all labels have the same score with this encoder and must be told apart by their names.
+The dummy model encodes in microseconds, so a request takes the time of the label database. The readers classify one
+small video from the feature cache, so a request takes the time of the matching. This is its worst case: with the dummy
+model a third of all labels have equal scores and are ordered by name.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import httpx
 import numpy as np
 
 from vidlex.service.bench.harness import BenchError, BenchOptions, Case, Figure, Report, Timing, report
-from vidlex.service.bench.hostile_files import write
 from vidlex.service.bench.live import LiveService, live_service
+from vidlex.service.bench.load import write_videos
 
 MAX_ADD_MS = 50.0
 _BATCH = 1000
@@ -32,7 +32,9 @@ _CACHE_BYTES = 64 << 20
 @dataclass(frozen=True)
 class LabelsOptions(BenchOptions):
     num_labels: int = 100_000
+    """Labels to import."""
     num_added: int = 200
+    """Single labels to add afterwards."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,36 +46,36 @@ def run(options: LabelsOptions) -> Report:
     num_labels = min(options.num_labels, 500) if options.quick else options.num_labels
     num_added = min(options.num_added, 5) if options.quick else options.num_added
     with tempfile.TemporaryDirectory(prefix="vidlex-bench-") as folder:
-        video = write(Path(folder) / "video.mp4")
+        (video,) = write_videos(Path(folder), count=1, seconds=2.0, width=96, height=64, fps=10)
         with (
             live_service(Path(folder) / "data", "dummy", feature_cache_bytes=_CACHE_BYTES) as service,
             service.client() as client,
         ):
-            imported = _import(client, num_labels)
-            alone = _add(client, num_added, "alone")
-            with _readers(service, video) as undisturbed:
-                time.sleep(max(sum(alone), 0.5))
-            with _readers(service, video) as disturbed:
-                beside = _add(client, num_added, "beside")
+            import_seconds = _import(client, num_labels)
+            add_idle = _add(client, num_added, "idle")
+            with _readers(service, video) as read_idle:
+                time.sleep(max(sum(add_idle), 0.5))
+            with _readers(service, video) as read_busy:
+                add_busy = _add(client, num_added, "busy")
     cases = [
         Case(
             name=f"importing {num_labels} labels in requests of {_BATCH}",
-            timings=(Timing(name="vidlex", seconds=(imported,), work=num_labels, unit="labels"),),
+            timings=(Timing(name="vidlex", seconds=(import_seconds,), work=num_labels, unit="labels"),),
         ),
         Case(
-            name=f"adding one label beside {num_labels}",
+            name=f"adding one label to {num_labels}",
             timings=(
-                Timing(name="nobody reads", seconds=tuple(alone), work=1, unit="labels"),
-                Timing(name=f"{_NUM_READERS} readers", seconds=tuple(beside), work=1, unit="labels"),
+                Timing(name="no readers", seconds=tuple(add_idle), work=1, unit="labels"),
+                Timing(name=f"{_NUM_READERS} readers", seconds=tuple(add_busy), work=1, unit="labels"),
             ),
             figures=(
-                Figure(name="median, nobody reads", value=_ms(alone, 50), unit="ms", at_most=MAX_ADD_MS),
-                Figure(name="p99, nobody reads", value=_ms(alone, 99), unit="ms"),
-                Figure(name=f"median, {_NUM_READERS} readers", value=_ms(beside, 50), unit="ms"),
-                Figure(name="readers' median, nobody writes", value=_ms(undisturbed, 50), unit="ms"),
-                Figure(name="readers' p99, nobody writes", value=_ms(undisturbed, 99), unit="ms"),
-                Figure(name="readers' median beside the writer", value=_ms(disturbed, 50), unit="ms"),
-                Figure(name="readers' p99 beside the writer", value=_ms(disturbed, 99), unit="ms"),
+                Figure(name="add p50, no readers", value=_ms(add_idle, 50), unit="ms", at_most=MAX_ADD_MS),
+                Figure(name="add p99, no readers", value=_ms(add_idle, 99), unit="ms"),
+                Figure(name=f"add p50, {_NUM_READERS} readers", value=_ms(add_busy, 50), unit="ms"),
+                Figure(name="classify p50, no writer", value=_ms(read_idle, 50), unit="ms"),
+                Figure(name="classify p99, no writer", value=_ms(read_idle, 99), unit="ms"),
+                Figure(name="classify p50, one writer", value=_ms(read_busy, 50), unit="ms"),
+                Figure(name="classify p99, one writer", value=_ms(read_busy, 99), unit="ms"),
             ),
         ),
     ]
@@ -101,15 +103,15 @@ def _add(client: httpx.Client, num_added: int, name: str) -> list[float]:
 
 @contextmanager
 def _readers(service: LiveService, video: bytes) -> Iterator[list[float]]:
-    """Threads that classify until the block ends; afterwards the list holds the seconds of each request."""
+    """The list holds the seconds of each request once the block exits."""
     seconds: list[float] = []
     errors: list[Exception] = []
-    done = threading.Event()
+    stopped = threading.Event()
 
     def read() -> None:
         try:
             with service.client() as client:
-                while not done.is_set():
+                while not stopped.is_set():
                     started = time.monotonic()
                     client.post("/classify", files={"file": ("v.mp4", video)}).raise_for_status()
                     seconds.append(time.monotonic() - started)
@@ -122,7 +124,7 @@ def _readers(service: LiveService, video: bytes) -> Iterator[list[float]]:
     try:
         yield seconds
     finally:
-        done.set()
+        stopped.set()
         for thread in threads:
             thread.join()
     if errors or not seconds:

@@ -1,4 +1,4 @@
-"""Clients that send videos to a service, and the videos that they send."""
+"""A load generator for ``POST /classify``: clients, and the videos that they send."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ import numpy as np
 from vidlex.service.bench.live import http_client
 
 LABELS = ("red", "blue", "animal", "food", "city", "moving right", "growing", "desert")
-_numbers = itertools.count(1)
-_HEAD = b'--7e3a\r\nContent-Disposition: form-data; name="file"; filename="clip.mp4"\r\nContent-Type: video/mp4\r\n\r\n'
+_serial_numbers = itertools.count(1)
+_HEAD = (
+    b'--7e3a\r\nContent-Disposition: form-data; name="file"; filename="video.mp4"\r\nContent-Type: video/mp4\r\n\r\n'
+)
 _TAIL = b"\r\n--7e3a--\r\n"
 _FORM = {"Content-Type": "multipart/form-data; boundary=7e3a"}
 
@@ -30,35 +32,33 @@ _FORM = {"Content-Type": "multipart/form-data; boundary=7e3a"}
 @dataclass(frozen=True)
 class Answer:
     status: int
-    retry_after: int | None
-    """Seconds."""
+    retry_after: int | None  # seconds
     body: bytes
 
 
 class Client:
-    """A connection for videos, made when it is needed. The form is written by hand and the connection is the standard
-    library's, which takes a fifth of the time of httpx: the clients share the cores with what they measure."""
+    """Built on ``http.client``, which takes a fifth of the time of httpx: clients and service share the cores."""
 
     def __init__(self, url: str, *, local_address: str | None = None) -> None:
-        place = urlsplit(url)
+        address = urlsplit(url)
         source = None if local_address is None else (local_address, 0)
-        self._connection = HTTPConnection(str(place.hostname), place.port, timeout=120.0, source_address=source)
+        self._connection = HTTPConnection(str(address.hostname), address.port, timeout=120.0, source_address=source)
 
     def classify(self, video: bytes) -> Answer:
-        """Raises OSError or HTTPException when there is no answer."""
+        """Raises OSError or HTTPException if there is no answer."""
         try:
             self._connection.request("POST", "/classify", _HEAD + video + _TAIL, _FORM)
         except BrokenPipeError:
-            pass  # refused before all was sent: there is an answer
+            pass  # refused before the whole body was sent; the answer can still be read
         except OSError:
             self._connection.close()
             raise
         try:
             answer = self._connection.getresponse()
-            told, body = answer.headers.get("Retry-After"), answer.read()
+            retry_after, body = answer.headers.get("Retry-After"), answer.read()
             if answer.status != 200:
-                self._connection.close()  # who is refused comes back later, when the service has long closed it
-            return Answer(answer.status, None if told is None else int(told), body)
+                self._connection.close()  # the service closes idle connections before a client retries
+            return Answer(answer.status, None if retry_after is None else int(retry_after), body)
         except (OSError, HTTPException):
             self._connection.close()
             raise
@@ -72,34 +72,30 @@ class Client:
 
 @dataclass
 class Answers:
-    """What some clients saw. Seconds are those of single requests, but for ``seconds``, the whole time."""
-
-    seconds: float = 0.0
-    latencies: list[float] = field(default_factory=list)
-    """Of those answered with 200."""
+    seconds: float = 0.0  # of the whole run
+    latencies: list[float] = field(default_factory=list)  # seconds of requests with status 200
     statuses: Counter[int] = field(default_factory=Counter)
+    # Broken connections, and errors other than 429 with Retry-After.
     failures: list[str] = field(default_factory=list)
-    """Refusals without a Retry-After, and connections that broke."""
 
     @property
     def rate(self) -> float:
-        """Accepted requests per second."""
         return len(self.latencies) / max(self.seconds, 1e-9)
 
     def percentile(self, share: float) -> float:
         return float(np.percentile(self.latencies, 100 * share)) if self.latencies else float("nan")
 
 
-def write_clips(
+def write_videos(
     folder: Path, *, count: int, seconds: float, width: int = 640, height: int = 360, fps: int = 25
 ) -> list[bytes]:
-    """H.264 videos, each of other moving content, as a camera's: noise and edges, a keyframe every two seconds."""
+    """H.264 with distinct moving content (noise and edges), and a keyframe every two seconds."""
     folder.mkdir(parents=True, exist_ok=True)
-    clips = []
+    videos = []
     for number in range(count):
         rng = np.random.default_rng(number)
         ground = rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), np.uint8).repeat(8, 0).repeat(8, 1)
-        path = folder / f"clip-{number}.mp4"
+        path = folder / f"{number}.mp4"
         with av.open(str(path), "w") as container:
             stream: Any = container.add_stream("libx264", rate=fps)
             stream.width, stream.height, stream.pix_fmt, stream.gop_size = width, height, "yuv420p", 2 * fps
@@ -109,17 +105,16 @@ def write_clips(
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
-        clips.append(path.read_bytes())
-    return clips
+        videos.append(path.read_bytes())
+    return videos
 
 
-def unique(clip: bytes) -> bytes:
-    """The same video in other bytes (an empty box at the end), which no cache has seen."""
-    return clip + struct.pack(">I4sQ", 16, b"free", next(_numbers))
+def with_unique_bytes(video: bytes) -> bytes:
+    # An extra empty box, so that no cache holds the video.
+    return video + struct.pack(">I4sQ", 16, b"free", next(_serial_numbers))
 
 
 def add_labels(url: str, names: Sequence[str] = LABELS) -> None:
-    """All in one request: the encoder then reads them in batches."""
     body = {"labels": [{"name": name} for name in names]}
     with http_client(url, timeout_seconds=600.0) as client:
         client.post("/labels", json=body, params={"if_exists": "return"}).raise_for_status()
@@ -127,29 +122,24 @@ def add_labels(url: str, names: Sequence[str] = LABELS) -> None:
 
 def classify_all(
     url: str,
-    clips: Sequence[bytes],
+    videos: Sequence[bytes],
     *,
     num_requests: int,
     num_clients: int,
-    fresh: bool = True,
     on_answer: Callable[[int], None] | None = None,
 ) -> Answers:
-    """``num_requests`` in all, by ``num_clients`` that each send the next one when they have an answer.
+    """``num_requests`` in total, all with distinct bytes; each client has one request at a time.
 
-    ``fresh``: no two requests of the same bytes. ``on_answer`` is told the number of each request that is done.
+    ``on_answer`` receives the number of each finished request, from several threads.
     """
-    found, lock, turns = Answers(), threading.Lock(), itertools.count()
+    found, lock, numbers = Answers(), threading.Lock(), itertools.count()
 
     def client(_: int) -> None:
         with Client(url) as http:
-            for turn in iter(lambda: next(turns), None):
-                if turn >= num_requests:
-                    return
-                clip = clips[turn % len(clips)]
-                data = unique(clip) if fresh else clip
-                send(http, data, found, lock)
+            while (number := next(numbers)) < num_requests:
+                send(http, with_unique_bytes(videos[number % len(videos)]), found, lock)
                 if on_answer is not None:
-                    on_answer(turn)
+                    on_answer(number)
 
     began = time.perf_counter()
     with ThreadPoolExecutor(num_clients) as clients:
@@ -159,7 +149,7 @@ def classify_all(
 
 
 def send(http: Client, data: bytes, found: Answers, lock: threading.Lock) -> Answer | None:
-    """One request, noted in ``found``; None if there was no answer."""
+    """Records the request in ``found``. Returns None if there was no answer."""
     began = time.perf_counter()
     try:
         answer = http.classify(data)

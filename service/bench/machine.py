@@ -1,4 +1,4 @@
-"""The machine that a benchmark ran on: what it is, and how fast it multiplies matrices and reads memory."""
+"""The machine of a benchmark: its description, and its rates of matrix products and of memory reads."""
 
 from __future__ import annotations
 
@@ -26,30 +26,27 @@ class MachineFacts(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     cpu: str
-    num_cores: int
-    """Those that this process may use."""
+    num_cores: int  # available to this process
     memory_bytes: int
     gpu: str | None
-    num_torch_threads: int | None
-    """None: the benchmark did not use torch."""
+    num_torch_threads: int | None  # None if the benchmark did not use torch
     system: str
     python: str
     versions: dict[str, str]
     commit: str | None
     command: str
-    at: str
-    """When it ran, in UTC, ISO 8601."""
+    at: str  # UTC, ISO 8601
 
-    def line(self) -> str:
+    def describe(self) -> str:
         threads = "" if self.num_torch_threads is None else f", {self.num_torch_threads} torch threads"
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         gpu = f", {self.gpu}" if self.gpu else ""
-        place = f"{self.cpu}, {self.num_cores} cores, {self.memory_bytes / 2**30:.0f} GiB{gpu}{threads}"
-        return f"{place}; Python {self.python}, {versions}; {self.at}: {self.command}"
+        hardware = f"{self.cpu}, {self.num_cores} cores, {self.memory_bytes / 2**30:.0f} GiB{gpu}{threads}"
+        return f"{hardware}; Python {self.python}, {versions}; {self.at}: {self.command}"
 
 
 def machine_facts() -> MachineFacts:
-    torch: Any = sys.modules.get("torch")  # asked only where it is loaded: it takes seconds
+    torch: Any = sys.modules.get("torch")  # not imported here: that takes seconds
     gpu = None
     if torch is not None and torch.cuda.is_available():
         gpu = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
@@ -73,7 +70,7 @@ def num_cores() -> int:
 
 
 def matrix_rate(*, device: str = "cpu", dtype: str = "float32", side: int = 2048) -> float:
-    """Floating-point operations per second of a square matrix product in torch: the best of half a second of them."""
+    """Floating-point operations per second of a square matrix product; the fastest within half a second."""
     import torch
 
     kind = getattr(torch, dtype)
@@ -83,7 +80,7 @@ def matrix_rate(*, device: str = "cpu", dtype: str = "float32", side: int = 2048
 
 
 def memory_rate(*, device: str = "cpu", num_bytes: int = 2**29) -> float:
-    """Bytes per second of one pass over memory that no cache holds: a sum, with all of torch's threads."""
+    """Bytes per second of a sum over memory larger than any cache, with all of torch's threads."""
     import torch
 
     values = torch.ones(num_bytes // 4, device=device)
@@ -127,7 +124,7 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """The commit of this checkout, with a plus if it was changed since; None where there is no git."""
+    """With "+" if files have changed; None without git."""
     git = ["git", "-C", str(_ROOT)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)

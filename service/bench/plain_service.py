@@ -1,8 +1,7 @@
-"""What a competent user writes in an afternoon: FastAPI, decord and open_clip, one frame after the other.
+"""The reference for `service.bench.classify`: a minimal service of FastAPI, decord and open_clip, one frame at a time.
 
-The reference that `service.bench.classify` measures against, as
-``python -m vidlex.service.bench.plain_service FOLDER`` with a folder in open_clip's layout. It prints its
-address when it listens. It has no label store, no limits, no isolation.
+Run as ``python -m vidlex.service.bench.plain_service FOLDER`` with a folder in open_clip's layout. It prints its
+address when it listens. It has no label store, no limits and no isolation.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def create_app(folder: str) -> FastAPI:
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     with torch.inference_mode():
         labels = model.encode_text(tokenizer([f"a video of {name}" for name in LABELS]), normalize=True)
-    decord = load_decord()  # with the CUDA libraries, as it comes, torch crashes beside it where there is no GPU
+    decord = load_decord()  # a plain `import decord` can crash torch on machines without a GPU
     app = FastAPI()
 
     @app.post("/classify")
@@ -42,8 +41,8 @@ def create_app(folder: str) -> FastAPI:
             reader = decord.VideoReader(copy.name)
             features = []
             with torch.inference_mode():
-                for place in np.linspace(0, len(reader) - 1, NUM_FRAMES).astype(int):
-                    picture = Image.fromarray(reader[int(place)].asnumpy())
+                for index in np.linspace(0, len(reader) - 1, NUM_FRAMES).astype(int):
+                    picture = Image.fromarray(reader[int(index)].asnumpy())
                     features.append(model.encode_image(preprocess(picture)[None], normalize=True))
                 video = torch.cat(features).mean(0, keepdim=True)
                 scores = (100 * video @ labels.T).softmax(-1)[0].tolist()

@@ -1,8 +1,8 @@
-"""Registering labels: vectors per second beside one `generate()` of transformers per label and prefix.
+"""Encoding labels, against one ``generate()`` of transformers per label and prefix.
 
-The reference is what transformers offers to whoever follows the paper: for each label and prefix the embedded prompt
-goes to ``generate`` with its own cache, greedy, the hidden states are taken from its answer, and the prompting
-transformer and CLIP's text tower finish the label. Both must give the same vectors.
+The reference implements the paper with transformers: for each label and prefix it calls ``generate`` greedily with the
+embedded prompt and a separate cache, and passes the hidden states to the prompting transformer and CLIP's text tower.
+Both sides must give the same vectors.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ _WORDS = ("dog", "cutting", "beach", "red", "running", "guitar", "street", "cook
 
 @dataclass(frozen=True)
 class RegisterOptions(BenchOptions):
+    # The speed of the reference per label does not depend on the number of labels.
     reference_labels: int = 16
-    """The reference does at most so many labels per repetition; its speed per label does not depend on their number."""
+    """Most labels in one run of the reference."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,7 +53,7 @@ class RegisterOptions(BenchOptions):
 def run(options: RegisterOptions) -> Report:
     ours = getattr(load_classifier(options.model, device=options.device), "label", None)
     if not isinstance(ours, LabelEncoder):
-        raise BenchError(f"{options.model} has no language model: its labels are one pass of CLIP's text tower")
+        raise BenchError(f"{options.model} has no language model")
     plain = LabelEncoder(FrozenLLM.load(fetch_llm(ours.config.llm), device=ours.device), ours.clip_text, ours.config)
     plain.load_state_dict(ours.state_dict())
     plain.eval()
@@ -64,40 +65,42 @@ def _case(num_labels: int, ours: LabelEncoder, plain: LabelEncoder, options: Reg
     names = [f"{_WORDS[i % len(_WORDS)]} {_WORDS[i // len(_WORDS) % len(_WORDS)]} {i}" for i in range(num_labels)]
     few = names[: options.reference_labels]
     results: dict[str, Tensor] = {}
-    processor: dict[str, list[float]] = {"ours": [], "theirs": []}
+    processor_seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
 
-    def keep(key: str, work: Callable[[], Tensor]) -> Callable[[], None]:
-        def do() -> None:
+    def recording(key: str, work: Callable[[], Tensor]) -> Callable[[], None]:
+        def run_once() -> None:
             started = time.process_time()
             results[key] = work()
-            processor[key].append(time.process_time() - started)
+            processor_seconds[key].append(time.process_time() - started)
 
-        return do
+        return run_once
 
     sides = [
-        Side("vidlex", keep("ours", lambda: ours.encode_labels(names))),
-        Side("generate() per label and prefix", keep("theirs", lambda: reference_vectors(plain, few))),
+        Side("vidlex", recording("ours", lambda: ours.encode_labels(names))),
+        Side("generate() per label and prefix", recording("theirs", lambda: reference_vectors(plain, few))),
     ]
     mine, theirs = alternate(sides, options, work=num_labels, unit="labels")
     theirs = theirs.model_copy(update={"work": float(len(few))})
     difference = float((results["ours"][: len(few)] - results["theirs"]).abs().max())
-    figures = [Figure(name="largest difference of the vectors", value=difference, at_most=MAX_DIFFERENCE)]
-    if str(ours.device) == "cpu":  # waiting threads count as work, but other programs do not: for a busy machine
-        each = [median(processor["ours"]) / num_labels, median(processor["theirs"]) / len(few)]
-        figures.append(Figure(name="processor time per label, theirs to ours", value=each[1] / each[0], unit="x"))
+    figures = [Figure(name="largest difference of vectors", value=difference, at_most=MAX_DIFFERENCE)]
+    if str(ours.device) == "cpu":  # processor time is independent of the load by other programs
+        per_label = median(processor_seconds["ours"]) / num_labels
+        reference_per_label = median(processor_seconds["theirs"]) / len(few)
+        speedup = reference_per_label / per_label
+        figures.append(Figure(name="processor time per label, reference over vidlex", value=speedup, unit="x"))
     return Case(
         name=f"{num_labels} label{'s' if num_labels > 1 else ''}",
         timings=(mine, theirs),
         ratios=(ratio(mine, theirs, at_least=10.0 if num_labels > 1 else None),),
         figures=tuple(figures),
         floor=_floor(plain, names),
-        note="" if num_labels > 1 else "a lone label is bound by reading the weights once per token, on either side",
+        note="" if num_labels > 1 else "With one label both sides are bound by reading the weights once per token.",
     )
 
 
 @torch.no_grad()
 def reference_vectors(encoder: LabelEncoder, names: list[str]) -> Tensor:
-    """[V, D], by ``generate`` alone: nothing of our own decoding is used."""
+    # [V, D]
     llm, config, prompt = encoder.llm, encoder.config, encoder.prompt
     from transformers import LogitsProcessorList
 
@@ -106,13 +109,13 @@ def reference_vectors(encoder: LabelEncoder, names: list[str]) -> Tensor:
         label = llm.label_ids(prompt, name, config.num_decoded)
         words = llm.embedding(torch.tensor([llm.shared_ids(prompt) + label], device=llm.device))
         for n, prefix in enumerate(encoder.prefixes):
-            rule = LogitsProcessorList([_Rule(encoder, label)])
+            processors = LogitsProcessorList([_AllowedTokens(encoder, label)])
             out: Any = llm.model.generate(
                 inputs_embeds=torch.cat((prefix[None, None].to(words.dtype), words), dim=1),
                 attention_mask=torch.ones(1, 1 + words.shape[1], dtype=torch.long, device=llm.device),
                 max_new_tokens=config.num_decoded,
                 do_sample=False,
-                logits_processor=rule,
+                logits_processor=processors,
                 output_hidden_states=True,
                 return_dict_in_generate=True,
             )
@@ -121,20 +124,18 @@ def reference_vectors(encoder: LabelEncoder, names: list[str]) -> Tensor:
     return encoder.forward_from_states(names, states.view(*states.shape[:2], *shape)).cpu()
 
 
-class _Rule:
-    """What may be written, as a logits processor: the encoder's own rule over the ids written so far."""
-
+class _AllowedTokens:
     def __init__(self, encoder: LabelEncoder, label: list[int]) -> None:
         self._encoder, self._label = encoder, label
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         label = torch.tensor([self._label], device=scores.device)
         written = torch.cat((label, input_ids.to(scores.device)), dim=1)
-        return self._encoder.llm.allowed(scores, written, distinct=self._encoder.prompt.distinct)
+        return self._encoder.llm.mask_logits(scores, written, distinct=self._encoder.prompt.distinct)
 
 
 def _floor(encoder: LabelEncoder, names: list[str]) -> Floor:
-    """Time of the matrix products alone, or of reading the weights once per token if that is longer."""
+    """The matrix products, or reading the weights once per token if that takes longer."""
     llm, config = encoder.llm, encoder.config
     body = sum(weight.numel() for weight in llm.model.base_model.layers.parameters())
     head = llm.embedding.weight.numel()

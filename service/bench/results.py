@@ -1,4 +1,4 @@
-"""Reports in JSON, one a line, to RESULTS.md: machine, versions, command, numbers, floor, target met or missed."""
+"""Writes RESULTS.md from reports in JSON Lines."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from vidlex.service.bench.machine import MachineFacts
 
 _HEAD = """# Measured
 
-What each row compares, and why, is in the text of `service/bench/<name>.py`; run it with `vidlex bench <name>`. Sides
-are measured in turn in the same run; a time is the median of the repetitions, with the smallest and the largest in
-brackets; a ratio is the median over pairs of neighbouring repetitions, and above 1 means that Vidlex is faster. The
-floor is what the machine's measured rates allow. This file is written by `vidlex bench results`.
+Each benchmark is described in `service/bench/<name>.py` and run with `vidlex bench <name>`; `fuzz` is in `tests/fuzz`
+and run with `make fuzz`. Sides are measured in turn in the same run. A time is the median of the repetitions, with the
+smallest and the largest in brackets. A ratio is the median over pairs of neighbouring repetitions; above 1, Vidlex is
+faster. The floor is the least time that the machine's measured rates allow. This file is written by
+`vidlex bench results`.
 """
 
 
 def read_reports(paths: Iterable[Path]) -> list[Report]:
-    """All reports of some files. Raises BenchError."""
+    """Raises BenchError."""
     found = []
     for path in paths:
         try:
@@ -32,15 +33,15 @@ def read_reports(paths: Iterable[Path]) -> list[Report]:
                 try:
                     found.append(Report.model_validate_json(line))
                 except ValidationError as error:
-                    raise BenchError(f"{path}, line {number} is no report: {error.errors()[0]['msg']}") from None
+                    raise BenchError(f"{path}, line {number} is not a report: {error.errors()[0]['msg']}") from None
     return found
 
 
 def markdown(reports: Sequence[Report]) -> str:
-    """Raises BenchError for reports of quick runs, whose numbers mean nothing."""
+    """Raises BenchError for reports of quick runs."""
     quick = sorted({report.bench for report in reports if report.quick})
     if quick:
-        raise BenchError(f"reports of quick runs are no results: {', '.join(quick)}")
+        raise BenchError(f"quick runs are not results: {', '.join(quick)}")
     parts = [_HEAD, _summary(reports)]
     by_machine: dict[str, list[Report]] = {}
     for report in sorted(reports, key=lambda found: found.bench):
@@ -55,14 +56,15 @@ def _summary(reports: Sequence[Report]) -> str:
     lines = [
         "## Targets",
         "",
-        "| benchmark | case | what | measured | target | |",
+        "| benchmark | case | measurement | value | target | |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for report in sorted(reports, key=lambda found: found.bench):
         for case in report.cases:
-            for what, value, target, how in rows(case):
+            for name, value, target, outcome in rows(case):
                 if target:
-                    cells = (report.bench, case.name, what, value, target, how if how == "met" else f"**{how}**")
+                    outcome_cell = outcome if outcome == "met" else f"**{outcome}**"
+                    cells = (report.bench, case.name, name, value, target, outcome_cell)
                     lines.append(_row(cells))
     return "\n".join([*lines, ""])
 
@@ -70,8 +72,8 @@ def _summary(reports: Sequence[Report]) -> str:
 def _machine(facts: MachineFacts) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
     gpu = f", {facts.gpu}" if facts.gpu else ""
-    place = f"{facts.cpu}, {facts.num_cores} cores, {facts.memory_bytes / 2**30:.0f} GiB{gpu}; {facts.system}"
-    return f"{place}; Python {facts.python}; {versions}"
+    hardware = f"{facts.cpu}, {facts.num_cores} cores, {facts.memory_bytes / 2**30:.0f} GiB{gpu}; {facts.system}"
+    return f"{hardware}; Python {facts.python}; {versions}"
 
 
 def _section(report: Report) -> str:

@@ -1,7 +1,7 @@
-"""Starting: from the loaded model to ready with many stored labels, read once from an embedded store.
+"""Start-up: the time from a loaded model to a ready service with many stored labels.
 
-The service is a real process on a real data folder; its own log says when the model was loaded and when it was ready.
-The floor is reading the vectors' bytes over the store's socket, with nothing made of them.
+The service's log has the times at which the model is loaded and the service is ready. The floor is reading the bytes of
+the stored records and vectors over the socket of the store.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from vidlex.service.labels.store.records import NewLabel
 from vidlex.service.labels.store.redis_keys import Keys
 
 MAX_READY_SECONDS = 10.0
-WIDE = 512
-"""D of a ViT-B/16, which most who serve real videos will have."""
+_CLIP_DIM = 512  # of ViT-B/16
 _DUMMY_DIM = 3
 _BATCH = 5000
-_READ = 1000
+_READ_BATCH = 1000
 
 
 @dataclass(frozen=True)
 class StartOptions(BenchOptions):
     num_labels: int = 100_000
+    """Stored labels."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,7 +54,6 @@ def run(options: StartOptions) -> Report:
 
 
 def _service(folder: Path, num_labels: int, options: StartOptions) -> Case:
-    """A whole service with the dummy model: what follows the model's loading."""
     with EmbeddedStore(folder) as embedded:
         _fill(embedded, "dummy-1", _DUMMY_DIM, num_labels, options.seed)
     seconds = []
@@ -62,7 +61,7 @@ def _service(folder: Path, num_labels: int, options: StartOptions) -> Case:
         with live_service(folder, "dummy") as service, service.client() as client:
             index = client.get("/readyz").json()["checks"]["index"]
             if index != {"ok": True, "detail": f"{num_labels} labels"}:
-                raise RuntimeError(f"the service came up with {index}")
+                raise RuntimeError(f"the service started with {index}")
             seconds.append(_seconds_between(service.log_text(), "model_loaded", "ready"))
     timing = Timing(name="vidlex", seconds=tuple(seconds), work=num_labels, unit="labels")
     limit = Figure(name="from model loaded to ready", value=timing.median_seconds, unit="s", at_most=MAX_READY_SECONDS)
@@ -70,12 +69,11 @@ def _service(folder: Path, num_labels: int, options: StartOptions) -> Case:
 
 
 def _index(folder: Path, num_labels: int, options: StartOptions) -> Case:
-    """The part that grows with D: from the store's bytes to an index that can be searched."""
     with EmbeddedStore(folder) as embedded:
-        store = _fill(embedded, "bench", WIDE, num_labels, options.seed)
+        store = _fill(embedded, "bench", _CLIP_DIM, num_labels, options.seed)
 
         def load() -> None:
-            index = LabelIndex(WIDE, "bench")
+            index = LabelIndex(_CLIP_DIM, "bench")
             IndexSync(store, index).load()
             if len(index) != num_labels:
                 raise RuntimeError(f"{len(index)} of {num_labels} labels were loaded")
@@ -84,7 +82,7 @@ def _index(folder: Path, num_labels: int, options: StartOptions) -> Case:
         floor = timed(lambda: _read_bytes(embedded.client()))
     timing = Timing(name="vidlex", seconds=seconds, work=num_labels, unit="labels")
     return Case(
-        name=f"an index with {num_labels} labels, D={WIDE}",
+        name=f"an index with {num_labels} labels, D={_CLIP_DIM}",
         timings=(timing,),
         figures=(Figure(name="load", value=timing.median_seconds, unit="s", at_most=MAX_READY_SECONDS),),
         floor=Floor(seconds=floor, how="reading the stored bytes of all records and vectors over the same socket"),
@@ -107,14 +105,13 @@ def _fill(embedded: EmbeddedStore, fingerprint: str, dim: int, num_labels: int, 
 def _read_bytes(client: Any) -> None:
     keys = Keys("default")
     ids = client.zrange(keys.order, 0, -1)
-    for start in range(0, len(ids), _READ):
-        part = ids[start : start + _READ]
+    for start in range(0, len(ids), _READ_BATCH):
+        part = ids[start : start + _READ_BATCH]
         client.hmget(keys.records, part)
         client.hmget(keys.vectors("bench"), part)
 
 
 def _seconds_between(log: str, first: str, last: str) -> float:
-    """From the time stamps of two events of the service's own log (JSON lines)."""
     times: dict[str, datetime] = {}
     for line in log.splitlines():
         if line.startswith("{"):

@@ -1,4 +1,4 @@
-"""`vidlex classify FILE...`: which labels apply to video files, asked of a running service."""
+"""`vidlex classify FILE...`: classify video files with a running service."""
 
 from __future__ import annotations
 
@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
 from vidlex.service.commands.client import DEFAULT_URL, ServiceClient, UrlOption
-from vidlex.service.commands.output import CommandError, JsonFlag, print_json, progress, report, stdout, use_json
+from vidlex.service.commands.output import (
+    CommandError,
+    JsonFlag,
+    print_error,
+    print_json,
+    print_text,
+    progress,
+    stdout,
+    use_json,
+)
 
 BAR_WIDTH = 24
 
@@ -23,31 +31,46 @@ def classify(
     *,
     url: UrlOption = DEFAULT_URL,
     label: Annotated[
-        list[str] | None, typer.Option(help="Score only these names, stored or not; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Score this label, stored or not, in place of the stored labels; may be repeated."),
     ] = None,
-    include_category: Annotated[list[str] | None, typer.Option(help="Only labels of this category.")] = None,
-    exclude_category: Annotated[list[str] | None, typer.Option(help="No labels of this category.")] = None,
-    top_k: Annotated[int, typer.Option(min=0, help="At most so many labels; 0 for all.")] = 20,
-    min_score: Annotated[float, typer.Option(min=0, max=1, help="Only labels that score at least this.")] = 0.0,
-    num_frames: Annotated[int | None, typer.Option(min=1, help="Frames to look at; default: the model's own.")] = None,
+    include_category: Annotated[
+        list[str] | None, typer.Option(help="Only labels of this category; may be repeated.")
+    ] = None,
+    exclude_category: Annotated[
+        list[str] | None, typer.Option(help="No labels of this category; may be repeated.")
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=0, help="Maximum number of labels; 0 for all.")] = 20,
+    min_score: Annotated[float, typer.Option(min=0, max=1, help="Lowest score.")] = 0.0,
+    num_frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames per video, or per segment. Default: of the model.")
+    ] = None,
     frame_policy: Annotated[
         Literal["uniform", "keyframes"] | None,
-        typer.Option(help="keyframes: faster, away from the exact times. Default: uniform."),
+        typer.Option(help="uniform: evenly spaced; keyframes: nearby keyframes, faster. Default: uniform."),
     ] = None,
     aggregate_by: Annotated[
-        Literal["video", "segments", "timestamps"], typer.Option(help="One answer per video, segment or frame.")
+        Literal["video", "segments", "timestamps"],
+        typer.Option(help="Score the whole video, each segment, or each frame."),
     ] = "video",
-    segment_ms: Annotated[int | None, typer.Option(min=1, help="Length of a segment in milliseconds.")] = None,
-    start_ms: Annotated[int | None, typer.Option(min=0, help="Look only from this time on.")] = None,
-    end_ms: Annotated[int | None, typer.Option(min=0, help="Look only up to this time.")] = None,
-    deadline_ms: Annotated[int | None, typer.Option(min=1, help="Give up on a file after this time.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, max=64, help="Files to have in flight at once.")] = 2,
+    segment_ms: Annotated[
+        int | None, typer.Option(min=1, help="Length of a segment in milliseconds. Default: 4000.")
+    ] = None,
+    start_ms: Annotated[
+        int | None, typer.Option(min=0, help="Start of the classified range in milliseconds. Default: 0.")
+    ] = None,
+    end_ms: Annotated[
+        int | None, typer.Option(min=0, help="End of the classified range in milliseconds. Default: end of the video.")
+    ] = None,
+    deadline_ms: Annotated[
+        int | None, typer.Option(min=1, help="Time limit per file in milliseconds. Default: none.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, max=64, help="Concurrent requests.")] = 2,
     as_json: JsonFlag = False,
 ) -> None:
-    """Rank the labels of a running service for each video file. With --json one answer a line.
+    """Rank the labels of a running service for each video file. With --json one line per file.
 
-    A file that cannot be classified gets its line of error; the others are classified all the same, and the exit
-    code is 1 at the end.
+    If a file fails, the others are still classified, and the exit code is that of the failure.
     """
     use_json(as_json)
     given: dict[str, Any] = {
@@ -63,29 +86,29 @@ def classify(
     }
     params: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     params |= {"top_k": top_k, "min_score": min_score, "aggregate_by": aggregate_by}
-    num_failed, worst = 0, 0
+    num_failed, exit_code = 0, 0
     with ServiceClient(url) as client:
         for path, answer in _answers(client, files, params, jobs):
             if isinstance(answer, CommandError):
-                num_failed, worst = num_failed + 1, max(worst, answer.exit_code)
+                num_failed, exit_code = num_failed + 1, max(exit_code, answer.exit_code)
                 if as_json:
                     print_json({"file": str(path), **answer.document()})
                 else:
-                    report(_with_file(answer, path))
+                    print_error(_with_file(answer, path))
             elif as_json:
                 print_json({"file": str(path), **answer})
             else:
-                stdout().print(ranking(answer, title=str(path)))
+                print_ranking(answer, title=str(path))
     if num_failed:
         if len(files) > 1:
-            report(CommandError(f"{num_failed} of {len(files)} files could not be classified"))
-        raise typer.Exit(worst)
+            print_error(CommandError(f"{num_failed} of {len(files)} files could not be classified"))
+        raise typer.Exit(exit_code)
 
 
-def ranking(answer: dict[str, Any], *, title: str, truth: frozenset[str] = frozenset()) -> Group:
-    """The ranked labels of one answer for the terminal; names in ``truth`` are marked as known to be right."""
+def print_ranking(answer: dict[str, Any], *, title: str, truth: frozenset[str] = frozenset()) -> None:
+    """Print a table of the ranked labels of an answer. Labels in ``truth`` are marked as true."""
     columns = ["label", "score", ""] + (["in the video"] if truth else [])
-    table = Table(*columns, title=escape(title), title_justify="left")
+    table = Table(*columns)
     for found in answer["labels"]:
         name = escape(found["name"])
         bar = "█" * round(found["score"] * BAR_WIDTH)
@@ -97,16 +120,19 @@ def ranking(answer: dict[str, Any], *, title: str, truth: frozenset[str] = froze
                 f"[dim]{segment['score']:.3f}[/]",
                 *([""] * (len(columns) - 2)),
             )
-    return Group(table if answer["labels"] else f"{escape(title)}: no label", f"[dim]{_facts(answer)}[/]")
+    print_text(f"[bold]{escape(title)}[/]{'' if answer['labels'] else ': no labels'}")
+    if answer["labels"]:
+        stdout().print(table)
+    print_text(f"[dim]{_summary(answer)}[/]")
 
 
-def _facts(answer: dict[str, Any]) -> str:
+def _summary(answer: dict[str, Any]) -> str:
     video, usage = answer["video"], answer["usage"]
     size = f"{video['width']}x{video['height']}, {video['duration_ms'] / 1000:.1f} s, {video['codec']}"
     frames = f"{answer['coverage']['frames_decoded']} frames"
     times = ", ".join(f"{key.removesuffix('_ms')} {value} ms" for key, value in usage.items() if key.endswith("_ms"))
     if usage.get("cached"):
-        times += ", features from the cache"
+        times += ", cached features"
     notes = "".join(f"\nnote: {escape(note['detail'])}" for note in answer.get("warnings") or ())
     return f"{size}; {frames}; {escape(str(answer['model']['id']))}; {times}{notes}"
 
@@ -114,9 +140,9 @@ def _facts(answer: dict[str, Any]) -> str:
 def _answers(
     client: ServiceClient, files: Sequence[Path], params: dict[str, Any], jobs: int
 ) -> Iterator[tuple[Path, dict[str, Any] | CommandError]]:
-    """Answers in the order of the files, up to ``jobs`` of them in flight."""
+    """Answers in the order of the files, from at most ``jobs`` concurrent requests."""
 
-    def one(path: Path) -> dict[str, Any] | CommandError:
+    def classify_file(path: Path) -> dict[str, Any] | CommandError:
         try:
             return client.classify(path, params)
         except CommandError as error:
@@ -124,7 +150,7 @@ def _answers(
 
     with progress("classifying", total=len(files)) as bar, ThreadPoolExecutor(min(jobs, len(files))) as pool:
         try:
-            for path, answer in zip(files, pool.map(one, files), strict=True):
+            for path, answer in zip(files, pool.map(classify_file, files), strict=True):
                 bar.advance(bar.task_ids[0])
                 bar.stop()
                 yield path, answer

@@ -1,13 +1,11 @@
-"""How commands speak: tables for people, JSON for programs, one clear line for an error, documented exit codes.
+"""Output of commands: results on stdout, progress and errors on stderr, exit codes.
 
-| exit code | meaning                                                                     |
-| 0         | done                                                                        |
-| 1         | it could not be done (refused by the service, a file that cannot be read)   |
-| 2         | the command line is wrong                                                   |
-| 3         | no service answers at the address                                           |
-| 130       | stopped with Ctrl-C                                                         |
-
-Results go to stdout; progress and errors to stderr, so that a pipe carries results only.
+| exit code | meaning                                                          |
+| 0         | success                                                          |
+| 1         | failure (refused by the service, or a file that cannot be read)  |
+| 2         | usage error (command line or setting)                            |
+| 3         | service unreachable                                              |
+| 130       | interrupted (Ctrl-C)                                             |
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Annotated, Any
@@ -35,18 +33,20 @@ from rich.progress import (
 from rich.text import Text
 from typer.core import TyperGroup
 
+from vidlex.service.commands.extras import missing_extra
+
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_UNREACHABLE = 3
 EXIT_INTERRUPTED = 130
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 _as_json: ContextVar[bool] = ContextVar("vidlex_as_json", default=False)
 
 
 class CommandError(Exception):
-    """Ends a command with one line on stderr. ``problem`` is the service's problem document, if it sent one."""
+    """Ends a command with one line on stderr. ``problem`` is the problem document of the service, if there is one."""
 
     def __init__(self, message: str, *, exit_code: int = EXIT_FAILED, problem: dict[str, Any] | None = None) -> None:
         super().__init__(message)
@@ -57,45 +57,76 @@ class CommandError(Exception):
         return {"error": self.problem or {"detail": str(self)}, "exit_code": self.exit_code}
 
 
-class Root(TyperGroup):
-    """The outermost command: no traceback reaches a person for something that they can mend."""
+class RootGroup(TyperGroup):
+    """Reports CommandError, missing extras and interrupts without a traceback."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """`eval suite` is a command of its own beside `eval MANIFEST`."""
+        """Dispatch `eval suite` to a separate command, because `eval` takes an argument."""
         if args[:2] == ["eval", "suite"]:
             args = ["eval-suite", *args[2:]]
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
+        name = self._command_name(ctx)
         try:
             return super().invoke(ctx)
         except CommandError as error:
-            report(error)
+            print_error(error)
             raise typer.Exit(error.exit_code) from None
+        except ModuleNotFoundError as error:
+            missing = missing_extra(error)
+            if missing is None:
+                raise
+            print_error(CommandError(f"{name} needs {missing}"))
+            raise typer.Exit(EXIT_FAILED) from None
         except KeyboardInterrupt:
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except BrokenPipeError:
-            # The reader (head, say) has gone; what Python still holds must not complain at exit.
+            # The reader closed the pipe. Flushing the buffer at exit must not raise again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
 
+    def _command_name(self, ctx: Any) -> str:
+        """Such as "vidlex labels verify"."""
+        words = [ctx.info_name or "vidlex"]
+        command: Any = self
+        for word in (*getattr(ctx, "_protected_args", ()), *ctx.args):
+            command = getattr(command, "commands", {}).get(word)
+            if command is None:
+                break
+            words.append(word)
+        return " ".join(words)
 
-def report(error: CommandError) -> None:
+
+def print_error(error: CommandError) -> None:
     if _as_json.get():
         print(json.dumps(error.document(), ensure_ascii=False), file=sys.stderr)
     else:
         stderr().print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
 
 
+def raise_last(failures: Sequence[CommandError]) -> None:
+    """Print all failures but the last, and raise the last. Does nothing without failures."""
+    for failure in failures[:-1]:
+        print_error(failure)
+    if failures:
+        raise failures[-1]
+
+
 def use_json(flag: bool) -> bool:
-    """Remember for this command whether a program reads; errors follow it too. Returns ``flag``."""
+    """Set whether errors are printed as JSON and the progress bar is off. Returns ``flag``."""
     _as_json.set(flag)
     return flag
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on one line of stdout, at once (a pipe sees each result when it is there)."""
+    """Print one line of JSON to stdout and flush it."""
     print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+
+
+def print_text(text: str, *, markup: bool = True) -> None:
+    """Print text to stdout without wrapping it at the width of the terminal."""
+    stdout().print(text, markup=markup, soft_wrap=True)
 
 
 def stdout() -> Console:
@@ -107,7 +138,7 @@ def stderr() -> Console:
 
 
 class _CountColumn(MofNCompleteColumn):
-    """3/20, and nothing for work whose amount is unknown."""
+    """ "3/20"; empty if the total is unknown."""
 
     def render(self, task: Task) -> Text:
         return super().render(task) if task.total is not None else Text()
@@ -115,9 +146,9 @@ class _CountColumn(MofNCompleteColumn):
 
 @contextmanager
 def progress(description: str, total: float | None) -> Iterator[Progress]:
-    """A progress bar on stderr with one task (id 0), only where a person watches a terminal.
+    """A progress bar on stderr with one task (id 0), shown only on a terminal.
 
-    Stop it before printing and start it again after: it leaves no trace on the screen.
+    Stop it before printing and start it again afterwards.
     """
     bar = Progress(
         SpinnerColumn(),
@@ -127,7 +158,7 @@ def progress(description: str, total: float | None) -> Iterator[Progress]:
         TimeElapsedColumn(),
         console=stderr(),
         transient=True,
-        redirect_stdout=False,  # rich would send results to stderr, where this bar lives
+        redirect_stdout=False,  # rich would redirect results to stderr, where the bar is
         redirect_stderr=False,
         disable=_as_json.get() or not sys.stderr.isatty(),
     )

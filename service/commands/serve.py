@@ -1,4 +1,4 @@
-"""`vidlex serve`: the service in this process, until Ctrl-C or SIGTERM."""
+"""`vidlex serve`: runs the service in this process until SIGINT or SIGTERM."""
 
 from __future__ import annotations
 
@@ -7,84 +7,100 @@ import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from vidlex.service.commands.output import EXIT_USAGE, CommandError, JsonFlag, print_json, stderr, use_json
-from vidlex.service.settings import Settings, SettingsError, load_settings
+from vidlex.service.commands.preflight import check_service, settings_or_error
+
+if TYPE_CHECKING:
+    from vidlex.service.settings import Settings
 
 BACKLOG = 2048
 
 
 def serve(
     *,
-    host: Annotated[str | None, typer.Option(help="Address to listen on (VIDLEX_HOST, 127.0.0.1).")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; 0 takes any free one (VIDLEX_PORT, 8000).")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on. Default: VIDLEX_HOST, else 127.0.0.1.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 for any free one. Default: VIDLEX_PORT, else 8000.")] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of the label store (VIDLEX_DATA_DIR, ~/.local/share/vidlex).")
+        Path | None,
+        typer.Option(help="Folder of the label store. Default: VIDLEX_DATA_DIR, else ~/.local/share/vidlex."),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Zoo name, checkpoint folder or open_clip:NAME/WEIGHTS (VIDLEX_MODEL, emoji-small)."),
+        typer.Option(
+            help="Zoo name, checkpoint folder or open_clip:NAME/WEIGHTS. Default: VIDLEX_MODEL, else emoji-small."
+        ),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda, cuda:1, cuda:all ... (VIDLEX_DEVICE, auto).")
+        str | None, typer.Option(help="auto, cpu, mps, cuda, cuda:N or cuda:all. Default: VIDLEX_DEVICE, else auto.")
     ] = None,
     insecure: Annotated[
-        bool | None, typer.Option("--insecure", help="No API keys: let everybody in (VIDLEX_INSECURE).")
+        bool | None,
+        typer.Option("--insecure", help="Accept requests without an API key. Default: VIDLEX_INSECURE, else off."),
     ] = None,
     fd: Annotated[int | None, typer.Option(help="Serve on this inherited listening socket.", hidden=True)] = None,
-    parent: Annotated[int | None, typer.Option(help="Stop when this (parent) process ends.", hidden=True)] = None,
+    parent: Annotated[int | None, typer.Option(help="Stop when this parent process exits.", hidden=True)] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Run the service until Ctrl-C.
 
-    Every setting is an environment variable VIDLEX_*; these flags win over them.
+    All settings are environment variables VIDLEX_*; options override them.
     """
+    started = time.monotonic()
     use_json(as_json)
     if parent is not None:
-        _end_with(parent)
+        _terminate_with(parent)
     settings = settings_or_error(host=host, port=port, data_dir=data_dir, model=model, device=device, insecure=insecure)
+    check_service(settings)
     listener = _listener(settings, fd)
     bound_host, bound_port = listener.getsockname()[:2]
     address = f"http://{f'[{bound_host}]' if ':' in bound_host else bound_host}:{bound_port}"
+    from vidlex.service.logs import choose_format
+
+    is_console = choose_format(settings.log_format) == "console"
     if as_json:
         print_json({"url": address, "model": settings.model, "data_dir": str(settings.data_dir)})
-    else:
-        stderr().print(f"[bold]Vidlex[/] on {address} with the model {escape(settings.model)}; Ctrl-C stops it")
-    reason = _run(settings, listener)
+    if is_console:
+        stderr().print(f"Starting Vidlex on {address} with the model {escape(settings.model)}", soft_wrap=True)
+
+    def on_ready(model: str, labels: str) -> None:
+        if is_console:
+            seconds = time.monotonic() - started
+            text = f"[bold green]Ready[/] on [bold]{address}[/] after {seconds:.1f} s: {escape(model)}; {labels}"
+            stderr().print(f"{text}. Press Ctrl-C to stop.", soft_wrap=True)
+
+    from vidlex.service.server import serve as run_server
+
+    reason = run_server(settings, sockets=[listener], on_ready=on_ready)
     if reason is not None:
         raise CommandError(f"the service could not start: {reason}")
 
 
-def _end_with(parent: int) -> None:
-    """Have the kernel send SIGTERM when the parent is gone, even after kill -9. Linux only; elsewhere nothing."""
+def _terminate_with(parent: int) -> None:
+    """Have the kernel send SIGTERM when the parent exits, even by SIGKILL. Linux only."""
     if sys.platform != "linux":
         return
     pr_set_pdeathsig = 1
     ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:  # it went before the request
-        raise CommandError("the starting process has ended")
-
-
-def settings_or_error(**overrides: object) -> Settings:
-    """The settings, or a CommandError that names the wrong variables."""
-    try:
-        return load_settings(**overrides)
-    except SettingsError as error:
-        raise CommandError(str(error), exit_code=EXIT_USAGE) from None
+    if os.getppid() != parent:  # it exited before the call
+        raise CommandError(f"the parent process {parent} has exited")
 
 
 def _listener(settings: Settings, fd: int | None) -> socket.socket:
-    """A bound socket before anything heavy is loaded: a port in use is told at once."""
+    """Bind before the model is loaded, so that a port in use is reported at once."""
     if fd is not None:
         try:
             return socket.socket(fileno=fd)
         except OSError as error:
-            raise CommandError(f"--fd {fd} is no socket: {error.strerror}", exit_code=EXIT_USAGE) from None
+            raise CommandError(f"--fd {fd} is not a socket: {error.strerror}", exit_code=EXIT_USAGE) from None
     try:
         return socket.create_server(
             (settings.host, settings.port),
@@ -94,11 +110,5 @@ def _listener(settings: Settings, fd: int | None) -> socket.socket:
     except OSError as error:
         reason = error.strerror or str(error)
         raise CommandError(
-            f"cannot listen on {settings.host}:{settings.port}: {reason}; choose another with --port or --host"
+            f"cannot listen on {settings.host}:{settings.port}: {reason}; set --port or --host"
         ) from None
-
-
-def _run(settings: Settings, listener: socket.socket) -> str | None:
-    from vidlex.service.server import serve as run_server
-
-    return run_server(settings, sockets=[listener])

@@ -1,4 +1,4 @@
-"""Commands that work on the label store itself, not through a service."""
+"""Direct access to the label store, without a service."""
 
 from __future__ import annotations
 
@@ -8,18 +8,27 @@ from typing import TYPE_CHECKING
 
 from vidlex.service.commands.output import CommandError
 from vidlex.service.errors import VidlexError
-from vidlex.service.settings import Settings
 
 if TYPE_CHECKING:
     import redis
 
+    from vidlex.service.settings import Settings
+
+
+def log_to_stderr() -> None:
+    """Log warnings and errors to stderr; by default structlog writes to stdout, where the results are."""
+    from vidlex.service.logs import configure_logging
+
+    configure_logging("warning")
+
 
 @contextmanager
 def opened_store(settings: Settings) -> Iterator[redis.Redis]:
-    """A client of the configured server, or of the embedded one, started for this command alone."""
+    """A client of the configured server, or of an embedded server that runs for the duration of the block."""
     from vidlex.service.labels.embedded.server import EmbeddedStore
     from vidlex.service.labels.store.connection import connect_url
 
+    log_to_stderr()
     if settings.redis_url is not None:
         client = connect_url(settings.redis_url.get_secret_value(), settings.redis_password)
         try:
@@ -39,8 +48,8 @@ def opened_store(settings: Settings) -> Iterator[redis.Redis]:
 
 
 @contextmanager
-def reached_store(settings: Settings) -> Iterator[redis.Redis]:
-    """Like ``opened_store``, but the embedded store of a running service is shared with it."""
+def shared_store(settings: Settings) -> Iterator[redis.Redis]:
+    """Like ``opened_store``, but connects to the embedded server of a running service if there is one."""
     from vidlex.service.labels.embedded.server_files import ServerFiles
     from vidlex.service.labels.store.connection import connect_socket
 

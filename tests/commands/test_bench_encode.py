@@ -1,4 +1,4 @@
-"""The encoder's benchmark runs, and its count of operations agrees with torch's own."""
+"""The encoder benchmark runs, and its count of operations agrees with that of torch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from vidlex.service.bench.encode import EncodeOptions, count_operations, run
 
 
 @pytest.mark.parametrize("blocks", [0, 2])
-def test_operations_are_those_that_torch_counts(blocks: int) -> None:
-    """Torch counts the plain encoder, whose trunk computes the last block for all tokens: that much is its excess."""
+def test_operation_count_agrees_with_torch(blocks: int) -> None:
+    """Torch counts the plain encoder, which computes the last block for all tokens; the excess is subtracted."""
     encoder = make_encoder(blocks)
     frames = torch.zeros(2, 3, 3, 32, 32, dtype=torch.uint8)
     torch.backends.mha.set_fastpath_enabled(False)  # the fused kernels are not counted
@@ -29,7 +29,7 @@ def test_operations_are_those_that_torch_counts(blocks: int) -> None:
     assert counted == pytest.approx(count_operations(encoder, num_videos=2, num_frames=3), rel=1e-3)
 
 
-def test_a_quick_run_measures_both_precisions() -> None:
+def test_quick_run_measures_both_precisions() -> None:
     found = run(EncodeOptions(quick=True, device="cpu", backbone="", num_frames=2))
     assert [case.name.rpartition("=")[2] for case in found.cases] == ["float32", "auto"]
     for case in found.cases:
@@ -37,4 +37,4 @@ def test_a_quick_run_measures_both_precisions() -> None:
         assert case.floor is not None and case.floor.seconds > 0
         values = {figure.name: figure.value for figure in case.figures}
         assert values["least cosine with float32"] >= 0.999
-        assert values["most that a probability is off"] <= 0.01
+        assert values["largest change of a probability"] <= 0.01

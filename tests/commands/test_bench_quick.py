@@ -1,4 +1,4 @@
-"""Every benchmark runs, small: the numbers mean nothing here, that there are some does."""
+"""Quick runs of every benchmark."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from typer.testing import CliRunner
 from support.paths import ROOT
 from vidlex.service.bench.harness import BenchOptions, Report
 from vidlex.service.cli import app
-from vidlex.service.commands.bench import benchmarks
+from vidlex.service.commands.experiments.bench import benchmarks
 
 runner = CliRunner()
 
 
-def test_the_list_is_that_of_the_modules() -> None:
+def test_list_contains_every_benchmark_module() -> None:
     listed = json.loads(runner.invoke(app, ["bench", "--list", "--json"]).stdout)
     assert listed == benchmarks()
     folder = ROOT / "service" / "bench"
     modules = [importlib.import_module(f"vidlex.service.bench.{path.stem}") for path in folder.glob("[a-z]*.py")]
     assert {module.__name__.rpartition(".")[2] for module in modules if hasattr(module, "run")} == set(listed)
-    for name, purpose in listed.items():
-        assert 20 < len(purpose) < 200, name
+    for name, description in listed.items():
+        assert 20 < len(description) < 200, name
         help_text = runner.invoke(app, ["bench", name, "--help"], env={"COLUMNS": "200"}).stdout
         assert all(f"--{field.name.replace('_', '-')}" in help_text for field in fields(BenchOptions))
 
 
 @pytest.mark.parametrize("name", benchmarks())
-def test_a_quick_run(name: str) -> None:
+def test_quick_run_reports_measurements(name: str) -> None:
     done = runner.invoke(app, ["bench", name, "--quick", "--json"])
     assert done.exit_code == 0, done.output
     report = Report.model_validate_json(done.stdout.strip().splitlines()[-1])
@@ -39,7 +39,7 @@ def test_a_quick_run(name: str) -> None:
     assert any(case.timings or case.figures for case in report.cases)
 
 
-def test_an_unknown_benchmark_is_named(tmp_path: Path) -> None:
+def test_unknown_benchmark_is_an_error(tmp_path: Path) -> None:
     done = runner.invoke(app, ["bench", "all", "--only", "speed", "--out", str(tmp_path / "out.json")])
     assert done.exit_code == 1
-    assert "there is no benchmark speed" in done.stderr
+    assert "unknown benchmark speed" in done.stderr

@@ -1,4 +1,4 @@
-"""`vidlex keys` against real services: the first key straight into a running store, later ones over HTTP."""
+"""`vidlex keys` with a running service: through the store and over HTTP."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ def first(result: Result) -> dict[str, Any]:
     return found
 
 
-def test_from_the_first_key_to_the_last(tmp_path: Path) -> None:
+def test_keys_are_created_listed_and_revoked(tmp_path: Path) -> None:
     data = str(tmp_path / "data")
-    made = first(vidlex("keys", "create", "--direct", "--scope", "admin", "--json", VIDLEX_DATA_DIR=data))
+    created = first(vidlex("keys", "create", "--direct", "--scope", "admin", "--json", VIDLEX_DATA_DIR=data))
     with live_service(tmp_path / "data") as url:
         refused = vidlex("labels", "list", VIDLEX_URL=url)
         assert refused.exit_code == 1 and "VIDLEX_API_KEY" in refused.stderr and "(unauthorized)" in refused.stderr
-        admin = {"VIDLEX_URL": url, "VIDLEX_API_KEY": made["key"]}
+        admin = {"VIDLEX_URL": url, "VIDLEX_API_KEY": created["key"]}
         assert vidlex("labels", "add", "red", **admin).exit_code == 0
         plain = vidlex("keys", "create", "--name", "camera", "--expires-in-days", "1", **admin)
         key = plain.stdout.strip()
-        assert key.startswith("vdx_") and key not in plain.stderr
+        assert key.startswith("vdx_") and key not in plain.stderr and "The secret is shown only once" in plain.stderr
         reader = {"VIDLEX_URL": url, "VIDLEX_API_KEY": key}
         assert "red" in vidlex("labels", "list", **reader).stdout
         assert "(forbidden)" in vidlex("labels", "add", "blue", **reader).stderr
         listed = vidlex("keys", "list", **admin).stdout
         assert "camera" in listed and key not in listed
-        # A lost administrator's key: the store of the running service is reached beside it.
+        # --direct shares the store of the running service.
         second = first(vidlex("keys", "create", "--direct", "--scope", "admin", "--json", VIDLEX_DATA_DIR=data))
         rows = vidlex("keys", "list", "--direct", "--json", VIDLEX_DATA_DIR=data).stdout.splitlines()
         assert [json.loads(row)["scope"] for row in rows] == ["admin", "read", "admin"]
         assert "digest" not in rows[0]
-        knows = {"X-API-Key": second["key"]}
-        until(lambda: httpx.get(f"{url}/labels", headers=knows, timeout=60, trust_env=False).status_code == 200)
-        revoked = vidlex("keys", "revoke", made["id"], VIDLEX_URL=url, VIDLEX_API_KEY=second["key"])
+        headers = {"X-API-Key": second["key"]}
+        until(lambda: httpx.get(f"{url}/labels", headers=headers, timeout=60, trust_env=False).status_code == 200)
+        revoked = vidlex("keys", "revoke", created["id"], VIDLEX_URL=url, VIDLEX_API_KEY=second["key"])
         assert revoked.exit_code == 0, revoked.output
-        knows = {"X-API-Key": made["key"]}
-        assert httpx.get(f"{url}/labels", headers=knows, timeout=60, trust_env=False).status_code == 401
+        headers = {"X-API-Key": created["key"]}
+        assert httpx.get(f"{url}/labels", headers=headers, timeout=60, trust_env=False).status_code == 401
 
 
-def test_doctor_points_at_risky_settings(tmp_path: Path) -> None:
+def test_doctor_reports_risky_settings(tmp_path: Path) -> None:
     (tmp_path / "password").write_text("sesame\n")
     base = {"VIDLEX_DATA_DIR": str(tmp_path), "VIDLEX_MODEL": "dummy"}
 
@@ -66,4 +66,4 @@ def test_doctor_points_at_risky_settings(tmp_path: Path) -> None:
     assert access().startswith("ok: open on 127.0.0.1")
     assert "note: 0.0.0.0 (VIDLEX_HOST) is public" in access(VIDLEX_HOST="0.0.0.0")
     risky = access(VIDLEX_HOST="0.0.0.0", VIDLEX_INSECURE="true", VIDLEX_REDIS_URL="redis://127.0.0.1:1")
-    assert "everybody on the network" in risky and "no password" in risky
+    assert "anyone on the network" in risky and "no password" in risky

@@ -1,4 +1,4 @@
-"""`vidlex labels verify`: beside a running service, and on a store that somebody has damaged."""
+"""`vidlex labels verify` while a service runs, and on a damaged store."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from vidlex.service.labels.store.redis_keys import Keys
 runner = CliRunner()
 
 
-def test_a_whole_store_and_a_damaged_one(tmp_path: Path) -> None:
+def test_verify_accepts_a_consistent_store_and_rejects_a_damaged_one(tmp_path: Path) -> None:
     data = tmp_path / "data"
     command = ["labels", "verify", "--data-dir", str(data), "--json"]
     empty = runner.invoke(app, command)
-    assert (empty.exit_code, json.loads(empty.stdout)) == (0, {"namespaces": {}, "whole": True})
+    assert (empty.exit_code, json.loads(empty.stdout)) == (0, {"namespaces": {}, "consistent": True})
     with live_service(data) as url:
         assert runner.invoke(app, ["labels", "add", "red", "blue", "--url", url]).exit_code == 0
-        beside = runner.invoke(app, command)
-        assert (beside.exit_code, json.loads(beside.stdout)) == (0, {"namespaces": {"default": []}, "whole": True})
+        running = runner.invoke(app, command)
+        assert (running.exit_code, json.loads(running.stdout)) == (
+            0,
+            {"namespaces": {"default": []}, "consistent": True},
+        )
     with EmbeddedStore(data) as embedded:
         embedded.client().hdel(Keys("default").names, "red")
     damaged = runner.invoke(app, command)

@@ -1,4 +1,4 @@
-"""A vocabulary as a file: bulk import, `vidlex labels diff` and `apply`, against a running service."""
+"""Bulk import, `vidlex labels diff` and `vidlex labels apply` with a running service."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from support.live import live_service
 from vidlex.service.cli import app
-from vidlex.service.commands import bulk
+from vidlex.service.commands.labels import bulk
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def exported(url: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in vidlex(url, "export").stdout.splitlines()]
 
 
-def test_apply_makes_the_service_as_the_file_and_then_does_nothing(url: str, tmp_path: Path) -> None:
+def test_apply_makes_labels_equal_to_the_file_and_is_idempotent(url: str, tmp_path: Path) -> None:
     first = [
         {"name": "red panda", "parents": ["animal"]},
         {"name": "animal", "aliases": ["creature"], "threshold": 0.25},
@@ -53,12 +53,12 @@ def test_apply_makes_the_service_as_the_file_and_then_does_nothing(url: str, tmp
     assert vidlex(url, "apply", file, "--dry-run").exit_code == 0 and exported(url) == []
     assert vidlex(url, "apply", file).stdout.endswith("3 added, 0 changed, 0 removed\n")
     assert sorted(exported(url), key=lambda x: str(x["name"])) == sorted(first, key=lambda x: str(x["name"]))
-    for command in ("diff", "apply"):
+    for command, expected in (("diff", "no differences\n"), ("apply", "0 added, 0 changed, 0 removed\n")):
         again = vidlex(url, command, file)
-        assert (again.exit_code, again.stdout) == (0, "0 added, 0 changed, 0 removed\n")
+        assert (again.exit_code, again.stdout) == (0, expected)
 
     second = [
-        {"name": "Red Panda", "aliases": ["creature"], "parents": ["animal"]},  # an alias that moves
+        {"name": "Red Panda", "aliases": ["creature"], "parents": ["animal"]},  # the alias moves to another label
         {"name": "animal", "metadata": {"a": 1}},
         {"name": "tree"},
     ]
@@ -71,26 +71,28 @@ def test_apply_makes_the_service_as_the_file_and_then_does_nothing(url: str, tmp
         "tree": "added",
     }
     assert shown[0]["name"] == "animal" and shown[0]["fields"]["threshold"] == {"old": 0.25, "new": None}
-    kept = vidlex(url, "apply", file)
-    assert kept.exit_code == 0 and "1 labels are not in the file" in kept.stdout
+    assert "would add 1, change 2, remove 1\n" in vidlex(url, "diff", file).stdout
+    assert "would add 1, change 2, remove 0\n" in vidlex(url, "apply", file, "--dry-run").stdout
+    unpruned = vidlex(url, "apply", file)
+    assert unpruned.exit_code == 0 and "1 labels are not in the file" in unpruned.stdout
     assert vidlex(url, "diff", file).exit_code == 1
     assert vidlex(url, "apply", file, "--prune").exit_code == 0
     assert sorted(exported(url), key=lambda x: str(x["name"])) == sorted(second, key=lambda x: str(x["name"]))
     assert vidlex(url, "diff", file).exit_code == 0
 
 
-def test_a_parent_that_becomes_a_child(url: str, tmp_path: Path) -> None:
+def test_apply_exchanges_parent_and_child(url: str, tmp_path: Path) -> None:
     vidlex(url, "apply", lines(tmp_path / "a.jsonl", {"name": "a"}, {"name": "b", "parents": ["a"]}))
-    turned = [{"name": "a", "parents": ["b"]}, {"name": "b"}]
-    assert vidlex(url, "apply", lines(tmp_path / "b.jsonl", *turned)).exit_code == 0
-    assert exported(url) == turned
+    exchanged = [{"name": "a", "parents": ["b"]}, {"name": "b"}]
+    assert vidlex(url, "apply", lines(tmp_path / "b.jsonl", *exchanged)).exit_code == 0
+    assert exported(url) == exchanged
 
 
-def test_a_file_decides_only_about_its_columns(url: str, tmp_path: Path) -> None:
+def test_file_declares_only_its_columns(url: str, tmp_path: Path) -> None:
     vidlex(url, "apply", lines(tmp_path / "a.jsonl", {"name": "a", "aliases": ["x"], "threshold": 0.5}))
     names = tmp_path / "names.txt"
     names.write_text("A\n")
-    assert vidlex(url, "diff", names).exit_code == 1  # the name reads differently
+    assert vidlex(url, "diff", names).exit_code == 1  # the case differs
     names.write_text("a\n")
     assert vidlex(url, "diff", names).exit_code == 0
     table = tmp_path / "t.csv"
@@ -99,15 +101,15 @@ def test_a_file_decides_only_about_its_columns(url: str, tmp_path: Path) -> None
     assert exported(url) == [{"name": "a", "aliases": ["x"]}]
 
 
-def test_trouble_has_a_status_of_its_own(url: str, tmp_path: Path) -> None:
+def test_diff_errors_have_separate_exit_codes(url: str, tmp_path: Path) -> None:
     assert vidlex(url, "diff", tmp_path / "none.jsonl").exit_code == 2
     assert vidlex(url, "diff", lines(tmp_path / "twice.jsonl", {"name": "a"}, {"name": "A"})).exit_code == 2
     assert vidlex("http://127.0.0.1:9", "diff", lines(tmp_path / "a.jsonl")).exit_code == 3
-    bad = vidlex(url, "apply", lines(tmp_path / "bad.jsonl", {"name": "a"}, {"name": "b", "parents": ["nobody"]}))
+    bad = vidlex(url, "apply", lines(tmp_path / "bad.jsonl", {"name": "a"}, {"name": "b", "parents": ["missing"]}))
     assert bad.exit_code == 1 and [x["name"] for x in exported(url)] == ["a"]
 
 
-def test_a_failure_is_told_even_if_others_had_to_be_tried_again(url: str, tmp_path: Path) -> None:
+def test_apply_reports_a_failure_among_retries(url: str, tmp_path: Path) -> None:
     vidlex(url, "apply", lines(tmp_path / "a.jsonl", {"name": "a"}, {"name": "b", "parents": ["a"]}))
     wanted = [{"name": "a", "parents": ["b"]}, {"name": "b"}, {"name": "c\u0000"}]
     result = vidlex(url, "apply", lines(tmp_path / "b.jsonl", *wanted))
@@ -115,22 +117,20 @@ def test_a_failure_is_told_even_if_others_had_to_be_tried_again(url: str, tmp_pa
     assert exported(url) == wanted[:2]
 
 
-def test_a_name_that_the_service_shows_otherwise_is_no_difference(url: str, tmp_path: Path) -> None:
+def test_normalised_name_is_not_a_difference(url: str, tmp_path: Path) -> None:
     file = lines(tmp_path / "a.jsonl", {"name": "o\ufb03ce  chair"})
     assert vidlex(url, "apply", file).exit_code == 0 and exported(url) == [{"name": "office chair"}]
     assert vidlex(url, "diff", file).exit_code == 0
 
 
-def test_an_import_in_the_wrong_order_and_in_many_batches(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_import_accepts_any_order_in_many_batches(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bulk, "FIRST_BATCH", 3)
-    monkeypatch.setattr(bulk, "MAX_BATCH", 5)
+    monkeypatch.setattr(bulk, "MAX_BATCH_LABELS", 5)
     count = 40
     chain = [{"name": f"label {i}"} | ({"parents": [f"label {i + 1}"]} if i + 1 < count else {}) for i in range(count)]
-    file = lines(tmp_path / "chain.jsonl", *chain, {"name": "lost", "parents": ["nobody"]})
+    file = lines(tmp_path / "chain.jsonl", *chain, {"name": "orphan", "parents": ["missing"]})
     result = vidlex(url, "import", file)
     assert result.exit_code == 1 and "parent_not_found" in result.stderr
-    assert result.stdout.startswith(f"{count} labels added, 0 were there already, 1 refused")
+    assert result.stdout.startswith(f"{count} added, 0 already existed, 1 failed")
     assert {x["name"]: x.get("parents") for x in exported(url)} == {x["name"]: x.get("parents") for x in chain}
-    assert vidlex(url, "import", file).stdout.startswith(f"0 labels added, {count} were there already, 1 refused")
+    assert vidlex(url, "import", file).stdout.startswith(f"0 added, {count} already existed, 1 failed")

@@ -1,4 +1,4 @@
-"""Small annotation files in the forms in which the five datasets are published. Ids and numbers are made up."""
+"""Small annotation files in the published formats of the five datasets. Ids and numbers are made up."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vidlex.model.data.tfrecord import masked_crc
 
 
 def vocabulary_csv() -> str:
-    """3,862 rows as the real file has them: by frequency, not by Index, with its odd names."""
+    """3,862 rows ordered by frequency, not by Index, with unusual names, as in the real file."""
     special = {
         0: ("Game", "Games", ""),
         4: ("Racing car", "Autos & Vehicles", "Games"),
@@ -38,7 +38,7 @@ def kinetics_csv() -> str:
 
 
 def rareact_csv() -> str:
-    """Class 0 cut laptop, 1 cut phone, 2 wash laptop, 3 drop shoes (never seen)."""
+    """Class 0 cut laptop, 1 cut phone, 2 wash laptop, 3 drop shoes (without a positive)."""
     rows = [
         ("A", 0, 0, "cut", "laptop", 1),
         ("A", 10, 0, "cut", "laptop", 2),
@@ -60,7 +60,7 @@ def rareact_csv() -> str:
 
 
 def tao_json() -> str:
-    """Three videos; mug 720 is merged into cup 347; 805 is called baby and means person."""
+    """Three videos; mug 720 is merged into cup 347; 805 is named baby and means person."""
     return json.dumps(
         {
             "info": {"version": "1"},
@@ -89,11 +89,11 @@ def tao_json() -> str:
 
 
 def activitynet_json() -> str:
-    """Two activities in one video, an end behind the duration, an empty segment, and a withheld video."""
+    """A video with two activities, an end after the duration, an empty segment, and an unlabelled video."""
 
     def video(duration: float, subset: str, *annotations: tuple[str, float, float]) -> dict[str, object]:
-        found = [{"label": label, "segment": [start, end]} for label, start, end in annotations]
-        return {"duration": duration, "subset": subset, "resolution": "320x240", "annotations": found}
+        segments = [{"label": label, "segment": [start, end]} for label, start, end in annotations]
+        return {"duration": duration, "subset": subset, "resolution": "320x240", "annotations": segments}
 
     return json.dumps(
         {
@@ -113,7 +113,7 @@ def activitynet_json() -> str:
 
 
 def record(features: dict[str, Sequence[bytes] | Sequence[int] | Sequence[float]], *, packed: bool = True) -> bytes:
-    """One framed ``tf.train.Example``; numbers in packed form or one by one."""
+    """One framed ``tf.train.Example``, with packed or unpacked numbers."""
     entries = b"".join(
         _field(1, _field(1, name.encode()) + _field(2, _feature(v, packed))) for name, v in features.items()
     )
@@ -127,8 +127,8 @@ def _feature(values: Sequence[bytes] | Sequence[int] | Sequence[float], packed: 
         return _field(1, b"".join(_field(1, v) for v in values if isinstance(v, bytes)))
     if all(isinstance(v, int) for v in values):
         numbers = [_varint(int(v) % (1 << 64)) for v in values if isinstance(v, int)]
-        one_by_one = b"".join(b"\x08" + n for n in numbers)
-        return _field(3, _field(1, b"".join(numbers)) if packed else one_by_one)
+        unpacked = b"".join(b"\x08" + n for n in numbers)
+        return _field(3, _field(1, b"".join(numbers)) if packed else unpacked)
     floats = [struct.pack("<f", v) for v in values if isinstance(v, float)]
     return _field(2, _field(1, b"".join(floats)) if packed else b"".join(b"\x0d" + f for f in floats))
 

@@ -1,4 +1,4 @@
-"""A tiny sprite sheet without any downloaded art: coloured shapes, for tests of the procedural world."""
+"""A small sprite sheet of coloured squares, without downloaded art."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vidlex.model.emoji.nouns import Noun
 
 
 def tiny_sheet() -> SpriteSheet:
-    """Three nouns, the second with two sprites, in two styles. Sprite i is a square of its own colour."""
+    """Three nouns, the second with two sprites, in two styles."""
     nouns = (
         Noun("ball", ("toy",), ("a.png",)),
         Noun("block", ("toy", "shape"), ("b.png", "c.png")),

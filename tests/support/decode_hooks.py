@@ -1,4 +1,4 @@
-"""What a decode process runs in `test_decode_pool` in place of the real decoder: the file's name says what happens."""
+"""The decode function of `test_decode_pool`: the file name selects its behaviour."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from vidlex.model.types import FrameBatch, VideoInfo
 
 
 def decode(path: Path, **job: Any) -> FrameBatch:
-    return _BEHAVIOURS.get(path.stem, decode_frames)(path, **job)
+    return _FAULTS.get(path.stem, decode_frames)(path, **job)
 
 
 def _hang(path: Path, **_: Any) -> FrameBatch:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
-    if (path.parent / "begun").exists():  # a FIFO of the test that wants to know
-        (path.parent / "begun").open("w").close()
+    if (path.parent / "started").exists():  # a FIFO of the test
+        (path.parent / "started").open("w").close()
     while True:
         signal.pause()
 
@@ -37,13 +37,13 @@ def _crash(path: Path, **_: Any) -> FrameBatch:
     raise AssertionError("unreachable")
 
 
-def _leave(path: Path, **_: Any) -> FrameBatch:
+def _exit(path: Path, **_: Any) -> FrameBatch:
     os._exit(0)
 
 
-def _hog(path: Path, **job: Any) -> FrameBatch:
-    hoard = [np.empty(2**28, np.uint8) for _ in range(1000)]
-    raise AssertionError(f"{len(hoard)} blocks were given")
+def _allocate(path: Path, **job: Any) -> FrameBatch:
+    blocks = [np.empty(2**28, np.uint8) for _ in range(1000)]
+    raise AssertionError(f"{len(blocks)} blocks were allocated")
 
 
 def _bug(path: Path, **_: Any) -> FrameBatch:
@@ -51,13 +51,13 @@ def _bug(path: Path, **_: Any) -> FrameBatch:
 
 
 def _wrong_size(path: Path, **_: Any) -> FrameBatch:
-    """More frames than were asked for: they do not fit into the memory that was lent."""
+    """More frames than requested, which do not fit into the shared memory."""
     info = VideoInfo(1000, 8, 8, 10.0, "h264", 10, 100)
     return FrameBatch(np.zeros((600, 64, 64, 3), np.uint8), tuple(range(600)), info)
 
 
-def _wrong_times(path: Path, *, num_frames: int, geometry: Any, **_: Any) -> FrameBatch:
-    """A reply that the pool must not believe: a frame too few in the list of times."""
+def _missing_timestamp(path: Path, *, num_frames: int, geometry: Any, **_: Any) -> FrameBatch:
+    """One timestamp too few, which the pool must detect."""
     shape = (num_frames, geometry.image_size, geometry.image_size, 3)
     batch = FrameBatch(np.zeros(shape, np.uint8), tuple(range(num_frames)), VideoInfo(1, 8, 8, 1.0, "h264", 1, 1))
     object.__setattr__(batch, "timestamps_ms", batch.timestamps_ms[1:])
@@ -65,14 +65,14 @@ def _wrong_times(path: Path, *, num_frames: int, geometry: Any, **_: Any) -> Fra
 
 
 def _gate(path: Path, **job: Any) -> FrameBatch:
-    """Reads a FIFO: says that it has begun, then waits until the test closes its end."""
-    (path.parent / "begun").open("w").close()
+    """Signals its start, then blocks until the test opens and closes the FIFO."""
+    (path.parent / "started").open("w").close()
     path.open("rb").read()
     return decode_frames(path.parent / "numbers.mp4", **job)
 
 
 def _report(path: Path, **_: Any) -> FrameBatch:
-    """The facts about this process, as the text of an error."""
+    """Raises an error whose text is the state of this process as JSON."""
     try:
         with socket.socket() as probe:
             probe.settimeout(1)
@@ -93,23 +93,23 @@ def _report(path: Path, **_: Any) -> FrameBatch:
 
 
 def _only_torchcodec(path: Path, **job: Any) -> FrameBatch:
-    """Without PyAV's reader, which would stand in for it."""
+    """Without the fallback to PyAV."""
 
-    def gone(*_: object, **__: object) -> None:
-        raise AssertionError("PyAV was asked")
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("PyAV was called")
 
-    with mock.patch("vidlex.model.decode.decoder.read_by_time", gone):
+    with mock.patch("vidlex.model.decode.decoder.read_by_time", fail):
         return decode_frames(path, **job)
 
 
-_BEHAVIOURS: dict[str, Callable[..., FrameBatch]] = {
+_FAULTS: dict[str, Callable[..., FrameBatch]] = {
     "hang": _hang,
     "crash": _crash,
-    "leave": _leave,
-    "hog": _hog,
+    "exit": _exit,
+    "allocate": _allocate,
     "bug": _bug,
     "wrong_size": _wrong_size,
-    "wrong_times": _wrong_times,
+    "missing_timestamp": _missing_timestamp,
     "gate": _gate,
     "report": _report,
     "only_torchcodec": _only_torchcodec,

@@ -18,7 +18,7 @@ READY_TIMEOUT_SECONDS = 120.0
 
 @contextmanager
 def live_service(data_dir: Path, model: str = "dummy", **environment: str) -> Iterator[str]:
-    """The address of a ready service on a free port, with its own data folder. Stopped in order at the end."""
+    """The URL of a ready service on a free port; stops it at the end."""
     with live_process(data_dir, model, **environment) as (url, _):
         yield url
 
@@ -27,7 +27,7 @@ def live_service(data_dir: Path, model: str = "dummy", **environment: str) -> It
 def live_process(
     data_dir: Path, model: str = "dummy", **environment: str
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """As ``live_service``, with the process, for those that end it themselves."""
+    """As ``live_service``, with the process."""
     command = [sys.executable, "-m", "vidlex.service.cli", "serve", "--port", "0", "--model", model, "--json"]
     command += ["--data-dir", str(data_dir), "--parent", str(os.getpid())]
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("VIDLEX_")}

@@ -1,5 +1,3 @@
-"""Where things are in a checkout."""
-
 from __future__ import annotations
 
 from pathlib import Path

@@ -8,29 +8,34 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from vidlex.service.decode.pool import DecodePool
+
 
 def num_descriptors() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
-PATIENCE_SECONDS = 120.0
-"""How long a test waits for what must come to pass: no claim about speed, since a busy machine takes its time."""
+PATIENCE_SECONDS = 120.0  # for conditions that must become true; generous, because machines may be busy
 
 
 def until(condition: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, f"it did not come to pass in {seconds:.0f} s"
+        assert time.monotonic() < end, f"the condition did not become true within {seconds:.0f} s"
         time.sleep(0.005)
 
 
 def wait_for_end(pid: int, seconds: float = PATIENCE_SECONDS) -> None:
-    """Until the process is gone (or a zombie of somebody else's)."""
+    """Wait until the process has ended; it may remain as a zombie of another parent."""
     try:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:
         return
     try:
-        assert select.select([handle], [], [], seconds)[0], f"process {pid} is still there"
+        assert select.select([handle], [], [], seconds)[0], f"process {pid} is still running"
     finally:
         os.close(handle)
+
+
+def worker_pids(pool: DecodePool) -> list[int]:
+    return [process.pid for process in pool._processes if process is not None and process.is_alive]

@@ -1,4 +1,4 @@
-"""One store and two service replicas as real processes, for the tests that kill them."""
+"""A store and service replicas as separate processes, for tests that kill them."""
 
 from __future__ import annotations
 
@@ -11,28 +11,31 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+from urllib.parse import quote
 
 import redis
 
 from support.live import wait_ready
 from support.processes import until
-from vidlex.service.labels.embedded.server_files import server_binary
+from vidlex.service.labels.embedded.server_files import ServerFiles, server_binary
 from vidlex.service.labels.store.connection import connect_socket
 
 
 class StoreProcess:
-    """A Valkey server of its own, which syncs every write to the disk before it answers."""
+    """A separate Valkey server that syncs every write to the disk before it replies."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir()
-        self.socket = folder / "v.sock"
-        self._command = [str(server_binary()), "--port", "0", "--unixsocket", str(self.socket), "--dir", str(folder)]
+        self._files = ServerFiles(folder)
+        self._files.create()
+        self.socket = self._files.choose_socket()  # fits even if ``folder`` is long
+        self._command = [str(server_binary()), "--port", "0", "--unixsocket", str(self.socket)]
+        self._command += ["--dir", str(self._files.folder)]
         self._command += ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
-        return f"unix://{self.socket}"
+        return f"unix://{quote(str(self.socket))}"
 
     def client(self) -> redis.Redis:
         return connect_socket(str(self.socket))
@@ -46,6 +49,10 @@ class StoreProcess:
             self._process.kill()
             self._process.wait()
 
+    def close(self) -> None:
+        self.kill()
+        self._files.clear_socket()
+
     def _answers(self) -> bool:
         with contextlib.suppress(redis.RedisError):
             return bool(self.client().ping())
@@ -53,7 +60,7 @@ class StoreProcess:
 
 
 class Replica:
-    """`vidlex serve` on a port that stays the same over restarts."""
+    """`vidlex serve` on a port that stays the same across restarts."""
 
     def __init__(self, folder: Path, store_url: str, **environment: str) -> None:
         self._folder = folder
@@ -65,7 +72,7 @@ class Replica:
         self.url = ""
 
     def start(self) -> None:
-        """Returns when it listens; see ``wait``."""
+        """Returns once the port is open; see ``wait``."""
         port = self.url.rpartition(":")[2] or "0"
         command = [sys.executable, "-m", "vidlex.service.cli", "serve", "--port", port, "--model", "dummy", "--json"]
         command += ["--data-dir", str(self._folder), "--parent", str(os.getpid())]
@@ -83,7 +90,7 @@ class Replica:
         wait_ready(self.url, self._process, self._log)
 
     def kill(self) -> None:
-        """kill -9. Its decode processes end by themselves when their pipes close."""
+        """kill -9. The decode processes end when their pipes close."""
         if self._process is not None:
             os.kill(self._process.pid, signal.SIGKILL)
             self._process.communicate()
@@ -101,5 +108,6 @@ def two_replicas(folder: Path, **environment: str) -> Iterator[tuple[StoreProces
             replica.wait()
         yield store, replicas
     finally:
-        for process in (*replicas, store):
-            process.kill()
+        for replica in replicas:
+            replica.kill()
+        store.close()

@@ -1,4 +1,4 @@
-"""A Vidlex application in this process, with the dummy model and a real embedded store, for the HTTP tests."""
+"""An application in this process, with the dummy model and an embedded store."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vidlex.model.classifier import Classifier
 from vidlex.model.dummy import DummyClassifier
 from vidlex.service.app import create_app
 from vidlex.service.settings import Settings
-from vidlex.service.tracing import Traces
+from vidlex.service.tracing import RequestTracer
 
 # The default prints all local variables of a traceback, which takes a minute.
 structlog.configure(processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer()])
@@ -30,7 +30,7 @@ COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "black
 
 
 def settings_for(folder: Path, **changes: Any) -> Settings:
-    """Settings that ignore the environment of whoever runs the tests."""
+    """Settings that ignore the environment, without caches."""
     fields: dict[str, Any] = {
         "data_dir": folder,
         "model": "dummy",
@@ -38,7 +38,6 @@ def settings_for(folder: Path, **changes: Any) -> Settings:
         "host": "127.0.0.1",
         "redis_url": None,
     }
-    # Every classification decodes and encodes, however often the same video comes, and so does every label.
     fields |= {"feature_cache_bytes": 0, "label_cache_bytes": 0}
     return Settings(**(fields | changes))
 
@@ -49,11 +48,11 @@ def serving(
     *,
     classifier: Classifier | None = None,
     wait: bool = True,
-    traces: Traces | None = None,
+    tracer: RequestTracer | None = None,
     **changes: Any,
 ) -> Iterator[TestClient]:
-    """A client of a ready application. Errors come as answers, as over the network."""
-    app = create_app(settings_for(folder, **changes), classifier=classifier or DummyClassifier(), traces=traces)
+    """A client of a ready application. Errors become responses, as over the network."""
+    app = create_app(settings_for(folder, **changes), classifier=classifier or DummyClassifier(), tracer=tracer)
     with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as client:
         if wait:
             wait_until(lambda: client.get("/readyz").status_code == 200, "the service is not ready")
@@ -69,7 +68,7 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = PATIENC
 
 
 def colour_video(path: Path, *colours: str, frames_each: int = 10) -> Path:
-    """Ten frames a second, ``frames_each`` of each colour in turn."""
+    """``frames_each`` frames of each colour in order, at 10 frames per second."""
 
     def paint(number: int) -> Any:
         colour = COLOURS[colours[min(number // frames_each, len(colours) - 1)]]
@@ -85,7 +84,6 @@ def classify(client: Any, video: Path | bytes, **params: Any) -> Any:
 
 
 def add(client: Any, *names: str, **fields: Any) -> list[dict[str, Any]]:
-    """Register labels one by one."""
     labels = []
     for name in names:
         answer = client.post("/labels", json={"name": name, **fields})
@@ -95,14 +93,13 @@ def add(client: Any, *names: str, **fields: Any) -> list[dict[str, Any]]:
 
 
 def clear(client: Any) -> None:
-    """Remove every label."""
     while data := client.get("/labels", params={"limit": 1000}).json()["data"]:
         for label in data:
             assert client.delete(f"/labels/{label['id']}").status_code == 204
 
 
 def assert_problem(answer: Any, status: int, code: str) -> dict[str, Any]:
-    """The answer is a problem document in every respect, and tells nothing that it should not."""
+    """The response is a valid problem document and contains no internal details."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     body: dict[str, Any] = answer.json()

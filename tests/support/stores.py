@@ -1,17 +1,22 @@
-"""A real store server for tests, and labels and vectors to put into it."""
+"""A real store server for tests, and labels and vectors to store in it."""
 
 from __future__ import annotations
 
+import os
+import signal
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import redis
 from numpy.typing import NDArray
 
+from support.processes import until
+from vidlex.service.errors import VidlexError
 from vidlex.service.labels.embedded.server import EmbeddedStore
 from vidlex.service.labels.store.label_store import LabelStore
 from vidlex.service.labels.store.records import Label, NewLabel, make_label
@@ -26,8 +31,20 @@ def running_store(folder: Path) -> Iterator[redis.Redis]:
         yield embedded.client()
 
 
+def restart_server(embedded: EmbeddedStore) -> None:
+    """Stop the server and wait until the supervisor has started the next one."""
+    pid = embedded.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGTERM)
+    until(lambda: embedded.pid not in (None, pid))
+
+
+def url_of(client: redis.Redis) -> str:
+    return f"unix://{quote(client.get_connection_kwargs()['path'])}"
+
+
 def vector_of(text: str, dim: int = DIM) -> NDArray[np.float32]:
-    """A unit vector that follows from the text alone."""
+    """A unit vector that depends on the text only."""
     vector = np.random.default_rng(zlib.crc32(text.encode())).standard_normal(dim).astype(np.float32)
     return vector / np.linalg.norm(vector)
 
@@ -37,18 +54,31 @@ def label_id(number: int) -> str:
 
 
 def label_of(number: int, categories: tuple[str, ...] = (), name: str | None = None) -> Label:
-    """A label without a store, for the index."""
+    """A label that is in no store."""
     new = NewLabel(name or f"label {number}", categories=categories)
     return make_label(label_id(number), new, created_at_ms=0, updated_at_ms=0, revision=number)
 
 
+def add_label(store: LabelStore, new: NewLabel, vector: NDArray[np.float32] | None = None) -> Label:
+    (result,) = store.add_many([(new, vector_of(new.name) if vector is None else vector)], FINGERPRINT)
+    if isinstance(result, VidlexError):
+        raise result
+    return result
+
+
 def add(store: LabelStore, name: str, **fields: Any) -> Label:
-    return store.add(NewLabel(name, **fields), vector_of(name), FINGERPRINT)
+    return add_label(store, NewLabel(name, **fields))
 
 
 def all_vectors(store: LabelStore, fingerprint: str = FINGERPRINT) -> dict[str, NDArray[np.float32]]:
     found = {}
-    for labels, vectors in store.vectors(fingerprint, batch=3):
-        assert vectors.dtype == np.float32 and len(labels) == len(vectors)
-        found.update({label.id: vector for label, vector in zip(labels, vectors, strict=True)})
+    for rows in store.scan(fingerprint, batch=3):
+        for row in rows:
+            if row.vector is not None:
+                assert row.vector.dtype == np.float32
+                found[row.label.id] = row.vector
     return found
+
+
+def names_without_vector(store: LabelStore, fingerprint: str) -> list[str]:
+    return [row.label.name for rows in store.scan(fingerprint, batch=3) for row in rows if row.vector is None]

@@ -1,4 +1,4 @@
-"""Tiny models with random weights, built in a moment: an LLM folder in the hub's layout, and CLIPs of several kinds."""
+"""Tiny models with random weights: an LLM folder in the hub's layout, and CLIPs of several kinds."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ MAX_POSITIONS = 288
 
 
 def write_byte_tokenizer(folder: Path, *, end_with_eos: bool = False) -> int:
-    """A tokenizer with one token per byte, ``<eos>`` and ``<ctl>``, saved in ``folder``. Returns its vocabulary size.
+    """One token per byte, ``<eos>`` and ``<ctl>``. Returns the vocabulary size.
 
-    ``end_with_eos`` ends each text with ``<eos>`` and pads with it too, as SigLIP's tokenizer does.
+    ``end_with_eos`` ends each text with ``<eos>`` and uses it for padding, like SigLIP's tokenizer.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate(["<unk>", "<eos>", "<ctl>", *alphabet])}
@@ -53,7 +53,7 @@ def write_llm(folder: Path, seed: int = 0) -> Path:
         num_key_value_heads=2,
         max_position_embeddings=MAX_POSITIONS,
         tie_word_embeddings=True,
-        initializer_range=0.3,  # large, so that different inputs decode different tokens
+        initializer_range=0.3,  # large, so that different inputs decode to different tokens
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -73,7 +73,7 @@ CLIP_KINDS = ("clip", "mobileclip_causal", "mobileclip_bidirectional", "siglip")
 
 
 def tiny_clip(kind: str = "clip", folder: Path | None = None, seed: int = 0) -> tuple[Any, Any]:
-    """A model and its tokenizer, built as open_clip builds the real ones of that kind. SigLIP needs a ``folder``."""
+    """A model of that kind as open_clip builds it, and its tokenizer. SigLIP needs a ``folder``."""
     tokenizer: Any = open_clip.SimpleTokenizer(context_length=77)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -90,7 +90,7 @@ def tiny_clip(kind: str = "clip", folder: Path | None = None, seed: int = 0) -> 
             model = open_clip.CustomTextCLIP(
                 EMBED_DIM, VISION, TEXT | {"no_causal_mask": kind.endswith("bidirectional")}
             )
-        # open_clip initialises for training; give positions and words weight enough that a misplaced one shows
+        # large enough for tests to detect a wrong position or token
         text_tower: Any = model if kind == "clip" else model.text
         torch.nn.init.normal_(text_tower.positional_embedding, std=0.5)
         torch.nn.init.normal_(text_tower.token_embedding.weight, std=0.5)

@@ -1,7 +1,8 @@
-"""``vidlex train fit`` in a moment: drawn sprites, a tiny CLIP and a tiny LLM; to be killed and to be started twice.
+"""A tiny ``vidlex train fit``: drawn sprites, a tiny CLIP and a tiny LLM. Its processes can be killed at any step.
 
-As a program: ``python -m support.tiny_fit FOLDER OUT [KILLS]``. With KILLS, a JSON list of ``[place, stage, step]``, it
-first runs once for each of them in a process that is killed (SIGKILL) there, then without a kill.
+``python -m support.tiny_fit FOLDER OUT NUM_PROCESSES`` runs it in several processes of torchrun. With KILLS instead, a
+JSON list of ``[place, stage, step]``, it runs once for each in a process that is killed there with SIGKILL, then once
+without a kill.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ from typing import Any
 
 import open_clip
 import torch
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from support.art import tiny_sheet
 from support.tiny import write_llm
 from vidlex.model.config import BaselineConfig, LabelEncoderConfig, Method, VideoEncoderConfig
-from vidlex.model.train import state
+from vidlex.model.emoji.world import World
 from vidlex.model.train.export import write_open_clip_folder
 from vidlex.model.train.fit import JointTask, LabelTask
 from vidlex.model.train.fit_config import FitConfig
+from vidlex.model.train.loop import curves, state
+from vidlex.model.train.loop.processes import MicroBatch
+from vidlex.model.train.loop.run_log import StageLog
 from vidlex.model.train.run_fit import main
-from vidlex.model.train.run_log import Log
 
 MODEL_CFG = {
     "embed_dim": 24,
@@ -50,7 +54,7 @@ def write_backbones(folder: Path) -> Path:
 
 
 def fit(folder: Path, out: Path, *, method: Method = "ours", **changes: Any) -> Path:
-    """``changes`` are of ``CONFIG``."""
+    """``changes`` override fields of ``CONFIG``."""
     label = LabelEncoderConfig(
         llm=str(folder / "llm"), num_prefixes=2, num_attributes=1, tokens_per_attribute=2, prompting_width=16,
         prompting_heads=2,
@@ -63,31 +67,32 @@ def fit(folder: Path, out: Path, *, method: Method = "ours", **changes: Any) -> 
 
 
 def die_at(place: str, stage: str, step: int) -> None:
-    """From now on the process ends by SIGKILL when ``stage`` is at ``step``: before its batch is computed, when its
-    line is in the log, or when its state is written but has not yet taken the old one's place."""
+    """Kill the process at a step: before the batch is computed, after the line is in the log, or before the new state
+    replaces the old one.
+    """
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     if place == "before":
         for task in (JointTask, LabelTask):
-            part_of = task.training_part
+            original = task.micro_batch_loss
 
-            def training_part(self: Any, at: int, part: Any, part_of: Any = part_of) -> Any:
-                if (self.name, at) == (stage, step - 1) and part.micro == part.num_micros - 1:
+            def micro_batch_loss(self: Any, at: int, micro_batch: MicroBatch, original: Any = original) -> Any:
+                if (self.name, at) == (stage, step - 1) and micro_batch.local_index == micro_batch.num_local - 1:
                     die()
-                return part_of(self, at, part)
+                return original(self, at, micro_batch)
 
-            task.training_part = training_part  # type: ignore[method-assign]
+            task.micro_batch_loss = micro_batch_loss  # type: ignore[method-assign]
     elif place == "logged":
-        add = Log.add
+        add = StageLog.add
 
-        def add_and_die(self: Log, at: int, values: Any) -> None:
+        def add_and_die(self: StageLog, at: int, values: Any) -> None:
             add(self, at, values)
             if (self.stage, at) == (stage, step):
                 die()
 
-        Log.add = add_and_die  # type: ignore[method-assign]
+        StageLog.add = add_and_die  # type: ignore[method-assign]
     elif place == "saving":
         save_file = state.save_file
 
@@ -102,7 +107,7 @@ def die_at(place: str, stage: str, step: int) -> None:
 
 
 def start(folder: Path, out: Path, kill: tuple[str, str, int] | None = None) -> int:
-    """A run in a process of its own, which shares this one's imports. Returns its id."""
+    """Fork a process that runs ``fit``, with the imports and the backgrounds of this one. Returns its id."""
     if process := os.fork():
         return process
     status = 1
@@ -115,20 +120,39 @@ def start(folder: Path, out: Path, kill: tuple[str, str, int] | None = None) -> 
         os._exit(status)
 
 
-def ended(process: int) -> int:
+def exit_code(process: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
+def prepare_to_fork() -> None:
+    """Draw the backgrounds, which the processes then share, and disable the plots of the stages."""
+    torch.set_num_threads(1)
+    for split in ("train", "val"):
+        World(Path(), split=split, sheet=tiny_sheet())
+    curves.plot_stage = lambda out, stage: None
+
+
+def run_processes(folder: Path, out: Path, num_processes: int) -> None:
+    """``fit`` in forked workers of torchrun's agent."""
+    prepare_to_fork()
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=num_processes, run_id="tiny", rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0", start_method="fork",
+    )  # fmt: skip
+    elastic_launch(config, fit)(folder, out)
+
+
 def kill_and_restart(folder: Path, out: Path, kills: list[tuple[str, str, int]]) -> list[int]:
-    """How each run ended: the unbroken one in ``out/unbroken``, then those in ``out/broken``."""
+    """Exit codes: of the uninterrupted run in ``out/unbroken``, then of those in ``out/broken``."""
+    prepare_to_fork()
     unbroken = start(folder, out / "unbroken")
-    broken = [ended(start(folder, out / "broken", kill)) for kill in (*kills, None)]
-    return [ended(unbroken), *broken]
+    broken = [exit_code(start(folder, out / "broken", kill)) for kill in (*kills, None)]
+    return [exit_code(unbroken), *broken]
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    if len(sys.argv) > 3:
-        print(json.dumps(kill_and_restart(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))))
+    paths, argument = (Path(sys.argv[1]), Path(sys.argv[2])), json.loads(sys.argv[3])
+    if isinstance(argument, int):
+        run_processes(*paths, argument)
     else:
-        fit(Path(sys.argv[1]), Path(sys.argv[2]))
+        print(json.dumps(kill_and_restart(*paths, argument)))

@@ -1,4 +1,4 @@
-"""docker-compose.yml's topology as real processes on loopback: its start script, its configurations, its commands."""
+"""The topology of docker-compose.yml as processes on loopback, with its start script, configurations and commands."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAX_BODY_BYTES = 2_000_000
 
 
 def tool(package: str, name: str) -> str:
-    """The program that a pinned Python package carries."""
+    """The program of a pinned Python package."""
     (found,) = [str(f.locate()) for f in distribution(package).files or () if f.name == name]
     return found
 
@@ -43,7 +43,7 @@ def dockerfile_command(instruction: str) -> list[str]:
 
 
 def as_here(words: list[str]) -> list[str]:
-    """A container's command with this checkout's files and interpreter in the places of the image's."""
+    """A container's command, with the paths of this checkout and its interpreter."""
     places = {
         "vidlex": f"{shlex.quote(sys.executable)} -m vidlex.service.cli",
         "python": shlex.quote(sys.executable),
@@ -104,7 +104,7 @@ class Topology:
     def start_replica(self, name: str) -> None:
         environment = self.environment(name) | {
             "VIDLEX_MODEL": "dummy",
-            "VIDLEX_HOST": "0.0.0.0",  # as in the image: keys are asked for
+            "VIDLEX_HOST": "0.0.0.0",  # as in the image: API keys are required
             "VIDLEX_PORT": str(self.ports[name]),
             "VIDLEX_DATA_DIR": str(self.folder / name),
             "VIDLEX_DECODE_WORKERS": "1",
@@ -134,7 +134,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def running(folder: Path) -> Iterator[Topology]:
-    """Secrets, store, migration, two replicas and the proxy, in the compose file's order."""
+    """Secrets, store, migration, two replicas and the proxy, started in the order of the compose file."""
     with ExitStack() as stack:
         names = ("store", "service-a", "service-b", "proxy")
         top = Topology(folder, stack, {name: free_port() for name in names})

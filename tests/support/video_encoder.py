@@ -1,5 +1,3 @@
-"""A small video encoder with random weights."""
-
 from __future__ import annotations
 
 from typing import Any
@@ -15,7 +13,7 @@ SIDE = 32
 
 
 def make_encoder(blocks: int = 2, *, quick_gelu: bool = False, device: str = "cpu", **vision: Any) -> VideoEncoder:
-    """Random weights in every place, the branch's too."""
+    """All weights are random, including the branch's."""
     torch.manual_seed(0)
     tower = {"image_size": SIDE, "layers": 4, "width": 64, "head_width": 16, "patch_size": 8} | vision
     text = {"context_length": 16, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1}

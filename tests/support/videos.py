@@ -1,7 +1,7 @@
-"""Small real video files for tests: well-formed ones, awkward ones and hostile ones, built on the spot with PyAV.
+"""Small video files for tests, valid and invalid, written with PyAV.
 
-Each frame of `write_video` carries its own number as a 3x3 grid of black and white cells in the central square of
-the picture (`read_number` reads it back after any resize, crop or pad), so a test can say *which* frame it was given.
+Each frame of `write_video` shows its number as a 3x3 grid of black and white cells in the central square of the
+picture, which `read_number` reads after any resize, crop or pad.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 GRID = 3
 MAX_NUMBER = 2 ** (GRID * GRID)
 
-Picture = Callable[[int], NDArray[np.uint8]]
-"""Frame number -> RGB picture [H, W, 3]."""
+Picture = Callable[[int], NDArray[np.uint8]]  # frame number -> RGB picture [H, W, 3]
 
 
 def has_encoder(name: str) -> bool:
@@ -27,7 +26,7 @@ def has_encoder(name: str) -> bool:
 
 
 def numbered_picture(number: int, width: int, height: int) -> NDArray[np.uint8]:
-    """A grey picture whose central square shows ``number`` in binary, least significant bit first."""
+    """[H, W, 3] grey picture with ``number`` in binary in the central square, least significant bit first."""
     picture = np.full((height, width, 3), 90, np.uint8)
     side = min(width, height)
     top, left = (height - side) // 2, (width - side) // 2
@@ -40,7 +39,7 @@ def numbered_picture(number: int, width: int, height: int) -> NDArray[np.uint8]:
 
 
 def read_number(frame: NDArray[np.uint8], box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)) -> int:
-    """The number shown in ``box`` (left, top, right, bottom as shares of the frame), the numbered square's place."""
+    """The number in ``box``, the position of the numbered square (left, top, right, bottom, relative to the frame)."""
     height, width = frame.shape[:2]
     left, top, right, bottom = box
     number = 0
@@ -70,12 +69,12 @@ def write_video(
     options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
 ) -> Path:
-    """Write a video; the container follows from the file's suffix.
+    """Write a video in the container of the file's suffix.
 
-    ``pts_ms`` gives each frame's own time (a variable frame rate); ``rotation`` is the display matrix in degrees,
-    counter-clockwise, as a phone writes it; ``picture`` replaces the numbered picture.
+    ``pts_ms`` sets the presentation time of each frame (a variable frame rate). ``rotation`` sets the display matrix,
+    in counter-clockwise degrees. ``picture`` replaces the numbered picture.
     """
-    paint = picture or (lambda number: numbered_picture(number % MAX_NUMBER, width, height))
+    draw = picture or (lambda number: numbered_picture(number % MAX_NUMBER, width, height))
     default_options = {"libx": {"preset": "ultrafast", "crf": "18"}, "libv": {"deadline": "realtime", "cpu-used": "8"}}
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream: Any = container.add_stream(codec, rate=fps)
@@ -90,15 +89,15 @@ def write_video(
             stream.time_base = stream.codec_context.time_base = time_base
         if rotation:
             stream.set_display_rotation(rotation)
-        sound = container.add_stream("aac", rate=16000) if audio_seconds else None
+        audio = container.add_stream("aac", rate=16000) if audio_seconds else None
         for number in range(num_frames):
-            frame = av.VideoFrame.from_ndarray(paint(number), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(draw(number), format="rgb24")
             frame.pts = number if pts_ms is None else pts_ms[number]
             frame.time_base = time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-        if sound is not None:
-            _encode_tone(container, sound, audio_seconds)
+        if audio is not None:
+            _encode_tone(container, audio, audio_seconds)
     return path
 
 
@@ -113,14 +112,14 @@ def _encode_tone(container: Any, stream: Any, seconds: float) -> None:
 
 
 def write_audio_only(path: Path, seconds: float = 1.0) -> Path:
-    """An mp4 with one AAC stream and no picture."""
+    """An mp4 with a single AAC stream."""
     with av.open(str(path), "w") as container:
         _encode_tone(container, container.add_stream("aac", rate=16000), seconds)
     return path
 
 
 def write_corner_video(path: Path, *, width: int = 160, height: int = 96, rotation: int = 0) -> Path:
-    """Six frames, each quarter of the *stored* picture in its own colour: red, green / blue, white."""
+    """Six frames with one colour in each quarter of the *stored* picture: red, green / blue, white."""
     picture = np.zeros((height, width, 3), np.uint8)
     middle_y, middle_x = height // 2, width // 2
     picture[:middle_y, :middle_x] = (230, 20, 20)
@@ -142,18 +141,18 @@ def corner_names(frame: NDArray[np.uint8]) -> tuple[str, str, str, str]:
     return name(0.25, 0.25), name(0.25, 0.75), name(0.75, 0.25), name(0.75, 0.75)
 
 
-def cut(source: Path, target: Path, keep: float) -> Path:
-    """The first ``keep`` share of a file: an upload that broke off."""
+def truncate(source: Path, target: Path, keep: float) -> Path:
+    """Write the first ``keep`` fraction of a file."""
     data = source.read_bytes()
     target.write_bytes(data[: int(len(data) * keep)])
     return target
 
 
 def flip_bits(source: Path, target: Path, *, seed: int, num_flips: int = 40, start: int = 64) -> Path:
-    """A file with ``num_flips`` random bits turned over, sparing the first ``start`` bytes."""
+    """Write a copy with ``num_flips`` random bits flipped after the first ``start`` bytes."""
     data = bytearray(source.read_bytes())
     rng = np.random.default_rng(seed)
-    for place in rng.integers(start, len(data), num_flips):
-        data[place] ^= 1 << int(rng.integers(8))
+    for position in rng.integers(start, len(data), num_flips):
+        data[position] ^= 1 << int(rng.integers(8))
     target.write_bytes(bytes(data))
     return target

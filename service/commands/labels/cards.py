@@ -1,4 +1,4 @@
-"""`vidlex labels card` and `vidlex labels preview`: how the model reads a label."""
+"""`vidlex labels card` and `vidlex labels preview`: how the model encodes a label."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from vidlex.service.bounds import MAX_PREVIEWS
 from vidlex.service.commands.client import DEFAULT_URL, ServiceClient, UrlOption, describe
-from vidlex.service.commands.output import CommandError, JsonFlag, print_json, stdout, use_json
-
-MAX_PREVIEWS = 32
-"""Of one request."""
+from vidlex.service.commands.output import CommandError, JsonFlag, print_json, print_text, raise_last, use_json
 
 
 def card(
-    label: Annotated[str, typer.Argument(metavar="LABEL", help="A label's id or its exact name.")],
+    label: Annotated[str, typer.Argument(metavar="LABEL", help="Id, name or alias of a label.")],
     url: UrlOption = DEFAULT_URL,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show how the model reads a stored label, and which labels it puts near it."""
+    """Show how the model encodes a stored label, and the most similar labels."""
     use_json(as_json)
     with ServiceClient(url) as client:
         found = client.call("GET", f"/labels/{client.find_label(label)['id']}/card")
@@ -27,24 +25,23 @@ def card(
 
 
 def preview(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="One label a word; quote names with spaces.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names of labels; quote names with spaces.")],
     url: UrlOption = DEFAULT_URL,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show the cards that labels would have. Nothing is stored."""
+    """Show the cards of labels without storing them."""
     use_json(as_json)
-    failure: CommandError | None = None
+    failures: list[CommandError] = []
     with ServiceClient(url) as client:
         for start in range(0, len(names), MAX_PREVIEWS):
-            part = names[start : start + MAX_PREVIEWS]
-            answer = client.call("POST", "/labels:preview", json={"labels": [{"name": name} for name in part]})
-            for name, item in zip(part, answer["data"], strict=True):
+            batch = names[start : start + MAX_PREVIEWS]
+            answer = client.call("POST", "/labels:preview", json={"labels": [{"name": name} for name in batch]})
+            for name, item in zip(batch, answer["data"], strict=True):
                 if item["error"]:
-                    failure = CommandError(f"{name}: {describe(item['error'])}", problem=item["error"])
+                    failures.append(CommandError(f"{name}: {describe(item['error'])}", problem=item["error"]))
                 else:
                     _show(item["card"], as_json=as_json)
-    if failure is not None:
-        raise failure
+    raise_last(failures)
 
 
 def _show(found: dict[str, Any], *, as_json: bool) -> None:
@@ -56,6 +53,6 @@ def _show(found: dict[str, Any], *, as_json: bool) -> None:
     for number, texts in enumerate(found["attributes"], 1):
         lines.append(f"  prefix {number}    {escape(' | '.join(text.strip() for text in texts))}")
     for near in found["neighbours"]:
-        lines.append(f"  near        {near['similarity']:.3f} {escape(near['name'])} ({near['id']})")
+        lines.append(f"  similar     {near['similarity']:.3f} {escape(near['name'])} ({near['id']})")
     lines += [f"  [yellow]warning[/]     {escape(item['detail'])} ({item['code']})" for item in found["warnings"]]
-    stdout().print("\n".join(lines), soft_wrap=True)
+    print_text("\n".join(lines))

