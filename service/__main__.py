@@ -1,4 +1,4 @@
-"""``python -m vidlex.service``: the service, configured by VIDLEX_* variables alone."""
+"""``python -m vidlex.service``: runs the service, configured by VIDLEX_* variables only."""
 
 from __future__ import annotations
 

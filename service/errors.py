@@ -1,71 +1,48 @@
-"""Every error that reaches a client, and the only table from error to HTTP status.
+"""All errors that reach a client, with their HTTP status.
 
-    VidlexError
-    ├── InvalidRequest        400 malformed
-    ├── InvalidParameter      422 invalid_parameter
-    ├── Unauthorized          401 unauthorized          (WWW-Authenticate)
-    ├── Forbidden             403 forbidden             (a foreign web page, or a key that may not do this)
-    ├── NotFound              404 not_found
-    ├── UploadTimeout         408 upload_timeout
-    ├── LabelExists           409 label_exists          (carries existing_id)
-    ├── RevisionNotReached    409 revision_not_reached  (carries current_revision)
-    ├── IdempotencyInFlight   409 idempotency_in_flight (Retry-After)
-    ├── PreconditionFailed    412 precondition_failed   (If-Match: the label has changed since)
-    ├── ModelConflict         409 model_conflict        (the models' state does not allow it now)
-    ├── UploadTooLarge        413 upload_too_large
-    ├── UnsupportedMedia      415 unsupported_media
-    ├── VideoError            422
-    │   ├── UndecodableVideo      undecodable_video
-    │   ├── VideoTooLong          video_too_long
-    │   └── ResolutionTooLarge    resolution_too_large
-    ├── LabelTextInvalid      422 label_text_invalid
-    ├── ParentNotFound        422 parent_not_found
-    ├── ParentCycle           422 parent_cycle
-    ├── IdempotencyKeyReused  422 idempotency_key_reused
-    ├── QuotaExceeded         403 quota_exceeded        (waiting does not help: not 429)
-    ├── Overloaded            429 overloaded            (Retry-After)
-    ├── RateLimited           429 rate_limited          (Retry-After)
-    ├── DeadlineExceeded      504 deadline_exceeded
-    ├── EncodeFailed          503 encode_failed         (Retry-After)
-    ├── StoreUnavailable      503 store_unavailable     (Retry-After)
-    ├── ModelLoading          503 model_loading         (Retry-After)
-    └── Stopping              503 stopping              (Retry-After, Connection: close)
-
-``str(error)`` is what the client reads as ``detail``: write it for a stranger, with no path, address or native
-message in it. What only the operator may see goes to ``internal`` and from there to the log.
-Imports nothing of ours, and neither torch nor fastapi.
+``str(error)`` is sent to the client as ``detail``: it must not contain paths, addresses or messages of libraries.
+``internal`` is for the log only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 
 class VidlexError(Exception):
-    """Base of all errors with a stable ``code``."""
-
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
     title: ClassVar[str] = "Internal error"
     retry_after_seconds: int | None = None
 
-    def __init__(self, detail: str = "", *, internal: str = "", **extra: Any) -> None:
+    def __init__(
+        self,
+        detail: str = "",
+        *,
+        internal: str = "",
+        retry_after_seconds: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        **extra: Any,  # further members of the problem document, such as existing_id
+    ) -> None:
         super().__init__(detail or self.title)
         self.internal = internal
+        self.headers = dict(headers or {})
+        if retry_after_seconds is not None:
+            self.retry_after_seconds = retry_after_seconds
         self.extra = extra
-        """Further members of the problem document, such as ``existing_id``."""
 
 
 class InvalidRequest(VidlexError):
-    code, status, title = "malformed", 400, "The request could not be understood"
+    code, status, title = "malformed", 400, "Malformed request"
 
 
 class InvalidParameter(VidlexError):
-    code, status, title = "invalid_parameter", 422, "A parameter has a value that is not allowed"
+    code, status, title = "invalid_parameter", 422, "Invalid parameter"
 
 
 class Unauthorized(VidlexError):
-    code, status, title = "unauthorized", 401, "An API key is needed"
+    code, status, title = "unauthorized", 401, "An API key is required"
 
 
 class Forbidden(VidlexError):
@@ -73,7 +50,7 @@ class Forbidden(VidlexError):
 
 
 class NotFound(VidlexError):
-    code, status, title = "not_found", 404, "There is no such thing"
+    code, status, title = "not_found", 404, "Not found"
 
 
 class UploadTimeout(VidlexError):
@@ -81,7 +58,7 @@ class UploadTimeout(VidlexError):
 
 
 class LabelExists(VidlexError):
-    code, status, title = "label_exists", 409, "A label of this name exists"
+    code, status, title = "label_exists", 409, "A label with this name exists"
 
     def __init__(self, detail: str, *, existing_id: str) -> None:
         super().__init__(detail, existing_id=existing_id)
@@ -89,23 +66,23 @@ class LabelExists(VidlexError):
 
 
 class RevisionNotReached(VidlexError):
-    code, status, title = "revision_not_reached", 409, "This replica has not reached the wanted revision"
+    code, status, title = "revision_not_reached", 409, "This replica has not reached the requested revision"
 
     def __init__(self, detail: str, *, current_revision: int) -> None:
         super().__init__(detail, current_revision=current_revision)
 
 
 class ModelConflict(VidlexError):
-    code, status, title = "model_conflict", 409, "The loaded models do not allow this now"
+    code, status, title = "model_conflict", 409, "The state of the models does not allow this"
 
 
 class IdempotencyInFlight(VidlexError):
-    code, status, title = "idempotency_in_flight", 409, "A request with this Idempotency-Key is being worked on"
+    code, status, title = "idempotency_in_flight", 409, "A request with this Idempotency-Key is in progress"
     retry_after_seconds = 1
 
 
 class PreconditionFailed(VidlexError):
-    code, status, title = "precondition_failed", 412, "The label has changed since"
+    code, status, title = "precondition_failed", 412, "The label has changed"
 
 
 class UploadTooLarge(VidlexError):
@@ -113,11 +90,11 @@ class UploadTooLarge(VidlexError):
 
 
 class UnsupportedMedia(VidlexError):
-    code, status, title = "unsupported_media", 415, "This kind of file is not supported"
+    code, status, title = "unsupported_media", 415, "Unsupported media type"
 
 
 class VideoError(VidlexError):
-    """The file was accepted as a video but cannot be used: permanent, retrying does not help."""
+    """Permanent: retrying does not help."""
 
     status = 422
 
@@ -135,11 +112,11 @@ class ResolutionTooLarge(VideoError):
 
 
 class LabelTextInvalid(VidlexError):
-    code, status, title = "label_text_invalid", 422, "The label's text is not allowed"
+    code, status, title = "label_text_invalid", 422, "Invalid label text"
 
 
 class ParentNotFound(VidlexError):
-    code, status, title = "parent_not_found", 422, "A parent does not exist"
+    code, status, title = "parent_not_found", 422, "Parent not found"
 
 
 class ParentCycle(VidlexError):
@@ -151,11 +128,11 @@ class IdempotencyKeyReused(VidlexError):
 
 
 class QuotaExceeded(VidlexError):
-    code, status, title = "quota_exceeded", 403, "The quota of labels is used up"
+    code, status, title = "quota_exceeded", 403, "The label quota is exhausted"
 
 
 class Overloaded(VidlexError):
-    code, status, title = "overloaded", 429, "Too much work is waiting"
+    code, status, title = "overloaded", 429, "The service is overloaded"
     retry_after_seconds = 1
 
 
@@ -165,18 +142,16 @@ class RateLimited(VidlexError):
 
 
 class NoApiKeys(VidlexError):
-    """Ends the start: nobody could use the service, or everybody on the network."""
-
     code, status, title = (
         "no_api_keys",
         503,
-        "The service listens on a public address and there is no API key: make one with `vidlex keys create --direct "
-        "--scope admin`, name a file of keys (VIDLEX_API_KEYS_FILE), or say --insecure",
+        "The service listens on a public address without API keys: create one with `vidlex keys create --direct "
+        "--scope admin`, set VIDLEX_API_KEYS_FILE, or pass --insecure",
     )
 
 
 class DeadlineExceeded(VidlexError):
-    code, status, title = "deadline_exceeded", 504, "The answer would come later than asked for"
+    code, status, title = "deadline_exceeded", 504, "The deadline cannot be met"
 
 
 class EncodeFailed(VidlexError):
@@ -190,7 +165,7 @@ class StoreUnavailable(VidlexError):
 
 
 class ModelLoading(VidlexError):
-    code, status, title = "model_loading", 503, "The model is being loaded"
+    code, status, title = "model_loading", 503, "The model is loading"
     retry_after_seconds = 2
 
 

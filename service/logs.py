@@ -1,49 +1,76 @@
-"""Logs: one JSON object a line on stderr (or colours for a terminal), our own lines and uvicorn's alike."""
+"""Logging to stderr: text for a terminal, one JSON object per line otherwise."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from typing import Literal
+from typing import Literal, TextIO
 
 import structlog
 
+LogFormat = Literal["auto", "json", "console"]
 
-def configure_logging(level: str = "info", log_format: Literal["json", "console"] = "json") -> None:
-    """Set up structlog and the standard library's logging. Safe to call again."""
-    shared: list[structlog.types.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.StackInfoRenderer(),
-    ]
-    if log_format == "json":
-        last: list[structlog.types.Processor] = [
+
+def choose_format(log_format: LogFormat) -> Literal["json", "console"]:
+    if log_format == "auto":
+        return "console" if sys.stderr.isatty() else "json"
+    return log_format
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to the present ``sys.stderr``, which tests replace."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
+
+
+def configure_logging(level: str = "info", log_format: LogFormat = "auto") -> None:
+    """``level`` applies to Vidlex; of other packages only warnings and errors are logged."""
+    chosen = choose_format(log_format)
+    if chosen == "json":
+        stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
+        renderers: list[structlog.types.Processor] = [
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(),
         ]
     else:
-        # Plain: the pretty kind prints every local variable, which takes seconds and may hold an upload.
-        plain = structlog.dev.plain_traceback
-        last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+        stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
+        # The default formatter prints local variables: slow, and they may contain an upload.
+        formatter = structlog.dev.plain_traceback
+        renderers = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=formatter)]
+    shared: list[structlog.types.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        stamp,
+        structlog.processors.StackInfoRenderer(),
+    ]
+    level_number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        wrapper_class=structlog.make_filtering_bound_logger(level_number),
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StderrHandler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
         )
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
+    root.setLevel(max(level_number, logging.WARNING))
+    logging.getLogger("vidlex").setLevel(level_number)
+    logging.captureWarnings(True)
+    if chosen == "console" and level_number > logging.DEBUG:
+        logging.getLogger("py.warnings").setLevel(logging.ERROR)  # of libraries; they do not concern operators
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
-    logging.getLogger("uvicorn.access").disabled = True  # our middleware writes the access line
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it repeats bytes of the upload
+    logging.getLogger("uvicorn.access").disabled = True  # RequestContext writes the access log
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # its messages contain bytes of uploads

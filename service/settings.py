@@ -1,32 +1,65 @@
-"""Every setting of the service: an environment variable ``VIDLEX_*`` or an argument of ``load_settings``.
-
-Checked once, at the start, with messages that name the variable. Imports nothing of ours.
-"""
+"""The service's settings, from ``VIDLEX_*`` environment variables and arguments of ``load_settings``."""
 
 from __future__ import annotations
 
 import difflib
+import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from vidlex.service.bounds import DEFAULT_MAX_LABELS, NAMESPACE_PATTERN, NAMESPACE_RULE
 
 ENV_PREFIX = "VIDLEX_"
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+# Not settings of the service
 _READ_ELSEWHERE = {"VIDLEX_CACHE_DIR", "VIDLEX_LLM_WHEEL", "VIDLEX_URL", "VIDLEX_API_KEY"}
-"""Variables of the same prefix that other parts read by themselves."""
+_JSON_LIST_RULE = 'must be a JSON list, such as ["{}"]'
+_LIST_EXAMPLES = {
+    "allowed_hosts": "tags.example",
+    "allowed_models": "open_clip:ViT-B-32:openai",
+    "cors_origins": "https://app.example",
+}
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/?#@*\s]+")
+_PATTERN_RULES = {
+    "namespace": NAMESPACE_RULE,
+    "device": "auto, mps, cpu, cuda, cuda:all or a list such as cuda:0,cuda:1",
+}
+# By pydantic's error type; filled in with the error's context.
+_RULES = {
+    "int_type": "must be an integer",
+    "int_parsing": "must be an integer",
+    "int_parsing_size": "must be an integer",
+    "int_from_float": "must be an integer",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "string_type": "must be a string",
+    "string_too_short": "must not be empty",
+    "literal_error": "must be {expected}",
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "path_type": "must be a path",
+    "extra_forbidden": "is not a setting",
+}
+_MAX_INPUT_CHARS = 100
 
 
 class SettingsError(ValueError):
-    """A setting has a value that cannot be used. The message names the variable and never repeats a secret."""
+    """One line per invalid variable. Never contains a secret."""
 
 
 def default_data_dir() -> Path:
-    """``$XDG_DATA_HOME/vidlex``, or ``~/.local/share/vidlex``."""
     base = os.environ.get("XDG_DATA_HOME", "")
     root = Path(base) if base and Path(base).is_absolute() else Path.home() / ".local" / "share"
     return root / "vidlex"
@@ -37,135 +70,165 @@ def _default_decode_workers() -> int:
 
 
 class Settings(BaseSettings):
-    """Use ``load_settings`` to get one with readable errors."""
-
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
 
-    # where things are
-    data_dir: Path = Field(default_factory=default_data_dir, description="labels and temporary uploads live here")
-    host: str = Field("127.0.0.1", min_length=1, description="address to listen on; a public one needs API keys")
-    port: int = Field(8000, ge=0, le=65535, description="0 takes any free port")
+    # store and address
+    data_dir: Path = Field(default_factory=default_data_dir, description="folder of the labels and temporary uploads")
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on; a public one requires API keys")
+    port: int = Field(8000, ge=0, le=65535, description="0: any free port")
     redis_url: SecretStr | None = Field(None, description="redis://, rediss:// or unix://; empty: an embedded store")
-    redis_password_file: Path | None = Field(None, description="holds the password for redis_url, which then has none")
-    namespace: str = Field("default", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
-    max_namespaces: int = Field(64, ge=1, description="kept in memory; the longest unused one makes room")
-    allowed_hosts: tuple[str, ...] = Field(
-        (), description="Host headers to answer, as a JSON list; empty: loopback names only if host is one, else any"
+    redis_password_file: Path | None = Field(None, description="file with the password for redis_url")
+    namespace: str = Field("default", pattern=f"^{NAMESPACE_PATTERN}$", description="of requests that name none")
+    max_namespaces: int = Field(64, ge=1, description="namespaces in memory; the least recently used one is evicted")
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="accepted Host headers, as a JSON list; empty: loopback names if host is one, else any"
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="origins whose web pages may use the service, as a JSON list; *: any; empty: none"
     )
 
-    max_labels: int = Field(1_000_000, ge=1, description="labels in one namespace; more are refused")
+    max_labels: int = Field(DEFAULT_MAX_LABELS, ge=1, description="labels per namespace")
 
-    # who may use it
-    api_keys_file: Path | None = Field(None, description="API keys beside those in the store, one a line")
-    insecure: bool = Field(False, description="let everybody in who reaches the port")
-    rate_limit_per_second: float = Field(100.0, ge=0, description="requests of one API key, per replica; 0: unlimited")
-    rate_limit_burst: int = Field(200, ge=1, description="requests of one API key at once")
+    # access
+    api_keys_file: Path | None = Field(None, description="API keys in addition to the stored ones, one per line")
+    insecure: bool = Field(False, description="require no API keys, on any address")
+    rate_limit_per_second: float = Field(100.0, ge=0, description="per API key and replica; 0: unlimited")
+    rate_limit_burst: int = Field(200, ge=1, description="size of a burst of requests, per API key")
 
-    # the model
+    # model
     model: str = Field("emoji-small", min_length=1, description="zoo name, checkpoint folder, open_clip:... or dummy")
-    allowed_models: tuple[str, ...] = Field(
-        (), description="models beside VIDLEX_MODEL and the zoo's that POST /models:prepare may load, as a JSON list"
+    allowed_models: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="what POST /models:prepare may load in addition to VIDLEX_MODEL and the zoo, as a JSON list",
     )
-    keep_videos: int = Field(16, ge=0, description="frames of the last videos, to compare models on; in memory only")
-    keep_video_bytes: int = Field(256 * 2**20, ge=0, description="all kept frames together")
+    keep_videos: int = Field(16, ge=0, description="recent videos held in memory to compare models on")
+    keep_video_bytes: int = Field(256 * 2**20, ge=0, description="of the frames of all recent videos")
     device: str = Field(
         "auto",
         pattern=r"^(auto|mps|cuda|cuda:all|cpu(,cpu)*|cuda:\d+(,cuda:\d+)*)$",
-        description="cuda:all or a list such as cuda:0,cuda:1: each device has a copy of the model",
+        description="cuda:all or a list such as cuda:0,cuda:1 loads a copy of the model per device",
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="of the video encoder; auto: the fastest that is verified against float32 at the start"
+        "auto", description="of the video encoder; auto: the fastest one that passes a check against float32"
     )
 
-    # searching the labels
+    # label index
     index: Literal["exact", "approximate"] = Field(
-        "exact", description="approximate: from 20,000 labels on, top_k up to 250 by short codes; a label may be missed"
+        "exact",
+        description="approximate: compressed codes from 20,000 labels and up to top_k 250; may miss labels",
     )
-    index_vectors: Literal["float32", "float16"] = Field("float32", description="float16 takes half the memory")
+    index_vectors: Literal["float32", "float16"] = Field("float32", description="float16 halves the memory")
 
-    # one upload
-    max_upload_bytes: int = Field(512 * 2**20, ge=1)
-    max_spool_bytes: int = Field(4 * 2**30, ge=1, description="all uploads on disk at the same time")
-    max_json_bytes: int = Field(8 * 2**20, ge=1024)
-    upload_idle_seconds: float = Field(20.0, gt=0, description="longest wait for the next piece of an upload")
-    upload_timeout_seconds: float = Field(600.0, gt=0, description="longest time for one whole upload")
+    # uploads
+    max_upload_bytes: int = Field(512 * 2**20, ge=1, description="of one upload")
+    max_spool_bytes: int = Field(4 * 2**30, ge=1, description="of all concurrent uploads")
+    max_json_bytes: int = Field(8 * 2**20, ge=1024, description="of one JSON body")
+    upload_idle_seconds: float = Field(20.0, gt=0, description="timeout between two chunks of an upload")
+    upload_timeout_seconds: float = Field(600.0, gt=0, description="timeout of one upload")
 
-    # one video
-    max_duration_ms: int = Field(2 * 3600 * 1000, ge=1)
+    # videos
+    max_duration_ms: int = Field(2 * 3600 * 1000, ge=1, description="of a video")
     max_pixels: int = Field(8192 * 4320, ge=1, description="width x height of a frame")
-    max_side: int = Field(8192, ge=1)
-    max_fps: float = Field(240.0, gt=0)
-    max_frames: int = Field(512, ge=1, description="frames sampled for one request")
-    decode_timeout_seconds: float = Field(60.0, gt=0, description="after this the decode process is killed")
+    max_side: int = Field(8192, ge=1, description="longer side of a frame, in pixels")
+    max_fps: float = Field(240.0, gt=0, description="frame rate of a video")
+    max_frames: int = Field(512, ge=1, description="frames sampled per request")
+    decode_timeout_seconds: float = Field(60.0, gt=0, description="timeout after which the decode process is killed")
     decode_memory_bytes: int = Field(2 * 2**30, ge=2**28, description="address space of one decode process")
 
     decoder: Literal["auto", "pyav", "decord", "torchcodec"] = Field(
-        "auto", description="who reads a file first; auto: PyAV, and decord where that fails"
+        "auto", description="auto: PyAV, with decord as the fallback"
     )
 
-    # work that waits
-    decode_workers: int = Field(default_factory=_default_decode_workers, ge=1, le=256)
-    max_waiting_videos: int = Field(64, ge=1, description="classify requests at work or waiting; more get 429")
-    max_waiting_uploads: int = Field(128, ge=1, description="uploads being received; more get 429")
-    max_queued_frames: int = Field(4096, ge=1, description="decoded frames that wait for the encoder")
-    max_queued_labels: int = Field(4096, ge=1, description="label names that wait for the encoder")
-    max_batch_frames: int = Field(128, ge=1, description="frames of one forward pass, over all videos in it")
-    batch_delay_ms: float = Field(
-        0.0, ge=0, le=1000, description="longest wait of a decoded video for others being decoded, to share a pass"
+    # queues, caches and timeouts
+    decode_workers: int = Field(
+        default_factory=_default_decode_workers, ge=1, le=256, description="decode processes; default: cores, at most 8"
     )
-    max_batch_labels: int = Field(32, ge=1, description="labels encoded before a waiting video gets its turn")
-    feature_cache_bytes: int = Field(64 * 2**20, ge=0, description="features of recent videos; 0: none are kept")
+    max_waiting_videos: int = Field(64, ge=1, description="concurrent classify requests; further ones get 429")
+    max_waiting_uploads: int = Field(128, ge=1, description="concurrent uploads; further ones get 429")
+    max_queued_frames: int = Field(4096, ge=1, description="decoded frames queued for the encoder")
+    max_queued_labels: int = Field(4096, ge=1, description="label names queued for the encoder")
+    max_batch_frames: int = Field(128, ge=1, description="frames per forward pass")
+    max_batch_labels: int = Field(32, ge=1, description="labels per forward pass; videos are encoded in between")
+    feature_cache_bytes: int = Field(64 * 2**20, ge=0, description="features of recent videos; 0: no cache")
     candidate_cache_bytes: int = Field(
-        64 * 2**20, ge=0, description="vectors of recent candidate_labels, per model; 0: none are kept"
+        64 * 2**20, ge=0, description="vectors of recent candidate_labels, per model; 0: no cache"
     )
-    label_cache_bytes: int = Field(256 * 2**20, ge=0, description="label vectors kept on disk; 0: none are kept")
-    request_timeout_seconds: float = Field(120.0, gt=0, description="longest work for one classify request")
-    label_timeout_seconds: float = Field(900.0, gt=0, description="longest wait for a batch of labels")
-    revision_wait_seconds: float = Field(2.0, ge=0, description="longest wait for a request's min_revision; then 409")
-    shutdown_grace_seconds: float = Field(30.0, ge=0, description="time for requests in flight when stopping")
+    label_cache_bytes: int = Field(256 * 2**20, ge=0, description="label vectors on disk; 0: no cache")
+    request_timeout_seconds: float = Field(120.0, gt=0, description="timeout of one classify request after its upload")
+    label_timeout_seconds: float = Field(900.0, gt=0, description="timeout of encoding a batch of labels")
+    revision_wait_seconds: float = Field(2.0, ge=0, description="how long a request waits for min_revision before 409")
+    shutdown_grace_seconds: float = Field(30.0, ge=0, description="how long a shutdown waits for requests in progress")
     drain_seconds: float = Field(
         0.0,
         ge=0,
-        description="when stopping, refuse new requests with an answer for at least so long",
+        description="how long, at least, a shutdown answers new requests with 503 before the port closes",
     )
 
     # logs and traces
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["json", "console"] = "json"
-    traces: Literal["off", "otlp"] = Field("off", description="otlp: by OpenTelemetry, to where OTEL_* variables say")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="the lowest level that is logged"
+    )
+    log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else json")
+    traces: Literal["off", "otlp"] = Field("off", description="otlp: export by OpenTelemetry, configured by OTEL_*")
 
-    @field_validator("data_dir")
+    @field_validator("allowed_hosts", "allowed_models", "cors_origins", mode="before")
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+    def _parse_list(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except ValueError:
+                value = None
+        if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
+            raise ValueError(_JSON_LIST_RULE.format(_LIST_EXAMPLES[str(info.field_name)]))
+        return tuple(value)
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _require_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        origins = tuple(origin.lower() for origin in value)
+        if not all(map(_ORIGIN.fullmatch, origins)):
+            raise ValueError("must contain origins such as https://app.example, without a path, or *")
+        return origins
+
+    @field_validator("data_dir", "redis_password_file", "api_keys_file")
+    @classmethod
+    def _expand(cls, value: Path | None) -> Path | None:
+        try:
+            return None if value is None else value.expanduser().absolute()
+        except RuntimeError:
+            raise ValueError("must be a path; its home folder cannot be determined") from None
 
     @field_validator("redis_password_file", "api_keys_file")
     @classmethod
-    def _readable(cls, value: Path | None) -> Path | None:
-        if value is None:
-            return None
-        value = value.expanduser().absolute()
-        try:
-            value.read_bytes()
-        except OSError as error:
-            raise ValueError(f"cannot be read: {error.strerror}") from None
+    def _require_readable(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            try:
+                value.read_bytes()
+            except OSError as error:
+                raise ValueError(f"must be a readable file: {error.strerror}") from None
         return value
 
     @field_validator("redis_url")
     @classmethod
-    def _known_scheme(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and urlsplit(value.get_secret_value()).scheme not in ("redis", "rediss", "unix"):
+    def _require_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        try:
+            parts = urlsplit(value.get_secret_value())
+            _ = parts.port
+        except ValueError:  # its text may contain the password
+            raise ValueError("must be a URL such as redis://host:6379/0; its host or port is malformed") from None
+        if parts.scheme not in ("redis", "rediss", "unix"):
             raise ValueError("must start with redis://, rediss:// or unix://")
         return value
 
     @property
     def redis_password(self) -> str | None:
-        """From its file, without the line's end; None: redis_url tells, or there is none."""
         return None if self.redis_password_file is None else self.redis_password_file.read_text().strip()
 
     @property
     def on_loopback(self) -> bool:
-        """Only programs on this machine can reach the service."""
         return self.host in LOOPBACK_HOSTS or self.host.startswith("127.")
 
     @property
@@ -176,11 +239,11 @@ class Settings(BaseSettings):
     def label_cache_dir(self) -> Path:
         return self.data_dir / "label-cache"
 
-    def answered_hosts(self) -> frozenset[str] | None:
-        """Host names (no port) that requests may be addressed to; None: any.
+    def resolve_allowed_hosts(self) -> frozenset[str] | None:
+        """Accepted Host headers, without the port; None: any.
 
-        A service on a loopback address answers loopback names alone, so that a web page cannot reach it through
-        a DNS name of its own that resolves to 127.0.0.1.
+        On loopback only loopback names are accepted: otherwise a web page could reach the service through a DNS name
+        that resolves to 127.0.0.1 (DNS rebinding).
         """
         if self.allowed_hosts:
             return None if "*" in self.allowed_hosts else frozenset(h.lower() for h in self.allowed_hosts)
@@ -190,25 +253,30 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Settings from the environment; ``overrides`` win, and None among them means "not given".
-
-    Raises SettingsError with one line for each wrong variable.
-    """
+    """Read the environment. ``overrides`` take precedence unless they are None. Raises SettingsError."""
     given = {name: value for name, value in overrides.items() if value is not None}
     try:
         return Settings(**given)
     except ValidationError as error:
-        lines = []
-        for item in error.errors(include_url=False, include_input=False, include_context=False):
-            name = str(item["loc"][0]) if item["loc"] else ""
-            lines.append(f"{ENV_PREFIX}{name.upper()}: {item['msg'].removeprefix('Value error, ')}")
-        raise SettingsError("\n".join(lines)) from None
-    except ValueError as error:  # a tuple that is not JSON, from the environment
-        raise SettingsError(f"a {ENV_PREFIX} variable cannot be read: {error}") from None
+        raise SettingsError("\n".join(map(_describe, error.errors(include_url=False)))) from None
+
+
+def _describe(error: ErrorDetails) -> str:
+    name = str(error["loc"][0])
+    if error["type"] == "string_pattern_mismatch":
+        rule = f"must be {_PATTERN_RULES[name]}"
+    elif error["type"] in _RULES:
+        rule = _RULES[error["type"]].format_map(error.get("ctx", {}))
+    else:
+        rule = error["msg"].removeprefix("Value error, ")
+    line = f"{ENV_PREFIX}{name.upper()} {rule}"
+    field = Settings.model_fields.get(name)
+    if field is None or SecretStr in get_args(field.annotation):
+        return line
+    return f"{line}; got {str(error['input'])[:_MAX_INPUT_CHARS]!r}"
 
 
 def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """``VIDLEX_*`` variables that nothing reads, with the closest known name: most often a slip of the pen."""
     known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | _READ_ELSEWHERE
     lines = []
     for name in sorted(environ):

@@ -1,9 +1,8 @@
-"""API keys: how they look, what is kept of them, and what they allow.
+"""API keys: their text form, the stored record and their scopes.
 
-A key is ``vdx_<id>_<secret>``: 12 hexadecimal digits that may be shown and logged, and 64 that are secret. At rest
-there is only SHA-256 of the whole text. A fast hash is right here: slow ones (bcrypt, argon2) exist for passwords that
-people invent and a machine can guess, whereas 256 random bits cannot be guessed at any speed, and a slow hash would
-let strangers burn our processor with wrong keys.
+A key is ``vdx_<id>_<secret>``: 12 hexadecimal digits that may be logged, and 64 secret ones. Only the SHA-256 of the
+whole text is stored. A slow hash (bcrypt, argon2) would add nothing for 256 random bits, and would let unauthenticated
+clients consume CPU time.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ import json
 import re
 import secrets
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 Scope = Literal["read", "write", "admin"]
+# Each includes the ones before it. read: list and classify; write: change labels; admin: everything.
 SCOPES: tuple[Scope, ...] = get_args(Scope)
-"""Each includes those before it. read: list and classify; write: change labels; admin: everything, keys too."""
 
 ANY_NAMESPACE = "*"
 _KEY = re.compile(r"vdx_(?P<id>[0-9a-f]{12})_[0-9a-f]{64}")
@@ -27,24 +26,23 @@ _KEY_ID = re.compile(r"[0-9a-f]{12}")
 
 @dataclass(frozen=True)
 class KeyRecord:
-    """What is known of a key: everything but its secret."""
-
     id: str
-    digest: str
-    """SHA-256 of the key's text, 64 hexadecimal digits."""
+    digest: str  # SHA-256 of the key's text, 64 hexadecimal digits
     scope: Scope
-    namespace: str | None = None
-    """The only one it reaches; None: any, the request's header chooses."""
+    namespace: str | None = None  # None: every namespace
     name: str = ""
     created_at_ms: int = 0
     expires_at_ms: int | None = None
+    # None: the default of the settings.
     requests_per_second: float | None = None
-    """None: the settings'."""
     burst: int | None = None
-    max_labels: int | None = None
-    """Labels that its namespace may hold for this key to add more; None: the settings'."""
+    max_labels: int | None = None  # labels in the namespace; with more, this key cannot add labels
 
-    def expired(self, now_ms: int) -> bool:
+    @property
+    def principal(self) -> Principal:
+        return Principal(self.id, self.scope, self.namespace, self.max_labels)
+
+    def is_expired(self, now_ms: int) -> bool:
         return self.expires_at_ms is not None and now_ms >= self.expires_at_ms
 
     def to_json(self) -> str:
@@ -54,23 +52,20 @@ class KeyRecord:
 
 @dataclass(frozen=True)
 class Principal:
-    """Who asks: the part of a key that a request carries through the service."""
-
     key_id: str
     scope: Scope
     namespace: str | None
     max_labels: int | None = None
 
-    def allows(self, wanted: Scope) -> bool:
-        return SCOPES.index(self.scope) >= SCOPES.index(wanted)
+    def allows(self, required: Scope) -> bool:
+        return SCOPES.index(self.scope) >= SCOPES.index(required)
 
 
 def record_from_json(text: str | bytes) -> KeyRecord:
-    """The inverse of ``to_json``. Members of later versions are ignored. Raises ValueError."""
-    found: Any = json.loads(text)
-    if not isinstance(found, dict):
+    fields = json.loads(text)
+    if not isinstance(fields, dict):
         raise ValueError("not a key record")
-    known = {key: value for key, value in found.items() if key in KeyRecord.__dataclass_fields__}
+    known = {key: value for key, value in fields.items() if key in KeyRecord.__dataclass_fields__}
     try:
         record = KeyRecord(**known)
     except TypeError as error:
@@ -81,13 +76,11 @@ def record_from_json(text: str | bytes) -> KeyRecord:
 
 
 def new_key() -> tuple[str, str]:
-    """A fresh key's id and its whole text, which is nowhere kept."""
     key_id = secrets.token_hex(6)
     return key_id, f"vdx_{key_id}_{secrets.token_hex(32)}"
 
 
 def key_id_of(text: str) -> str | None:
-    """The id in a key's text; None when it is no key."""
     match = _KEY.fullmatch(text)
     return None if match is None else match["id"]
 
@@ -101,5 +94,4 @@ def digest_of(text: str) -> str:
 
 
 def matches(text: str, digest: str) -> bool:
-    """In a time that does not depend on how much of it is right."""
     return hmac.compare_digest(digest_of(text), digest)

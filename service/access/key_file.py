@@ -1,7 +1,7 @@
-"""API keys from a file, for secrets that a platform mounts and for the first administrator.
+"""API keys from a file, for mounted secrets and for the first administrator.
 
-One key a line, ``KEY scope=SCOPE`` and optionally ``namespace=NAME name=TEXT``; empty lines and those that begin with
-``#`` are skipped. KEY is the key's text, or ``vdx_<id>_sha256:<digest>`` where the file should hold no secret.
+Each line is ``KEY scope=SCOPE [namespace=NAME] [name=TEXT]``; empty lines and lines that begin with ``#`` are skipped.
+KEY is the key's text, or ``vdx_<id>_sha256:<digest>`` if the file must hold no secret.
 """
 
 from __future__ import annotations
@@ -18,43 +18,42 @@ _OPTIONS = ("scope", "namespace", "name")
 
 
 class KeyFileError(ValueError):
-    """The file cannot be used. The message names the line and never repeats it."""
+    """The message names the line and never repeats its text."""
 
 
 def read_key_file(path: Path) -> dict[str, KeyRecord]:
-    """Key id to record. Raises KeyFileError, also for a file that holds no key at all."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise KeyFileError(f"the file of API keys cannot be read: {reason}") from None
-    found: dict[str, KeyRecord] = {}
+        raise KeyFileError(f"cannot read the API key file: {reason}") from None
+    records: dict[str, KeyRecord] = {}
     for number, line in enumerate(text.splitlines(), 1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
         try:
             record = _parse(words)
-            if record.id in found:
-                raise ValueError("a key id that another line has")
+            if record.id in records:
+                raise ValueError("duplicate key id")
         except ValueError as error:
-            raise KeyFileError(f"line {number} of the file of API keys: {error}") from None
-        found[record.id] = record
-    if not found:
-        raise KeyFileError("the file of API keys holds no key")
-    return found
+            raise KeyFileError(f"API key file, line {number}: {error}") from None
+        records[record.id] = record
+    if not records:
+        raise KeyFileError("the API key file contains no keys")
+    return records
 
 
 def _parse(words: list[str]) -> KeyRecord:
     hashed = _HASHED.fullmatch(words[0])
     key_id = hashed["id"] if hashed else key_id_of(words[0])
     if key_id is None:
-        raise ValueError("not a key (vdx_ID_SECRET, or vdx_ID_sha256:DIGEST)")
+        raise ValueError("expected a key: vdx_ID_SECRET or vdx_ID_sha256:DIGEST")
     options: dict[str, str] = {}
     for word in words[1:]:
         option, equals, value = word.partition("=")
         if option not in _OPTIONS or not equals or option in options:
-            raise ValueError("after the key come scope=, namespace= and name=, each once")
+            raise ValueError("expected scope=, namespace= and name= after the key, each at most once")
         options[option] = value
     if options.get("scope") not in SCOPES:
         raise ValueError(f"scope= must be one of {', '.join(SCOPES)}")

@@ -1,18 +1,18 @@
-"""API keys in the label store, so that every replica has the same ones.
+"""API keys in the label store, shared by all replicas.
 
     vidlex-access:{access}:keys      hash    key id -> JSON record (a digest, never a secret)
-    vidlex-access:{access}:used      hash    key id -> when it was last used, ms, to the minute
-    vidlex-access:{access}:revision  string  counts the changes; its presence says that keys have been in use here
+    vidlex-access:{access}:used      hash    key id -> last use in Unix ms, rounded down to the minute
+    vidlex-access:{access}:revision  string  number of changes; absent if no key was ever created
 
-The braces are a hash tag of their own: in a cluster the three lie together, apart from every namespace.
+The braces are a hash tag: in a cluster the three keys share one slot.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import redis
+from redis.typing import EncodableT, FieldT
 
 from vidlex.service.access.api_keys import KeyRecord, record_from_json
 from vidlex.service.errors import NotFound
@@ -24,18 +24,16 @@ REVISION = "vidlex-access:{access}:revision"
 
 
 class KeyStore:
-    """Thread-safe. Every method raises StoreUnavailable when the store does not answer."""
+    """Thread-safe. Every method raises StoreUnavailable if the store does not answer."""
 
     def __init__(self, client: redis.Redis) -> None:
-        self._client: Any = client
+        self._client = client
 
     def revision(self) -> int:
-        """0 where no key was ever made."""
         with store_errors():
             return int(self._client.get(REVISION) or 0)
 
     def load(self) -> tuple[int, dict[str, KeyRecord]]:
-        """The revision, and all keys as they are then or later. Records that cannot be read are left out: no entry."""
         with store_errors(), self._client.pipeline(transaction=True) as pipe:
             pipe.get(REVISION)
             pipe.hgetall(KEYS)
@@ -48,21 +46,27 @@ class KeyStore:
             pipe.incr(REVISION)
             pipe.execute()
 
-    def revoke(self, key_id: str) -> None:
-        """Raises NotFound, having changed nothing: a revision where no key was ever made would lock everybody out."""
+    def revoke(self, key_id: str, *, namespace: str | None = None) -> None:
+        """Revoke a key, with ``namespace`` only if the key is bound to it.
+
+        Raises NotFound without writing: a first revision without keys would lock out every client.
+        """
         with store_errors():
             num_removed = 0
-            if self._client.hexists(KEYS, key_id):
+            raw = self._client.hget(KEYS, key_id)
+            if raw is not None and namespace is not None:
+                record = _records({key_id.encode(): raw}).get(key_id)
+                raw = raw if record is not None and record.namespace == namespace else None
+            if raw is not None:
                 with self._client.pipeline(transaction=True) as pipe:
                     pipe.hdel(KEYS, key_id)
                     pipe.hdel(USED, key_id)
                     pipe.incr(REVISION)
                     num_removed, *_ = pipe.execute()
         if not num_removed:
-            raise NotFound("There is no such API key")
+            raise NotFound("No API key has this id")
 
-    def list(self) -> list[tuple[KeyRecord, int | None]]:
-        """Records with when each was last used (ms), oldest first."""
+    def list(self) -> list[tuple[KeyRecord, int | None]]:  # with the last use in Unix ms, oldest record first
         with store_errors(), self._client.pipeline(transaction=True) as pipe:
             pipe.hgetall(KEYS)
             pipe.hgetall(USED)
@@ -71,21 +75,22 @@ class KeyStore:
         return [(record, int(used[record.id.encode()]) if record.id.encode() in used else None) for record in records]
 
     def note_used(self, used_at_ms: Mapping[str, int]) -> None:
-        """Only of keys that are still there, so that a revoked one leaves nothing behind for long."""
         with store_errors():
-            there = self._client.hmget(KEYS, list(used_at_ms)) if used_at_ms else []
-            kept = {key_id: str(ms) for (key_id, ms), raw in zip(used_at_ms.items(), there, strict=True) if raw}
-            if kept:
-                self._client.hset(USED, mapping=kept)
+            stored = self._client.hmget(KEYS, list(used_at_ms)) if used_at_ms else []  # None for revoked keys
+            used: dict[FieldT, EncodableT] = {
+                key_id: str(ms) for (key_id, ms), raw in zip(used_at_ms.items(), stored, strict=True) if raw
+            }
+            if used:
+                self._client.hset(USED, mapping=used)
 
 
-def _records(raw: Mapping[bytes, bytes]) -> dict[str, KeyRecord]:
-    found = {}
+def _records(raw: Mapping[bytes, bytes | str]) -> dict[str, KeyRecord]:
+    records = {}
     for key_id, text in raw.items():
         try:
             record = record_from_json(text)
         except ValueError:
             continue
         if record.id == key_id.decode("ascii", "replace"):
-            found[record.id] = record
-    return found
+            records[record.id] = record
+    return records

@@ -1,4 +1,4 @@
-"""The label card: how the model reads a label, and which labels of the vocabulary it can hardly tell from it."""
+"""Label cards: how the model encodes a label, and which labels of the vocabulary it confuses with it."""
 
 from __future__ import annotations
 
@@ -14,42 +14,33 @@ from vidlex.service.labels.store.records import Label, NewLabel, clean
 from vidlex.service.models.served_model import Vocabulary
 
 MAX_NEIGHBOURS = 10
+# Labels closer than this fraction of the vocabulary's mean distance nearly always get the same score.
+# A fraction, because mean distances differ between models. Measured with emoji-small on 230 labels: 92 % are this
+# close to their own name with other capitals, 61 % to their name with an article, one in 250 to any other of the 230,
+# and 0.002 % of unrelated pairs. Plurals (3 %) and synonyms (4 % of 50 pairs) are farther apart.
 COLLISION_DISTANCE = 0.1
-"""Labels closer than this share of the usual squared distance in the vocabulary nearly always score alike.
-
-A share, because models differ in how far apart they put any two labels. Measured with emoji-small on 230 labels: 92 %
-of them lie that close to their own name in other capitals and 61 % to it with an article, one in 250 to any other of
-the 230, and 0.002 % of unrelated pairs. Plurals (3 %) and synonyms (4 % of 50 pairs) lie farther: this tells what the
-model confuses, not what means the same.
-"""
-_FEW = 30
-"""With fewer other labels their mean distance says little: orthogonal vectors stand in for the usual pair."""
+_MIN_LABELS_FOR_MEAN = 30  # with fewer other labels, their mean cosine is taken as 0
 
 
 @dataclass(frozen=True)
 class Neighbour:
     label: Label
-    similarity: float
-    """Cosine of the two labels' vectors."""
-    distance: float
-    """1 - cosine, as a share of that of the vocabulary's other labels on average."""
+    similarity: float  # cosine of the two labels' vectors
+    distance: float  # 1 - cosine, divided by its mean over the vocabulary's other labels
 
 
 @dataclass(frozen=True)
 class Card:
     name: str
-    label: Label | None
-    """None for a label that is not stored."""
+    label: Label | None  # None for a preview
     description: LabelDescription
-    neighbours: tuple[Neighbour, ...]
-    """Nearest first."""
-    warnings: tuple[tuple[str, str], ...]
-    """(code, detail)."""
+    neighbours: tuple[Neighbour, ...]  # nearest first
+    warnings: tuple[tuple[str, str], ...]  # (code, detail)
     revision: int
 
 
 def card_of(vocabulary: Vocabulary, label_id: str) -> Card:
-    """Of a stored label. Raises NotFound, StoreUnavailable, and what the engine raises."""
+    """Raises NotFound, StoreUnavailable, and what ``Engine.describe_labels`` raises."""
     label = vocabulary.store.get(label_id)
     (description,) = vocabulary.engine.describe_labels([label.name])
     if isinstance(description, VidlexError):
@@ -63,9 +54,9 @@ def card_of(vocabulary: Vocabulary, label_id: str) -> Card:
 
 
 def preview(vocabulary: Vocabulary, items: Sequence[NewLabel]) -> list[Card | VidlexError]:
-    """The cards that these labels would have, in order; nothing is stored. One bad item fails alone.
+    """The cards of labels that are not stored, in order; a bad item does not affect the others.
 
-    Raises StoreUnavailable, and Overloaded when the whole request cannot be taken.
+    Raises StoreUnavailable, and Overloaded if the request as a whole cannot be queued.
     """
     cleaned: list[NewLabel | VidlexError] = []
     for item in items:
@@ -87,11 +78,11 @@ def preview(vocabulary: Vocabulary, items: Sequence[NewLabel]) -> list[Card | Vi
         elif isinstance(description, VidlexError):
             cards.append(description)
         else:
-            cards.append(_previewed(vocabulary, entry, vector, description))
+            cards.append(_preview_card(vocabulary, entry, vector, description))
     return cards
 
 
-def _previewed(
+def _preview_card(
     vocabulary: Vocabulary, item: NewLabel, vector: NDArray[np.float32], description: LabelDescription
 ) -> Card:
     warnings = []
@@ -100,24 +91,25 @@ def _previewed(
         if existing is not None:
             warnings.append(("label_exists", f"The label {existing.id} has this name or alias: {text}"))
     neighbours = nearest(vocabulary, vector)
-    found = (*warnings, *_collisions(neighbours))
-    return Card(item.name, None, description, neighbours, found, vocabulary.index.revision)
+    warnings.extend(_collisions(neighbours))
+    return Card(item.name, None, description, neighbours, tuple(warnings), vocabulary.index.revision)
 
 
 def nearest(vocabulary: Vocabulary, vector: NDArray[np.float32], own_id: str | None = None) -> tuple[Neighbour, ...]:
-    """The labels nearest to ``vector`` [D], without the one of ``own_id``; equal ones by name."""
     labels, cosines = vocabulary.index.cosines(vector)
     num_others = len(labels) - (own_id is not None)
     if num_others < 1:
         return ()
     count = min(len(labels), MAX_NEIGHBOURS + 1)
     kth = np.partition(cosines, -count)[-count]
-    likely = sorted(np.flatnonzero(cosines >= kth).tolist(), key=lambda i: (-cosines[i], labels[i].name))
-    mean = (float(cosines.sum(dtype=np.float64)) - (own_id is not None)) / num_others if num_others >= _FEW else 0.0
-    usual = max(1e-6, 1 - mean)
+    candidates = sorted(np.flatnonzero(cosines >= kth).tolist(), key=lambda i: (-cosines[i], labels[i].name))
+    mean = 0.0
+    if num_others >= _MIN_LABELS_FOR_MEAN:
+        mean = (float(cosines.sum(dtype=np.float64)) - (own_id is not None)) / num_others
+    mean_distance = max(1e-6, 1 - mean)
     return tuple(
-        Neighbour(labels[i], float(cosines[i]), (1 - float(cosines[i])) / usual)
-        for i in likely
+        Neighbour(labels[i], float(cosines[i]), (1 - float(cosines[i])) / mean_distance)
+        for i in candidates
         if labels[i].id != own_id
     )[:MAX_NEIGHBOURS]
 

@@ -1,4 +1,4 @@
-"""A video's features to its ranked labels: search, then scores for those that the answer shows."""
+"""Scores video features against labels and ranks them."""
 
 from __future__ import annotations
 
@@ -6,140 +6,166 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vidlex.model.types import FramePolicy
 from vidlex.service.errors import InvalidParameter
 from vidlex.service.labels.store.records import Label
 from vidlex.service.models.served_model import ModelFacts, Vocabulary
-from vidlex.service.schemas.classify import ClassifyParams, ScoredLabelView, SegmentView
 
-MAX_SEGMENT_SCORES = 500_000
-"""Bounds the answer: labels in it times segments."""
+MAX_SEGMENT_SCORES = 500_000  # labels times segments in one response
+# Tolerance of float32 similarities against a bound; false positives are removed by their score.
 _ROUNDING = 1e-6
-"""Of float32 similarities against a bound; what it lets through too much is dropped by its score."""
-_HIGHEST_BOUND = 0.999999
-"""Beyond it a score's similarity is no longer told from the next one's."""
+_HIGHEST_BOUND = 0.999999  # higher scores do not have distinguishable similarities
+
+AggregateBy = Literal["video", "segments", "timestamps"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyOptions:
+    """``label_ids`` and ``candidate_labels`` exclude each other."""
+
+    label_ids: Sequence[str] | None = None
+    candidate_labels: Sequence[str] | None = None  # names that are not stored
+    include_categories: Sequence[str] | None = None
+    exclude_categories: Sequence[str] | None = None
+    min_score: float = 0.0
+    top_k: int = 20  # 0: all
+    num_frames: int | None = None  # per segment; None: the model's default
+    frame_policy: FramePolicy = "uniform"
+    aggregate_by: AggregateBy = "video"
+    segment_ms: int = 4000
+    start_ms: int | None = None
+    end_ms: int | None = None
+    min_revision: int | None = None
 
 
 @dataclass(frozen=True)
-class Part:
-    """A stretch of the video that is encoded by itself."""
-
+class Segment:
     start_ms: int
     end_ms: int
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """What the video is compared with: n stored or ad hoc labels, and the similarity of each part [S, n]."""
-
+class LabelSimilarities:
     names: Sequence[str]
-    labels: Sequence[Label] | None
-    similarity: NDArray[np.float32]
+    labels: Sequence[Label] | None  # None for candidate labels
+    similarity: NDArray[np.float32]  # [S, n] for S segments and n labels
     revision: int
     approximate: bool = False
 
 
-def compare(features: NDArray[np.float32], params: ClassifyParams, vocabulary: Vocabulary) -> Candidates:
-    """Features [S, D] with the labels that the request asks for. Raises InvalidParameter for ids that are none, and
-    what the labeler raises for candidate labels."""
-    if params.candidate_labels is not None:
-        candidates, vectors = vocabulary.labeler.candidates(params.candidate_labels)
-        # One product per label and part, as in the index: no label's digits depend on its neighbours.
+@dataclass(slots=True)
+class ScoredLabel:
+    name: str
+    label: Label | None  # None for a candidate label
+    score: float  # the highest of the segments' scores
+    similarity: float
+    threshold: float
+    matched: bool
+    segment_scores: Sequence[float]  # empty for ``aggregate_by="video"``
+
+
+def compare(features: NDArray[np.float32], options: ClassifyOptions, vocabulary: Vocabulary) -> LabelSimilarities:
+    """Compare features [S, D] with the requested labels.
+
+    Raises InvalidParameter for unknown label ids, and what ``Labeler.candidates`` raises.
+    """
+    if options.candidate_labels is not None:
+        names, vectors = vocabulary.labeler.candidates(options.candidate_labels)
+        # One inner product per label and segment, as in the index, so that no result depends on the other labels.
         similarity = np.vecdot(vectors[None], features[:, None])
-        return Candidates(candidates, None, similarity, vocabulary.index.revision)
-    matches = vocabulary.index.search(
+        return LabelSimilarities(names, None, similarity, vocabulary.index.revision)
+    found = vocabulary.index.search(
         features,
-        label_ids=params.label_ids,
-        include_categories=params.include_categories,
-        exclude_categories=params.exclude_categories,
+        label_ids=options.label_ids,
+        include_categories=options.include_categories,
+        exclude_categories=options.exclude_categories,
         fingerprint=vocabulary.facts.fingerprint,
-        top_k=params.top_k,
+        top_k=options.top_k,
     )
-    if matches.unknown_ids:
-        assert params.label_ids is not None
-        unknown = set(matches.unknown_ids)
+    if found.unknown_ids:
+        assert options.label_ids is not None
+        unknown = set(found.unknown_ids)
         problems = [
             {"pointer": f"/label_ids/{i}", "detail": "there is no such label"}
-            for i, label_id in enumerate(params.label_ids)
+            for i, label_id in enumerate(options.label_ids)
             if label_id in unknown
         ]
         raise InvalidParameter("Some label_ids do not exist", errors=problems[:100])
-    return Candidates(
-        NamesOf(matches.labels), matches.labels, matches.similarity, matches.revision, matches.approximate
+    return LabelSimilarities(
+        LabelNames(found.labels), found.labels, found.similarity, found.revision, found.is_approximate
     )
 
 
-def rank(found: Candidates, parts: Sequence[Part], params: ClassifyParams, facts: ModelFacts) -> list[ScoredLabelView]:
-    """The best labels, best first, each with the best of its parts' scores; equal ones by name.
+def rank(similarities: LabelSimilarities, options: ClassifyOptions, facts: ModelFacts) -> list[ScoredLabel]:
+    """The labels with the highest scores in any segment, best first, ties by name.
 
-    Raises InvalidParameter when the scores of all parts would be too many.
+    Raises InvalidParameter if the response would exceed MAX_SEGMENT_SCORES.
     """
-    if found.similarity.shape[1] == 0:
+    num_segments, num_labels = similarities.similarity.shape
+    if num_labels == 0:
         return []
-    # A score rises with its similarity: ranked by that, only the survivors' scores, names and labels are looked up.
-    best = found.similarity.max(axis=0)  # [n]
-    least = facts.scorer.similarity(min(params.min_score, _HIGHEST_BOUND))
-    order = top_rows(best, found.names, params.top_k, least - _ROUNDING * (1 + abs(least)))
-    scores = facts.scorer.probability(found.similarity[:, order])  # [S, k]
-    with_parts = params.aggregate_by != "video"
-    if with_parts and len(order) * len(parts) > MAX_SEGMENT_SCORES:
+    # Scores increase with similarity: rows are ranked by similarity, and only the best ones are scored.
+    best = similarities.similarity.max(axis=0)  # [n]
+    bound = facts.scorer.similarity(min(options.min_score, _HIGHEST_BOUND))
+    rows = top_rows(best, similarities.names, options.top_k, bound - _ROUNDING * (1 + abs(bound)))
+    with_segments = options.aggregate_by != "video"
+    if with_segments and len(rows) * num_segments > MAX_SEGMENT_SCORES:
         raise InvalidParameter("The answer would be too long; lower top_k or raise segment_ms")
-    views = []
-    for place, row in enumerate(order):
-        score = float(scores[:, place].max())
-        if score < params.min_score:
+    scores = facts.scorer.probability(similarities.similarity[:, rows])  # [S, k]
+    scored = []
+    for row, score, segment_scores in zip(rows, scores.max(axis=0).tolist(), scores.T, strict=True):
+        if score < options.min_score:
             break
-        label = found.labels[row] if found.labels is not None else None
-        own = None if label is None else label.threshold
-        threshold = facts.default_threshold if own is None else own
-        segments = [
-            SegmentView(start_ms=part.start_ms, end_ms=part.end_ms, score=float(part_score))
-            for part, part_score in zip(parts, scores[:, place], strict=True)
-        ]
-        views.append(
-            ScoredLabelView(
-                id=None if label is None else label.id,
-                name=found.names[row],
-                score=score,
+        label = None if similarities.labels is None else similarities.labels[row]
+        threshold = facts.default_threshold if label is None else facts.threshold_of(label)
+        scored.append(
+            ScoredLabel(
+                similarities.names[row],
+                label,
+                score,
                 similarity=float(best[row]),
                 threshold=threshold,
                 matched=score >= threshold,
-                categories=[] if label is None else list(label.categories),
-                segments=segments if with_parts else [],
+                segment_scores=segment_scores.tolist() if with_segments else (),
             )
         )
-    return views
+    return scored
 
 
-class NamesOf(Sequence[str]):
-    """The names of labels, without a second list of a hundred thousand."""
-
+class LabelNames(Sequence[str]):
     def __init__(self, labels: Sequence[Label]) -> None:
         self._labels = labels
 
     def __len__(self) -> int:
         return len(self._labels)
 
-    def __getitem__(self, place: Any) -> Any:
-        return self._labels[place].name
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        return LabelNames(self._labels[index]) if isinstance(index, slice) else self._labels[index].name
 
 
 def top_rows(
     scores: NDArray[np.floating[Any]], names: Sequence[str], top_k: int, min_score: float = -math.inf
 ) -> list[int]:
-    """Rows with at least ``min_score``, best first, equal scores by name; at most ``top_k`` (0: all)."""
+    """Indices of the ``top_k`` (0: all) highest scores that are at least ``min_score``, best first, ties by name."""
     rows = np.flatnonzero(scores >= min_score) if min_score > -math.inf else np.arange(len(scores))
     if 0 < top_k < len(rows):
-        kept = scores[rows]
-        kth = np.partition(kept, len(kept) - top_k)[len(kept) - top_k]
-        rows = rows[np.flatnonzero(kept >= kth)]  # with all that equal the last one: the name decides among them
+        remaining = scores[rows]
+        kth = np.partition(remaining, len(remaining) - top_k)[len(remaining) - top_k]
+        rows = rows[np.flatnonzero(remaining >= kth)]  # including all ties with the last one, which names decide
 
-    def place(row: int) -> tuple[float, str]:
+    def sort_key(row: int) -> tuple[float, str]:
         return -float(scores[row]), names[row]
 
-    # Not sorted whole: thousands may equal the last one.
-    return heapq.nsmallest(top_k, rows.tolist(), key=place) if top_k else sorted(rows.tolist(), key=place)
+    # Not a full sort: thousands of rows may tie with the last one.
+    return heapq.nsmallest(top_k, rows.tolist(), key=sort_key) if top_k else sorted(rows.tolist(), key=sort_key)

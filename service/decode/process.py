@@ -1,4 +1,4 @@
-"""The pool's side of one decode process: start it, ask it, kill it."""
+"""A decode process as the pool sees it: start, request, kill."""
 
 from __future__ import annotations
 
@@ -18,88 +18,93 @@ from typing import Any
 from vidlex.service.decode import wire
 
 _ROOT = Path(__file__).resolve().parents[2]
-_KEPT_VARIABLES = ("PATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR")
+_INHERITED_VARIABLES = ("PATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR")
 
 
 class StartFailed(Exception):
-    """A decode process did not come up."""
+    pass
 
 
 class ProcessCrashed(Exception):
-    """A decode process died, or answered nonsense and was killed for it."""
+    """Died, or was killed for an invalid message."""
 
 
 class ProcessTimeout(Exception):
-    """A decode process took too long and was killed."""
+    pass
 
 
 class DecodeProcess:
-    """One running `vidlex.service.decode.worker`. Not thread-safe but for ``kill`` and ``alive``.
+    """A running `vidlex.service.decode.worker`. Only ``kill`` and ``is_alive`` are thread-safe.
 
-    Must be created by a thread that outlives it: the kernel kills the process when that thread ends.
+    Must be created by a thread that outlives it: the kernel kills the process when that thread ends. Raises
+    StartFailed.
     """
 
     def __init__(self, setup: dict[str, Any], timeout_seconds: float) -> None:
-        self.jobs = 0
-        """Files that it was given so far."""
-        self._killing = threading.Lock()
-        self._channel, theirs = socket.socketpair()
-        with theirs:
+        self.num_jobs = 0
+        self._kill_lock = threading.Lock()
+        self._channel, worker_channel = socket.socketpair()
+        with worker_channel:
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "vidlex.service.decode.worker", str(theirs.fileno()), str(os.getpid())],
+                    [
+                        sys.executable,
+                        "-P",
+                        "-m",
+                        "vidlex.service.decode.worker",
+                        str(worker_channel.fileno()),
+                        str(os.getpid()),
+                    ],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,  # native libraries write there what a file tells them to
-                    pass_fds=[theirs.fileno()],
+                    stderr=subprocess.DEVNULL,  # native libraries write contents of the file there
+                    pass_fds=[worker_channel.fileno()],
                     env=_environment(),
-                    start_new_session=True,  # a Ctrl-C in the terminal goes to the service alone
+                    start_new_session=True,  # Ctrl-C in the terminal signals the service only
                 )
             except OSError as error:
                 self._channel.close()
                 raise StartFailed(str(error)) from error
         try:
             wire.send(self._channel, setup)
-            hello, _ = wire.receive(self._channel, deadline=time.monotonic() + timeout_seconds)
+            ready, _ = wire.receive(self._channel, deadline=time.monotonic() + timeout_seconds)
         except (wire.WireClosed, wire.WireTimeout) as error:
             self.kill()
-            raise StartFailed(f"no answer: {type(error).__name__} {error} {self._how_it_ended()}") from error
-        if "ready" not in hello:
+            raise StartFailed(f"no reply: {type(error).__name__} {error} {self._exit_status()}") from error
+        if "ready" not in ready:
             self.kill()
-            raise StartFailed(str(hello.get("failed", "it is not ready")))
-        self.isolated = bool(hello.get("isolated"))
-        """It has left the network."""
+            raise StartFailed(str(ready.get("failed", "not ready")))
+        self.is_isolated = bool(ready.get("isolated"))  # no network access, as the process reports
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
     @property
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self, request: dict[str, Any], descriptor: int, timeout_seconds: float) -> dict[str, Any]:
-        """Send a request and wait for its reply. After any exception the process is dead."""
-        self.jobs += 1
+    def request(self, message: dict[str, Any], descriptor: int, timeout_seconds: float) -> dict[str, Any]:
+        """Raises ProcessTimeout or ProcessCrashed, after which the process is dead."""
+        self.num_jobs += 1
         try:
-            wire.send(self._channel, request, descriptor=descriptor)
+            wire.send(self._channel, message, descriptor=descriptor)
             reply, _ = wire.receive(self._channel, deadline=time.monotonic() + timeout_seconds)
         except wire.WireTimeout as error:
             self.kill()
             raise ProcessTimeout from error
         except wire.WireClosed as error:
             self.kill()
-            raise ProcessCrashed(f"{error}; {self._how_it_ended()}") from error
+            raise ProcessCrashed(f"{error}; {self._exit_status()}") from error
         return reply
 
     def kill(self) -> None:
-        """Kill it and wait for its end. Safe to call again and from another thread."""
-        with self._killing:
+        with self._kill_lock:
             self._process.kill()
             self._process.wait()
             self._channel.close()
 
-    def _how_it_ended(self) -> str:
+    def _exit_status(self) -> str:
         code = self._process.returncode
         if code is not None and code < 0:
             return f"signal {signal.Signals(-code).name}"
@@ -107,14 +112,11 @@ class DecodeProcess:
 
 
 def shared_memory(num_bytes: int) -> tuple[int, mmap.mmap]:
-    """(descriptor, map) of anonymous memory that whoever gets the descriptor can fill but not shrink.
-
-    It goes away by itself when nobody holds it any more, however its users died.
-    """
+    """(descriptor, map) of anonymous memory, sealed on Linux. The kernel frees it with its last descriptor and map."""
     if sys.platform == "linux":
         descriptor = os.memfd_create("vidlex-frames", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(descriptor, num_bytes)
-        # shrunk memory would kill this process with SIGBUS on the next look
+        # without the seal, a worker could shrink it and kill this process with SIGBUS on the next read
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
     else:
@@ -125,9 +127,9 @@ def shared_memory(num_bytes: int) -> tuple[int, mmap.mmap]:
 
 
 def _environment() -> dict[str, str]:
-    """What a decode process needs to know, and none of the service's secrets."""
-    kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    # A decode process must not see the service's secrets.
+    inherited = {name: os.environ[name] for name in _INHERITED_VARIABLES if name in os.environ}
     paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    # arenas: glibc reserves 64 MiB of address space for each thread's own, which the limit would count
-    one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX"), "1")
-    return {**kept, **one, "PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
+    # glibc reserves 64 MiB of address space per arena, which counts towards the memory limit
+    single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX"), "1")
+    return {**inherited, **single, "PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}

@@ -1,8 +1,8 @@
-"""What the pool and a decode process say to each other: JSON objects, each with its length before it.
+"""Messages between the pool and a decode process: JSON objects, each preceded by its length.
 
-JSON and never pickle: a decode process that a hostile video has taken over can send nothing that runs. Frames do
-not travel here; they lie in shared memory whose descriptor comes with the request. Standard library alone, because
-a decode process reads this file before it locks itself in.
+JSON rather than pickle, so that a compromised decode process cannot send code. Frames are not sent here but written to
+shared memory, whose descriptor accompanies the request. Standard library only: a decode process imports this module
+before it restricts itself.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _LENGTH = struct.Struct("!I")
 
 
 class WireClosed(Exception):
-    """The other side is gone, or does not speak this language."""
+    """The connection is closed, or a message is invalid."""
 
 
 class WireTimeout(Exception):
-    """The other side did not answer in time."""
+    pass
 
 
 def send(channel: socket.socket, message: dict[str, Any], *, descriptor: int | None = None) -> None:
@@ -41,11 +41,14 @@ def send(channel: socket.socket, message: dict[str, Any], *, descriptor: int | N
 
 
 def receive(channel: socket.socket, *, deadline: float | None = None) -> tuple[dict[str, Any], int | None]:
-    """The next message and the descriptor that came with it. ``deadline`` is a time of ``time.monotonic``."""
+    """The next message and its descriptor, if any. ``deadline`` is of time.monotonic.
+
+    Raises WireClosed, WireTimeout.
+    """
     descriptors: list[int] = []
     length = _LENGTH.unpack(_read(channel, _LENGTH.size, deadline, descriptors))[0]
     if length > MAX_MESSAGE_BYTES:
-        raise WireClosed(f"a message of {length} bytes was announced")
+        raise WireClosed(f"a message of {length} bytes is longer than {MAX_MESSAGE_BYTES}")
     try:
         message = json.loads(_read(channel, length, deadline, descriptors))
     except ValueError as error:
@@ -58,18 +61,18 @@ def receive(channel: socket.socket, *, deadline: float | None = None) -> tuple[d
 def _read(channel: socket.socket, size: int, deadline: float | None, descriptors: list[int]) -> bytes:
     data = b""
     while len(data) < size:
-        left = None if deadline is None else deadline - time.monotonic()
-        if left is not None and left <= 0:
+        remaining = None if deadline is None else deadline - time.monotonic()
+        if remaining is not None and remaining <= 0:
             raise WireTimeout
-        channel.settimeout(left)
+        channel.settimeout(remaining)
         try:
-            piece, fds, _, _ = socket.recv_fds(channel, size - len(data), 1)
+            chunk, fds, _, _ = socket.recv_fds(channel, size - len(data), 1)
         except TimeoutError as error:
             raise WireTimeout from error
         except OSError as error:
             raise WireClosed(str(error)) from error
-        if not piece:
+        if not chunk:
             raise WireClosed("the connection was closed")
         descriptors += fds
-        data += piece
+        data += chunk
     return data

@@ -1,8 +1,8 @@
-"""The one owner of a device: a thread with its own copy of the model, which takes its work from the common queues.
+"""A thread that owns one device and its copy of the model, and takes batches from the scheduler.
 
-A batch that fails is repeated item by item, so that one bad item fails alone. After such a failure the warm-up input
-is run. An owner on whose device that fails too is out: it leaves the queues to the others, as long as another works,
-and tries again every few seconds until a pass succeeds.
+A failed batch is repeated item by item, so that one bad item fails alone; then the worker probes the device with a
+synthetic video. While the probe fails too, the worker takes no batches if another device is healthy, and repeats the
+probe every ``PROBE_INTERVAL_SECONDS``.
 """
 
 from __future__ import annotations
@@ -10,222 +10,230 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
 from vidlex.model.classifier import Classifier, LabelTextError
-from vidlex.service.engine.label_descriptions import described
-from vidlex.service.engine.label_queue import LabelShare
-from vidlex.service.engine.scheduler import Turn, Work, fail, settle
+from vidlex.service.engine.label_queue import DescribeResult, LabelResult, LabelSlice
+from vidlex.service.engine.scheduler import Batch, Scheduler, set_exception, set_result
 from vidlex.service.engine.video_queue import EncodedVideo, VideoItem
 from vidlex.service.errors import EncodeFailed, LabelTextInvalid, VidlexError
 
-log = structlog.get_logger("vidlex.engine")
+_log = structlog.get_logger("vidlex.engine")
 
-LabelResult = NDArray[np.float32] | VidlexError
-"""The vector of one label [D], or why there is none."""
-OwnerState = Literal["works", "fails", "hangs", "ended"]
+DeviceWorkerState = Literal["healthy", "failing", "stuck", "stopped"]
 
-PROBE_SECONDS = 5.0
-CHECK_SECONDS = 10.0
-"""A pass that is not older tells that the encoder works; after that, whoever asks has one made."""
-STUCK_SECONDS = 180.0
-"""No batch takes so long on any device that can serve: its pass does not come back."""
-LABEL_STEP_SECONDS = 1.0
-"""Aim for one turn of labels: a language model on few cores needs a second for a few, a GPU for hundreds."""
-_FIRST_LABELS = 4
+PROBE_INTERVAL_SECONDS = 5.0
+# A successful pass younger than this proves that the device works; ``request_probe`` then has no effect.
+STALE_SECONDS = 10.0
+STUCK_SECONDS = 180.0  # longer than any batch takes on a usable device
+# Target duration of a batch of labels: a few with a language model on a CPU, hundreds on a GPU.
+LABEL_BATCH_SECONDS = 1.0
+_INITIAL_LABEL_BATCH = 4
+_MAX_DETAIL_CHARS = 200
 
 
-class Owner:
-    """``start`` it once; it ends when the work is closed. The rest from any thread."""
+class DeviceWorker:
+    """Call ``start`` once. Stops when the scheduler is closed. Thread-safe.
+
+    ``is_other_healthy`` and ``on_stop`` are called on the worker's thread, ``on_stop`` last.
+    """
 
     def __init__(
         self,
         classifier: Classifier,
-        work: Work,
+        scheduler: Scheduler,
         *,
         name: str,
-        others_work: Callable[[], bool],
-        on_end: Callable[[], None],
+        is_other_healthy: Callable[[], bool],
+        on_stop: Callable[[], None],
         on_batch: Callable[[int, int], None] | None,
     ) -> None:
-        """``others_work()``: whether another owner can serve. ``on_end()`` is called last, on the thread."""
         self._classifier = classifier
-        self._work = work
-        self._others_work = others_work
-        self._on_end = on_end
+        self._scheduler = scheduler
+        self._is_other_healthy = is_other_healthy
+        self._on_stop = on_stop
         self._on_batch = on_batch
-        self._turn = Turn()
-        self._label_step = min(_FIRST_LABELS, work.limits.max_batch_labels)
-        self._works = False
-        self._worked_at = 0.0
-        self._out = False
+        self._batch = Batch()
+        self._label_batch_size = min(_INITIAL_LABEL_BATCH, scheduler.limits.max_batch_labels)
+        self._is_healthy = False
+        self._succeeded_at = 0.0
+        self._failure_logged = False
         self._busy_since: float | None = None
-        self._check_wanted = False
+        self._probe_requested = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-
-    # --- life
 
     def start(self) -> None:
         self._thread.start()
 
     def join(self, timeout_seconds: float) -> None:
-        self._thread.join(timeout_seconds)
+        if self._thread.ident is not None:
+            self._thread.join(timeout_seconds)
 
     @property
     def device(self) -> str:
         return self._classifier.device
 
     @property
-    def started(self) -> bool:
-        return self._thread.ident is not None
-
-    @property
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         return self._thread.is_alive()
 
     @property
-    def state(self) -> OwnerState:
-        if not self.alive:
-            return "ended"
+    def state(self) -> DeviceWorkerState:
+        if not self.is_alive:
+            return "stopped"
         since = self._busy_since
         if since is not None and time.monotonic() - since > STUCK_SECONDS:
-            return "hangs"
-        return "works" if self._works else "fails"
+            return "stuck"
+        return "healthy" if self._is_healthy else "failing"
 
-    def want_check(self) -> None:
-        """Have a pass over one frame made if none has worked lately. Call with the lock, and notify."""
-        if self._works and time.monotonic() - self._worked_at > CHECK_SECONDS:
-            self._check_wanted = True
+    def request_probe(self) -> None:
+        """The caller holds the condition and notifies it."""
+        if self._is_healthy and time.monotonic() - self._succeeded_at > STALE_SECONDS:
+            self._probe_requested = True
 
-    # --- the thread
+    # --- on the worker's thread
 
     def _run(self) -> None:
         try:
             self._probe()
             while True:
-                with self._work.wake:
+                with self._scheduler.condition:
                     self._busy_since = None
-                    if not (self._work.closed or self._check_wanted or (self._work.waits and self._may_serve())):
-                        self._work.wake.wait(None if self._works else PROBE_SECONDS)
-                    if self._may_serve():
-                        self._work.gather()
-                    if self._work.closed:
+                    if not (
+                        self._scheduler.is_closed
+                        or self._probe_requested
+                        or (self._scheduler.has_work and self._may_serve())
+                    ):
+                        self._scheduler.condition.wait(None if self._is_healthy else PROBE_INTERVAL_SECONDS)
+                    if self._scheduler.is_closed:
                         return
                     self._busy_since = time.monotonic()
-                    turn = self._turn = self._work.take(self._label_step) if self._may_serve() else Turn()
-                if turn.labels:
-                    self._step_labels(turn.labels)
-                elif turn.videos:
-                    self._encode_batch(turn.videos)
-                elif self._check_wanted:
+                    if self._may_serve():
+                        self._batch = self._scheduler.next_batch(self._label_batch_size)
+                if self._batch.labels:
+                    self._process_labels(self._batch.labels)
+                elif self._batch.videos:
+                    self._encode_videos(self._batch.videos)
+                elif self._probe_requested:
                     self._probe(num_frames=1)
-                self._turn = Turn()
-                self._check_wanted = False
-                if not self._works:
+                self._batch = Batch()
+                self._probe_requested = False
+                if not self._is_healthy:
                     self._probe()
         except BaseException:
-            log.exception("engine_died", device=self.device)
+            _log.exception("device_worker_crashed", device=self.device)
             raise
         finally:
-            self._works = False
-            self._work.abandon(self._turn, "The encoder has stopped")
-            self._on_end()
+            self._is_healthy = False
+            self._scheduler.fail_batch(self._batch, "The encoder has stopped")
+            self._on_stop()
 
     def _may_serve(self) -> bool:
-        """Not when its device fails and another works; the last one's failures are told to those who ask."""
-        return self._works or not self._others_work()
+        # A failing device serves only if no other is healthy, so that clients get its error instead of a timeout.
+        return self._is_healthy or not self._is_other_healthy()
 
-    def _encode_batch(self, batch: list[VideoItem]) -> None:
+    def _encode_videos(self, videos: list[VideoItem]) -> None:
         started = time.monotonic()
         try:
-            vectors = self._forward([item.frames for item in batch])
+            vectors = self._forward([item.frames for item in videos])
         except Exception as error:
-            if len(batch) > 1:
-                log.warning("batch_failed", device=self.device, num_videos=len(batch), error=repr(error))
-                for item in batch:
-                    self._encode_batch([item])
+            if len(videos) > 1:
+                _log.warning("batch_failed", device=self.device, num_videos=len(videos), error=repr(error))
+                for item in videos:
+                    self._encode_videos([item])
                 return
-            batch[0].context.run(log.exception, "encode_failed", shape=list(batch[0].frames.shape))
-            self._works = False
-            fail(batch[0].future, EncodeFailed("The encoder failed on this video", internal=repr(error)))
+            videos[0].context.run(_log.exception, "encode_failed", shape=list(videos[0].frames.shape))
+            self._is_healthy = False
+            set_exception(videos[0].future, EncodeFailed("The encoder failed on this video", internal=repr(error)))
             return
-        self._works, self._worked_at = True, time.monotonic()
-        seconds = self._worked_at - started
+        self._is_healthy, self._succeeded_at = True, time.monotonic()
+        encode_seconds = self._succeeded_at - started
         if self._on_batch is not None:
-            self._on_batch(len(batch), sum(len(item.frames) for item in batch))
-        for item, vector in zip(batch, vectors, strict=True):
+            self._on_batch(len(videos), sum(len(item.frames) for item in videos))
+        for item, vector in zip(videos, vectors, strict=True):
             if np.isfinite(vector).all():
-                encoded = EncodedVideo(vector.copy(), started - item.queued_at, seconds)
-                settle(item.future, encoded)
+                set_result(item.future, EncodedVideo(vector.copy(), started - item.queued_at, encode_seconds))
             else:
-                item.context.run(log.error, "encode_not_finite", shape=list(item.frames.shape))
-                fail(item.future, EncodeFailed("The encoder gave no usable feature for this video"))
+                item.context.run(_log.error, "encode_not_finite", shape=list(item.frames.shape))
+                set_exception(item.future, EncodeFailed("The encoder returned no usable feature for this video"))
 
-    def _step_labels(self, shares: list[LabelShare]) -> None:
-        """Read the names in one batch, and settle each request that is now done."""
-        names = [name for share in shares for name in share.names]
+    def _process_labels(self, slices: list[LabelSlice]) -> None:
+        names = [name for part in slices for name in part.names]
         started = time.monotonic()
-        encode = shares[0].item.kind == "encode"
-        results: list[Any] = self._encode_names(names) if encode else [*described(self._classifier, names)]
-        seconds_each = max(1e-6, time.monotonic() - started) / len(names)
-        fitting = max(1, min(int(LABEL_STEP_SECONDS / seconds_each), 4 * self._label_step))
-        self._label_step = min(fitting, self._work.limits.max_batch_labels)
-        self._work.finish_labels(shares, results)
+        process = self._encode_labels if slices[0].item.kind == "encode" else self._describe_labels
+        results: list[LabelResult] | list[DescribeResult] = process(names)
+        seconds_per_label = max(1e-6, time.monotonic() - started) / len(names)
+        size = max(1, min(int(LABEL_BATCH_SECONDS / seconds_per_label), 4 * self._label_batch_size))
+        self._label_batch_size = min(size, self._scheduler.limits.max_batch_labels)
+        self._scheduler.finish_labels(slices, results)
 
-    def _encode_names(self, names: Sequence[str]) -> list[LabelResult]:
+    def _describe_labels(self, names: Sequence[str]) -> list[DescribeResult]:
+        results: list[DescribeResult] = []
+        for name in names:
+            try:
+                results += self._classifier.describe_labels([name])
+            except Exception as error:
+                results.append(_label_error(error, "describe_label_failed"))
+        return results
+
+    def _encode_labels(self, names: Sequence[str]) -> list[LabelResult]:
         results: dict[int, LabelResult] = {}
         for i, name in enumerate(names):
             try:
                 self._classifier.check_label(name)
-            except LabelTextError as error:
-                results[i] = LabelTextInvalid(str(error)[:200])
             except Exception as error:
-                log.exception("check_label_failed")
-                results[i] = EncodeFailed("The encoder failed on this label", internal=repr(error))
-        rest = [i for i in range(len(names)) if i not in results]
-        if rest:
-            results.update(zip(rest, self._encode_checked([names[i] for i in rest]), strict=True))
+                results[i] = _label_error(error, "check_label_failed")
+        valid = [i for i in range(len(names)) if i not in results]
+        if valid:
+            results.update(zip(valid, self._encode_valid_labels([names[i] for i in valid]), strict=True))
         return [results[i] for i in range(len(names))]
 
-    def _encode_checked(self, names: list[str]) -> list[LabelResult]:
+    def _encode_valid_labels(self, names: list[str]) -> list[LabelResult]:
         try:
             vectors = np.asarray(self._classifier.encode_labels(names), dtype=np.float32)
             if vectors.shape != (len(names), self._classifier.dim):
-                raise ValueError(f"encode_labels gave {vectors.shape} for {len(names)} names")
-        except LabelTextError as error:
-            if len(names) == 1:
-                return [LabelTextInvalid(str(error)[:200])]
+                raise ValueError(f"encode_labels returned shape {vectors.shape} for {len(names)} names")
         except Exception as error:
+            is_text_error = isinstance(error, LabelTextError)
             if len(names) == 1:
-                log.exception("encode_label_failed")
-                self._works = False
-                return [EncodeFailed("The encoder failed on this label", internal=repr(error))]
-            log.warning("label_batch_failed", num_labels=len(names), error=repr(error))
+                self._is_healthy = self._is_healthy and is_text_error
+                return [_label_error(error, "encode_label_failed")]
+            if not is_text_error:
+                _log.warning("label_batch_failed", num_labels=len(names), error=repr(error))
         else:
-            failed = EncodeFailed("The encoder gave no usable feature for this label")
-            return [vector.copy() if np.isfinite(vector).all() else failed for vector in vectors]
-        return [result for name in names for result in self._encode_checked([name])]
+            not_finite = EncodeFailed("The encoder returned no usable feature for this label")
+            return [vector.copy() if np.isfinite(vector).all() else not_finite for vector in vectors]
+        return [result for name in names for result in self._encode_valid_labels([name])]
 
     def _forward(self, videos: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
         vectors = np.asarray(self._classifier.encode_video(videos), dtype=np.float32)
         if vectors.shape != (len(videos), self._classifier.dim):
-            raise ValueError(f"encode_video gave {vectors.shape} for {len(videos)} videos")
+            raise ValueError(f"encode_video returned shape {vectors.shape} for {len(videos)} videos")
         return vectors
 
     def _probe(self, num_frames: int | None = None) -> None:
-        """Warm-up and test in one: a grey video of the usual size, or of so many frames."""
         side = self._classifier.geometry.image_size
+        # The default number of frames also warms up the device.
         frames = np.full((num_frames or self._classifier.num_frames, side, side, 3), 127, np.uint8)
         try:
-            self._works = bool(np.isfinite(self._forward([frames])).all())
-            self._worked_at = time.monotonic()
+            self._is_healthy = bool(np.isfinite(self._forward([frames])).all())
+            self._succeeded_at = time.monotonic()
         except Exception:
-            log.exception("probe_failed", device=self.device)
-            self._works = False
-        if self._out == self._works:
-            self._out = not self._works
-            (log.error if self._out else log.info)("device_out" if self._out else "device_back", device=self.device)
+            _log.exception("probe_failed", device=self.device)
+            self._is_healthy = False
+        if not self._is_healthy and not self._failure_logged:
+            _log.error("device_failed", device=self.device)
+        elif self._is_healthy and self._failure_logged:
+            _log.info("device_recovered", device=self.device)
+        self._failure_logged = not self._is_healthy
+
+
+def _label_error(error: Exception, event: str) -> VidlexError:
+    if isinstance(error, LabelTextError):
+        return LabelTextInvalid(str(error)[:_MAX_DETAIL_CHARS])
+    _log.exception(event)  # the caller is an exception handler
+    return EncodeFailed("The encoder failed on this label", internal=repr(error))

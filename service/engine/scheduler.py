@@ -1,23 +1,24 @@
-"""What waits for the devices: two bounded queues, videos (counted in frames) and label names (counted in names).
+"""The queues in front of the devices: videos, bounded in frames, and label names, bounded in names.
 
-They take turns, so that a thousand new labels do not keep a video waiting and the other way round. A batch holds what
-is already waiting. Only where more videos are on their way (being decoded) does it wait for them, and a moment at most.
+Batches alternate between the two, so that many labels do not delay a video and vice versa. A batch holds what is
+queued when a device becomes free.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from vidlex.service.engine.label_queue import LabelItem, LabelShare, take_labels
+from vidlex.service.engine.label_queue import DescribeResult, LabelItem, LabelResult, LabelSlice, take_labels
 from vidlex.service.engine.video_queue import VideoItem, take_videos
 from vidlex.service.errors import EncodeFailed, Overloaded, VidlexError
+
+ValueT = TypeVar("ValueT")
 
 
 @dataclass(frozen=True)
@@ -25,155 +26,117 @@ class EngineLimits:
     max_queued_frames: int = 4096
     max_queued_labels: int = 4096
     max_batch_frames: int = 128
-    max_batch_labels: int = 32
-    """At most so many labels in one turn; fewer where they take long."""
-    batch_delay_seconds: float = 0.0
-    """Longest that a video waits for others on their way to share its forward pass."""
+    max_batch_labels: int = 32  # upper bound; workers use smaller batches where labels are slow
 
 
 @dataclass(frozen=True, eq=False)
-class Turn:
-    """What an owner does next: videos, or labels, or neither."""
+class Batch:
+    """Videos, or labels of one kind, or nothing."""
 
     videos: list[VideoItem] = field(default_factory=list)
-    labels: list[LabelShare] = field(default_factory=list)
+    labels: list[LabelSlice] = field(default_factory=list)
 
 
-@dataclass(eq=False)
-class Coming:
-    """A request whose videos are on their way, until they are added or will not come."""
-
-    is_counted: bool = True
-
-
-class Work:
-    """Thread-safe. ``wake`` guards everything and is notified of whatever an owner may wait for."""
+class Scheduler:
+    """Thread-safe. ``condition`` guards all state and is notified when a worker may have something to do."""
 
     def __init__(self, limits: EngineLimits) -> None:
         self.limits = limits
-        self.wake = threading.Condition()
-        self.closed = False
+        self.condition = threading.Condition()
+        self.is_closed = False
         self.queued_frames = 0
-        self.queued_labels = 0
+        self.queued_labels = 0  # names not done yet, including those in a batch
         self._videos: deque[VideoItem] = deque()
-        self._labels: deque[LabelItem] = deque()
+        self._labels: deque[LabelItem[Any]] = deque()
         self._labels_next = False
-        self._num_coming = 0
 
-    @contextlib.contextmanager
-    def expect(self) -> Iterator[Coming]:
-        """Count a request as coming for as long as this lasts, or until it is handed to ``add_videos``."""
-        coming = Coming()
-        with self.wake:
-            self._num_coming += 1
-        try:
-            yield coming
-        finally:
-            with self.wake:
-                self._has_come(coming)
-
-    def _has_come(self, coming: Coming | None) -> None:
-        """Call with the lock."""
-        if coming is not None and coming.is_counted:
-            coming.is_counted = False
-            self._num_coming -= 1
-            self.wake.notify_all()
-
-    def add_videos(self, items: Sequence[VideoItem], coming: Coming | None = None) -> None:
-        """All or none. Raises Overloaded, or EncodeFailed when it is closed."""
-        cost = sum(len(item.frames) for item in items)
-        with self.wake:
+    def add_videos(self, items: Sequence[VideoItem]) -> None:
+        """Add all or none. Raises Overloaded, or EncodeFailed if closed; so does ``add_labels``."""
+        num_frames = sum(len(item.frames) for item in items)
+        with self.condition:
             self._check_open()
-            # One request that alone exceeds the bound is admitted when nothing else waits.
-            if self.queued_frames and self.queued_frames + cost > self.limits.max_queued_frames:
+            # A single request larger than the bound is admitted when the queue is empty.
+            if self.queued_frames and self.queued_frames + num_frames > self.limits.max_queued_frames:
                 raise Overloaded("Too many videos are waiting to be encoded")
-            self.queued_frames += cost
+            self.queued_frames += num_frames
             self._videos.extend(items)
-            self._has_come(coming)
-            self.wake.notify_all()  # one that is woken alone may be one that has been taken out
+            self.condition.notify_all()  # a single notified worker could be one whose device fails
 
-    def add_labels(self, item: LabelItem) -> None:
-        """Raises Overloaded, or EncodeFailed when it is closed."""
-        with self.wake:
+    def add_labels(self, item: LabelItem[Any]) -> None:
+        with self.condition:
             self._check_open()
             if self.queued_labels and self.queued_labels + len(item.names) > self.limits.max_queued_labels:
                 raise Overloaded("Too many labels are waiting to be encoded")
             self.queued_labels += len(item.names)
             self._labels.append(item)
-            self.wake.notify_all()
+            self.condition.notify_all()
 
     def _check_open(self) -> None:
-        if self.closed:
+        if self.is_closed:
             raise EncodeFailed("The encoder is not running")
 
     @property
-    def waits(self) -> bool:
+    def has_work(self) -> bool:
         return bool(self._videos or self._labels)
 
-    def gather(self) -> None:
-        """Wait for videos on their way, while the first that is here has not waited ``batch_delay_seconds``, its batch
-        has room and no label wants the device. Call with the lock, which is given up meanwhile."""
-        while self._videos and self._num_coming and not self._labels and not self.closed:
-            left = self._videos[0].queued_at + self.limits.batch_delay_seconds - time.monotonic()
-            if left <= 0 or self.queued_frames >= self.limits.max_batch_frames:
-                return
-            self.wake.wait(left)
-
-    def take(self, label_room: int) -> Turn:
-        """The next batch: videos of at most ``max_batch_frames``, or ``label_room`` names. Call with the lock."""
+    def next_batch(self, max_labels: int) -> Batch:
+        """The caller holds ``condition``."""
         use_labels = bool(self._labels) and (self._labels_next or not self._videos)
         self._labels_next = not use_labels
         if use_labels:
-            shares, late = take_labels(self._labels, label_room)
-            for item in late:
+            slices, expired = take_labels(self._labels, max_labels)
+            for item in expired:
                 self.queued_labels -= len(item.names) - item.num_taken
-                fail(item.future, Overloaded("The labels waited too long for the encoder"))
-            return Turn(labels=shares)
-        batch, dropped, num_taken = take_videos(self._videos, self.limits.max_batch_frames)
-        self.queued_frames -= num_taken
+                set_exception(item.future, Overloaded("The labels waited too long for the encoder"))
+            return Batch(labels=slices)
+        videos, dropped, num_removed = take_videos(self._videos, self.limits.max_batch_frames)
+        self.queued_frames -= num_removed
         for video, error in dropped:
-            fail(video.future, error)
-        return Turn(videos=batch)
+            set_exception(video.future, error)
+        return Batch(videos=videos)
 
-    def finish_labels(self, shares: Sequence[LabelShare], results: list[Any]) -> None:
-        """``results``: one for each name, over all shares. Settles each request that is now done."""
-        with self.wake:
-            for share in shares:
-                item, end = share.item, share.start + len(share.names)
-                item.results[share.start : end] = results[: len(share.names)]
-                del results[: len(share.names)]
-                item.num_done += len(share.names)
-                self.queued_labels -= len(share.names)
-        for share in shares:
-            if share.item.num_done == len(share.item.names):
-                settle(share.item.future, share.item.results)
+    def finish_labels(
+        self, slices: Sequence[LabelSlice], results: Sequence[LabelResult] | Sequence[DescribeResult]
+    ) -> None:
+        first = 0
+        with self.condition:
+            for part in slices:
+                item, num_names = part.item, len(part.names)
+                item.results[part.start : part.start + num_names] = results[first : first + num_names]
+                item.num_done += num_names
+                self.queued_labels -= num_names
+                first += num_names
+        for part in slices:
+            if part.item.num_done == len(part.item.names):
+                set_result(part.item.future, part.item.results)
 
-    def abandon(self, turn: Turn, detail: str) -> None:
-        """Fail what an owner has taken and will not finish."""
-        with self.wake:
-            self.queued_labels -= sum(len(share.names) for share in turn.labels)
-        for future in [item.future for item in turn.videos] + [share.item.future for share in turn.labels]:
-            fail(future, EncodeFailed(detail))
+    def fail_batch(self, batch: Batch, detail: str) -> None:
+        with self.condition:
+            self.queued_labels -= sum(len(part.names) for part in batch.labels)
+        self._fail([item.future for item in batch.videos] + [part.item.future for part in batch.labels], detail)
 
     def close(self, detail: str) -> None:
-        """Take nothing more, and fail all that waits."""
-        with self.wake:
-            self.closed = True
-            waiting = [item.future for item in self._videos] + [item.future for item in self._labels]
+        with self.condition:
+            self.is_closed = True
+            futures = [item.future for item in self._videos] + [item.future for item in self._labels]
             self.queued_frames = 0
             self.queued_labels -= sum(len(item.names) - item.num_taken for item in self._labels)
             self._videos.clear()
             self._labels.clear()
-            self.wake.notify_all()
-        for future in waiting:
-            fail(future, EncodeFailed(detail))
+            self.condition.notify_all()
+        self._fail(futures, detail)
+
+    @staticmethod
+    def _fail(futures: Sequence[Future[Any]], detail: str) -> None:
+        for future in futures:
+            set_exception(future, EncodeFailed(detail))
 
 
-def settle(future: Future[Any], value: object) -> None:
-    with contextlib.suppress(InvalidStateError):  # its waiter gave up
+def set_result(future: Future[ValueT], value: ValueT) -> None:
+    with contextlib.suppress(InvalidStateError):  # cancelled by the caller
         future.set_result(value)
 
 
-def fail(future: Future[Any], error: VidlexError) -> None:
-    with contextlib.suppress(InvalidStateError):
+def set_exception(future: Future[Any], error: VidlexError) -> None:
+    with contextlib.suppress(InvalidStateError):  # cancelled by the caller
         future.set_exception(error)

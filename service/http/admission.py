@@ -1,13 +1,16 @@
-"""Who may be worked on now, and when the others should come back: a bound on videos at work, with promises.
+"""Bounds the classify requests at work, and gives a refused client the time of its next try.
 
-A refused client is told a moment of its own, by the rate at which places have been becoming free, and a place is kept
-for it then (``service.http.retry_slots``): newcomers get only what is not promised. A client is known by its API key,
-or by its address where there is none; it holds few promises at the same time, so that one who asks again and again
-gains nothing on one who waits as told.
+A 429 carries a slot in ``Retry-After``; slots are handed out at half the rate at which requests finish. A client that
+returns in its slot may use every place; while slots are outstanding, other clients may use half of the places. A slot
+is used once, expires ``_EXPIRY_SECONDS`` after its time, and a client holds at most ``_MAX_CLIENT_SLOTS`` of them.
+
+A client is identified by its API key, or by its address if it has none.
 """
 
 from __future__ import annotations
 
+import bisect
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,159 +19,155 @@ from dataclasses import dataclass
 from time import monotonic
 
 from vidlex.service.errors import DeadlineExceeded, Overloaded
-from vidlex.service.http.retry_slots import Pace, Promises
 
-_PACE = 1.25
-"""Promises are given for so many times fewer places than become free: the rate is a guess, and newcomers take the
-rest."""
-_NUM_LEARNED = 16
-"""Moments of which the rate is the mean."""
-_MOMENT_SECONDS = 0.01
-"""Videos of one batch are done within so many seconds of one another."""
-_MOMENT_VIDEOS = 64
-_HELD_SECONDS = 1.0
-"""Who is let in has its place so long while it sends the video; then it is a newcomer again."""
-_HELD_PROMISED_SECONDS = 10.0
-"""The same for who has come as told."""
+MAX_RETRY_SECONDS = 300  # the longest Retry-After, which reserves no slot
+# Slots per finished request. At 0.8, slots in whole seconds bring clients back in crowds larger than the free places
+# (measured: 65 % of the returning clients admitted, 100 % at 0.5).
+_SLOT_RATE = 0.5
+_EXPIRY_SECONDS = 1.5
+_EARLY_SECONDS = 0.1  # a client that returns this much too early still uses its slot
+_MAX_CLIENT_SLOTS = 4
+_MAX_SLOTS = 2048
+_NUM_DURATIONS = 32
+_ASSUMED_SECONDS = 0.5  # until requests have been measured
 
 
-@dataclass(eq=False)
-class _Moment:
-    """In which some videos were done."""
-
-    num_videos: int
-    seconds: float
-    """Of one worker, since the moment before."""
-
-
-@dataclass(eq=False)
-class _Hold:
-    until_at: float
+@dataclass(frozen=True)
+class _Slot:
+    client: str
+    at: float
 
 
 class Entry:
-    """One request's way in, from ``Admission.enter``."""
-
-    def __init__(self, admission: Admission, client: str, hold: _Hold | None) -> None:
-        self._admission, self._client, self._hold = admission, client, hold
+    def __init__(self, admission: Admission, client: str) -> None:
+        self._admission = admission
+        self.client = client
+        self.is_uploading = True
 
     @contextmanager
     def admit(self) -> Iterator[None]:
-        """Around the work. Raises Overloaded at once when too many are at work."""
-        with self._admission.work(self._client, self._hold):
+        """Around the work, after the upload. Raises Overloaded at once if every place is taken."""
+        with self._admission.work(self):
             yield
 
 
 class Admission:
-    """Thread-safe. ``clock`` gives seconds, and only goes forward."""
+    """Thread-safe. ``clock`` returns seconds and is monotonic."""
 
     def __init__(self, max_requests: int, num_workers: int, *, clock: Callable[[], float] = monotonic) -> None:
         self._max_requests = max_requests
         self._num_workers = num_workers
         self._clock = clock
         self._lock = threading.Lock()
-        self._count = 0
-        self._holds: list[_Hold] = []
-        # At first it is taken for known that 8 videos took half a second each.
-        self._moments = deque((_Moment(1, 0.5) for _ in range(8)), maxlen=_NUM_LEARNED)
-        self._busy_done_at: float | None = None
-        # Never so many that workers idle for those who do not come, and newcomers keep half.
-        self._promises = Promises(max(0, min(max_requests // 2, max_requests - 2 * num_workers)))
+        self._num_working = 0
+        self._num_uploading = 0
+        # Of the last requests.
+        self._worker_seconds = deque([_ASSUMED_SECONDS] * _NUM_DURATIONS, maxlen=_NUM_DURATIONS)
+        self._last_finish: float | None = None  # of a request, while all workers were busy
+        self._slots: list[_Slot] = []  # sorted by time
+        self._next_slot = -math.inf
 
     @property
-    def count(self) -> int:
-        return self._count
+    def num_working(self) -> int:
+        """Requests whose video has been received and that are not yet answered."""
+        return self._num_working
 
     @property
-    def num_promises(self) -> int:
-        """Refused clients that are expected back."""
-        return len(self._promises)
+    def num_slots(self) -> int:
+        return len(self._slots)
 
     @contextmanager
     def enter(self, client: str) -> Iterator[Entry]:
-        """Ask before an upload: raises Overloaded when ``admit`` would, which saves the bytes."""
+        """Around the whole request: raises Overloaded before the upload, which saves its bytes."""
         with self._lock:
-            hold = self._hold(as_told=self._check(client))
+            self._check(client)
+            self._num_uploading += 1
+        entry = Entry(self, client)
         try:
-            yield Entry(self, client, hold)
+            yield entry
         finally:
             with self._lock:
-                self._let_go(hold)
+                self._end_upload(entry)
 
     @contextmanager
-    def work(self, client: str, hold: _Hold | None) -> Iterator[None]:
-        """See ``Entry.admit``."""
+    def work(self, entry: Entry) -> Iterator[None]:
         with self._lock:
-            if not self._let_go(hold):
-                self._check(client)
-            self._count += 1
+            self._end_upload(entry)
+            if self._num_working >= self._max_requests:
+                raise self._refusal(entry.client)
+            self._num_working += 1
         started = self._clock()
         try:
             yield
         finally:
             with self._lock:
-                self._learn(started)
-                self._count -= 1
+                self._measure(started)
+                self._num_working -= 1
 
     def seconds_until_done(self, num_requests: int) -> float:
-        """How long so many requests take at the rate at which they have been leaving."""
-        moments = tuple(self._moments)
-        seconds = sum(m.seconds for m in moments) / sum(m.num_videos for m in moments)
-        return num_requests * seconds / self._num_workers
+        durations = tuple(self._worker_seconds)
+        return num_requests * sum(durations) / len(durations) / self._num_workers
 
     def check_deadline(self, seconds: float) -> None:
-        """Raises DeadlineExceeded when what is at work already leaves no time for one more."""
-        if self._count and seconds < self.seconds_until_done(self._count + 1):
-            raise DeadlineExceeded("With what is waiting now, the answer would come after the deadline")
+        """Raises DeadlineExceeded if the requests at work leave no time for another one."""
+        if self._num_working and seconds < self.seconds_until_done(self._num_working + 1):
+            raise DeadlineExceeded("With the requests already waiting, the answer would miss the deadline")
 
-    # --- inside, with the lock
+    # --- the lock is held
 
-    def _learn(self, started: float) -> None:
-        """From a request that is done: with all workers busy, the time since the one before it, else its own."""
+    def _check(self, client: str) -> None:
         now = self._clock()
-        if self._count <= self._num_workers:
-            self._moments.append(_Moment(1, now - started))
-            self._busy_done_at = None
+        del self._slots[: bisect.bisect_left(self._slots, now - _EXPIRY_SECONDS, key=_time)]
+        num_reserved = 0 if self._use_slot(client, now) else min(len(self._slots), self._max_requests // 2)
+        # Slow uploads take at most half of the places away from others.
+        num_taken = self._num_working + min(self._num_uploading, self._max_requests // 2)
+        if num_taken + num_reserved >= self._max_requests:
+            raise self._refusal(client)
+
+    def _use_slot(self, client: str, now: float) -> bool:
+        for i, slot in enumerate(self._slots):
+            if slot.at > now + _EARLY_SECONDS:
+                break
+            if slot.client == client:
+                del self._slots[i]
+                return True
+        return False
+
+    def _refusal(self, client: str) -> Overloaded:
+        error = Overloaded("Too many videos are waiting")
+        error.retry_after_seconds = self._reserve(client)
+        return error
+
+    def _reserve(self, client: str) -> int:
+        """Seconds until the client's slot. A client that holds enough slots gets the time of its last one."""
+        now = self._clock()
+        own = [slot for slot in self._slots if slot.client == client]
+        if len(own) >= _MAX_CLIENT_SLOTS:
+            return max(1, math.ceil(own[-1].at - now))
+        at = max(self._next_slot, now) + self.seconds_until_done(1) / _SLOT_RATE
+        seconds = max(1, math.ceil(at - now))
+        if seconds > MAX_RETRY_SECONDS or len(self._slots) >= _MAX_SLOTS:
+            return MAX_RETRY_SECONDS
+        self._next_slot = at
+        bisect.insort(self._slots, _Slot(client, now + seconds), key=_time)
+        return seconds
+
+    def _measure(self, started: float) -> None:
+        """With all workers busy, measures the time since the previous request finished."""
+        now = self._clock()
+        if self._num_working <= self._num_workers:
+            self._worker_seconds.append(now - started)
+            self._last_finish = None
             return
-        if self._busy_done_at is not None:
-            seconds, last = now - self._busy_done_at, self._moments[-1]
-            if seconds < _MOMENT_SECONDS and last.num_videos < _MOMENT_VIDEOS:
-                last.num_videos += 1
-                last.seconds += seconds * self._num_workers
-            else:
-                self._moments.append(_Moment(1, seconds * self._num_workers))
-        self._busy_done_at = now
+        if self._last_finish is not None:
+            self._worker_seconds.append((now - self._last_finish) * self._num_workers)
+        self._last_finish = now
 
-    def _pace(self) -> Pace:
-        """Of the places that are promised."""
-        lag = max(m.seconds for m in self._moments) / self._num_workers
-        return Pace(1.0 / max(1e-6, _PACE * self.seconds_until_done(1)), lag)
+    def _end_upload(self, entry: Entry) -> None:
+        if entry.is_uploading:
+            entry.is_uploading = False
+            self._num_uploading -= 1
 
-    def _check(self, client: str) -> bool:
-        """Whether it has come as told, which uses up its promise. Raises Overloaded when there is no place for it."""
-        now, pace = self._clock(), self._pace()
-        self._holds = [hold for hold in self._holds if hold.until_at > now]
-        self._promises.forget_late(now)
-        num_free = self._max_requests - self._count - len(self._holds)
-        as_told = self._promises.take(client, now)
-        if num_free <= 0 or (not as_told and num_free <= self._promises.num_kept(now, pace)):
-            error = Overloaded("Too many videos are waiting")
-            error.retry_after_seconds = self._promises.make(client, now, pace=pace, num_free=num_free)
-            raise error
-        return as_told
 
-    def _hold(self, *, as_told: bool) -> _Hold | None:
-        """A place until the video is there; None where newcomers hold enough: who only holds a place must not keep out
-        those who send."""
-        if not as_told and len(self._holds) >= max(1, self._max_requests // 2):
-            return None
-        hold = _Hold(self._clock() + (_HELD_PROMISED_SECONDS if as_told else _HELD_SECONDS))
-        self._holds.append(hold)
-        return hold
-
-    def _let_go(self, hold: _Hold | None) -> bool:
-        """Whether the place was still held."""
-        if hold is None or hold not in self._holds:
-            return False
-        self._holds.remove(hold)
-        return hold.until_at > self._clock()
+def _time(slot: _Slot) -> float:
+    return slot.at

@@ -1,4 +1,4 @@
-"""What the routes need of the service. The application fills it in while it starts."""
+"""The parts of the service that routes use, and the caller of a request."""
 
 from __future__ import annotations
 
@@ -10,61 +10,57 @@ from typing import Annotated, TypeVar
 import anyio
 from fastapi import Depends, Request
 
+from vidlex.service.access.api_keys import Principal
+from vidlex.service.bounds import NAMESPACE_RULE
 from vidlex.service.classification.classifier import VideoClassifier
 from vidlex.service.errors import Forbidden, InvalidParameter, ModelLoading, Overloaded
 from vidlex.service.http.admission import Admission
+from vidlex.service.http.openapi.headers import NAMESPACE_HEADER
 from vidlex.service.http.uploads import Spool
 from vidlex.service.labels.store.redis_keys import is_namespace
 from vidlex.service.metrics import Metrics
-from vidlex.service.models.recent_videos import KeptVideos
-from vidlex.service.models.registry import Models
+from vidlex.service.models.recent_videos import RecentVideos
+from vidlex.service.models.registry import ModelRegistry
 from vidlex.service.models.served_model import Vocabulary
 from vidlex.service.schemas.health import ReadyView
 
 ResultT = TypeVar("ResultT")
 
-NAMESPACE_HEADER = "X-Vidlex-Namespace"
 _MAX_LABEL_REQUESTS = 32
-_MAX_WAITING_LABEL_REQUESTS = 256
+_MAX_QUEUED_LABEL_REQUESTS = 256
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What exists once the model is loaded and the index filled."""
-
-    models: Models
+    models: ModelRegistry
     videos: VideoClassifier
-    kept: KeptVideos
-    may_load: Callable[[str], bool]
-    """Whether clients may have this model loaded."""
+    recent_videos: RecentVideos
+    may_load: Callable[[str], bool]  # by name, whether clients may load a model
 
 
 @dataclass
 class Context:
-    """One for each application, at ``app.state.context``."""
-
     spool: Spool
     metrics: Metrics
     admission: Admission
     request_timeout_seconds: float
-    namespace: str
-    """Of requests that name none."""
+    namespace: str  # default of requests that name none
     revision_wait_seconds: float
     readiness: Callable[[], ReadyView]
-    parts: Parts | None = None
-    """None while the service starts or stops."""
+    parts: Parts | None = None  # None while the service is starting or stopping
+    # Separate limiters: label requests cannot block videos, nor the reverse.
     video_threads: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(1024))
     label_threads: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_MAX_LABEL_REQUESTS))
-    """Threads of their own, so that waiting labels cannot hold up uploads and videos, and the other way round."""
 
     def require_parts(self) -> Parts:
         if self.parts is None:
-            raise ModelLoading("The service is not ready yet; /readyz tells why")
+            raise ModelLoading("The service is not ready; see /readyz")
         return self.parts
 
     async def in_label_thread(self, work: Callable[[], ResultT]) -> ResultT:
-        if self.label_threads.statistics().tasks_waiting >= _MAX_WAITING_LABEL_REQUESTS:
-            raise Overloaded("Too many label requests are waiting")
+        """Raises Overloaded."""
+        if self.label_threads.statistics().tasks_waiting >= _MAX_QUEUED_LABEL_REQUESTS:
+            raise Overloaded("Too many label requests are queued")
         return await anyio.to_thread.run_sync(work, limiter=self.label_threads)
 
 
@@ -74,54 +70,63 @@ def context_of(request: Request) -> Context:
     return context
 
 
-def namespace_of(request: Request) -> str:
-    """Whose labels the request is about: those of its API key, else of its header, else of the settings.
+def principal_of(request: Request) -> Principal | None:
+    principal: Principal | None = getattr(request.state, "principal", None)
+    return principal
 
-    Raises InvalidParameter for a name that none can have, Forbidden when the key belongs to another namespace than the
-    header names.
+
+def bound_namespace_of(request: Request) -> str | None:
+    """None: the key can reach every namespace."""
+    principal = principal_of(request)
+    return None if principal is None else principal.namespace
+
+
+def namespace_of(request: Request) -> str:
+    """The namespace of the request's API key, else of its header, else of the settings.
+
+    Raises InvalidParameter for an invalid header, and Forbidden if it contradicts the key.
     """
-    bound: str | None = getattr(getattr(request.state, "principal", None), "namespace", None)
-    asked = request.headers.get(NAMESPACE_HEADER)
-    if asked is not None and not is_namespace(asked):
+    bound = bound_namespace_of(request)
+    requested = request.headers.get(NAMESPACE_HEADER)
+    if requested is not None and not is_namespace(requested):
         raise InvalidParameter(
-            f"{NAMESPACE_HEADER} is 1 to 64 of a-z 0-9 _ - and starts with a letter or digit",
-            errors=[{"pointer": f"/{NAMESPACE_HEADER}", "detail": "is not a namespace"}],
+            f"{NAMESPACE_HEADER} must be {NAMESPACE_RULE}",
+            errors=[{"pointer": f"/{NAMESPACE_HEADER}", "detail": "is not a valid namespace"}],
         )
-    if bound is not None and asked not in (None, bound):
-        raise Forbidden("This API key belongs to another namespace")
-    return bound or asked or context_of(request).namespace
+    if bound is not None and requested not in (None, bound):
+        raise Forbidden(f"This API key is bound to the namespace {bound}")
+    return bound or requested or context_of(request).namespace
 
 
 def client_of(request: Request) -> str:
-    """Who asks, as far as it is known: the id of the API key, or the address."""
-    key_id: str = getattr(getattr(request.state, "principal", None), "key_id", "")
-    return key_id or (request.client.host if request.client else "")
+    """The id of the request's API key, else the client's address, else ""."""
+    principal = principal_of(request)
+    if principal is not None:
+        return principal.key_id
+    return request.client.host if request.client else ""
 
 
 def quota_of(request: Request) -> int | None:
-    """Labels that the API key of the request may bring its namespace to; None: the settings decide."""
-    quota: int | None = getattr(getattr(request.state, "principal", None), "max_labels", None)
-    return quota
+    principal = principal_of(request)
+    return None if principal is None else principal.max_labels
 
 
 async def vocabulary_of(request: Request) -> AsyncIterator[Vocabulary]:
-    """The labels that the request is about, in the served model's vectors, for as long as the request uses them.
+    """Held until the request ends. Call once per request: the served model may change between two calls.
 
-    Take it once: a second one may be of another model. Raises ModelLoading and what ``namespace_of`` and
-    ``ServedModel.take`` raise.
+    Raises ModelLoading and the errors of ``namespace_of`` and ``ServedModel.acquire``.
     """
     context = context_of(request)
     models = context.require_parts().models
     namespace = namespace_of(request)
-    vocabulary = models.take_open(namespace)
+    vocabulary = models.served.try_acquire(namespace)
     if vocabulary is None:
-        vocabulary = await context.in_label_thread(lambda: models.take(namespace))
+        vocabulary = await context.in_label_thread(lambda: models.acquire(namespace))
     try:
         yield vocabulary
     finally:
-        vocabulary.give_back()
+        vocabulary.release()
 
 
 using_vocabulary = asynccontextmanager(vocabulary_of)
 VocabularyOfRequest = Annotated[Vocabulary, Depends(vocabulary_of)]
-"""A route's parameter: taken before the route runs, given back after its answer."""

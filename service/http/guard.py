@@ -1,87 +1,94 @@
-"""Lets a request in or not, before any byte of its body is read. Denies by default: a path that is named nowhere here
-needs a key, and an administrator's one, whether it exists or not."""
+"""Authentication and authorization of requests, before their body is read.
+
+Denies by default: a path that is not listed here requires an admin key, whether it exists or not.
+"""
 
 from __future__ import annotations
 
 import anyio
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from vidlex.service.access.access_control import AccessControl
 from vidlex.service.access.api_keys import Scope as KeyScope
-from vidlex.service.access.gate import Gate, principal_of
-from vidlex.service.access.token_buckets import Grant
+from vidlex.service.access.token_buckets import RateLimitDecision
 from vidlex.service.errors import Forbidden, RateLimited, Unauthorized, VidlexError
-from vidlex.service.http.problems import error_response
+from vidlex.service.http.problems import REQUEST_ID_KEY, error_response
 
-PUBLIC = frozenset({"/livez", "/readyz", "/", "/app.js", "/style.css"})
-"""Health, for probes that hold no secret, and the page, which asks its reader for a key. Compared in full."""
-_KNOWN = frozenset({"labels", "classify", "openapi.json", "metrics"})
-"""First parts of the paths that readers and writers use."""
-_READING_POSTS = ("/classify", "/labels:preview")
-_READING_METHODS = ("GET", "HEAD", "OPTIONS")
+PUBLIC_PATHS = frozenset(
+    {
+        "/livez",
+        "/readyz",
+        "/",
+        "/app.js",
+        "/style.css",
+        "/docs",
+        "/docs/init.js",
+        "/docs/swagger-ui.css",
+        "/docs/swagger-ui-bundle.js",
+    }
+)
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+_NON_ADMIN_RESOURCES = frozenset({"labels", "classify", "openapi.json", "metrics"})
+_READ_ONLY_POSTS = ("/classify", "/labels:preview")
 _MAX_HEADER_BYTES = 256
-_DRAIN_BYTES = 1 << 20
-_DRAIN_SECONDS = 0.5
+_MAX_DISCARDED_BYTES = 1 << 20
+_MAX_DISCARD_SECONDS = 0.5
+_CHALLENGE = {"WWW-Authenticate": 'Bearer realm="vidlex"'}
 
 
 class AccessGuard:
-    """Inside RequestContext, around everything else. Leaves the Principal in ``request.state.principal``."""
+    """Runs inside RequestContext. Stores the Principal in ``request.state.principal``."""
 
-    def __init__(self, app: ASGIApp, gate: Gate) -> None:
+    def __init__(self, app: ASGIApp, access: AccessControl) -> None:
         self._app = app
-        self._gate = gate
+        self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or bare_path(scope["path"]) in PUBLIC:
+        if scope["type"] != "http" or unversioned_path(scope["path"]) in PUBLIC_PATHS:
             await self._app(scope, receive, send)
             return
-        grant: Grant | None = None
+        decision: RateLimitDecision | None = None
         try:
-            if not self._gate.is_open:
-                grant = self._check(scope)
+            if not self._access.is_open:
+                decision = self._authorize(scope)
         except VidlexError as error:
-            headers = dict(getattr(error, "headers", {}))
             if isinstance(error, Unauthorized):
-                headers["WWW-Authenticate"] = 'Bearer realm="vidlex"'
-            response = error_response(error, str(scope.get("vidlex_request_id", "")))
-            response.headers.update(headers)
-            await drop_body(scope, receive)
-            await response(scope, receive, send)
+                error.headers |= _CHALLENGE
+            await discard_body(scope, receive)
+            await error_response(error, str(scope.get(REQUEST_ID_KEY, "")))(scope, receive, send)
             return
-        if grant is None:
+        if decision is None:
             await self._app(scope, receive, send)
             return
-        extra = [(name.lower().encode(), value.encode()) for name, value in grant.headers().items()]
+        rate_headers = [(name.lower().encode(), value.encode()) for name, value in decision.headers().items()]
 
-        async def send_with_limit(message: dict[str, object]) -> None:
+        async def send_with_rate_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", ()), *extra]}  # type: ignore[misc]
+                message = {**message, "headers": [*message.get("headers", ()), *rate_headers]}
             await send(message)
 
-        await self._app(scope, receive, send_with_limit)  # type: ignore[arg-type]
+        await self._app(scope, receive, send_with_rate_headers)
 
-    def _check(self, scope: Scope) -> Grant | None:
+    def _authorize(self, scope: Scope) -> RateLimitDecision | None:
         client = scope.get("client")
-        record = self._gate.authenticate(presented_key(scope), client[0] if client else "")
-        grant = self._gate.admit(record)
-        if grant is not None and not grant.allowed:
-            error = RateLimited()
-            error.retry_after_seconds = grant.retry_after_seconds
-            error.headers = grant.headers()  # type: ignore[attr-defined]
-            raise error
-        principal = principal_of(record)
-        path, method = bare_path(scope["path"]), scope["method"]
-        wanted = wanted_scope(method, path)
-        if not principal.allows(wanted):
-            raise Forbidden(f"This API key's scope is {principal.scope}; this needs {wanted}")
+        record = self._access.authenticate(presented_key(scope), client[0] if client else "")
+        decision = self._access.check_rate(record)
+        if decision is not None and not decision.is_allowed:
+            raise RateLimited(retry_after_seconds=decision.retry_after_seconds, headers=decision.headers())
+        principal = record.principal
+        path, method = unversioned_path(scope["path"]), scope["method"]
+        required = required_scope(method, path)
+        if not principal.allows(required):
+            raise Forbidden(f"This request requires an API key of scope {required}; this key has {principal.scope}")
         if path == "/metrics" and principal.namespace is not None and principal.scope != "admin":
-            raise Forbidden("Metrics tell of all namespaces; this API key belongs to one")
+            raise Forbidden("Metrics cover all namespaces; this API key is bound to one")
         scope.setdefault("state", {})["principal"] = principal
-        return grant
+        return decision
 
 
 def presented_key(scope: Scope) -> str:
-    """The one key of ``Authorization: Bearer`` or ``X-API-Key``. Raises Unauthorized when there is none or more."""
-    found: set[str] = set()
+    """Raises Unauthorized unless exactly one key is sent."""
+    keys: set[str] = set()
     num_authorizations = 0
     for name, value in scope["headers"]:
         if name not in (b"authorization", b"x-api-key"):
@@ -91,37 +98,36 @@ def presented_key(scope: Scope) -> str:
             num_authorizations += 1
             scheme, _, text = text.partition(" ")
             if scheme.lower() != "bearer":
-                raise Unauthorized("Send the API key as `Authorization: Bearer KEY` or as `X-API-Key: KEY`")
-        found.add(text.strip())
-    if not found:
-        raise Unauthorized("Send an API key, as `Authorization: Bearer KEY` or as `X-API-Key: KEY`")
-    if len(found) > 1 or num_authorizations > 1:
-        raise Unauthorized("Send one API key, once")
-    return found.pop()
+                raise Unauthorized("Send the API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
+        keys.add(text.strip())
+    if not keys:
+        raise Unauthorized("Send an API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
+    if len(keys) > 1 or num_authorizations > 1:
+        raise Unauthorized("Send exactly one API key")
+    return keys.pop()
 
 
-def wanted_scope(method: str, path: str) -> KeyScope:
-    """The least scope for a request; ``path`` without /v1."""
-    first = path[1:].partition("/")[0].partition(":")[0]
-    if first not in _KNOWN:
+def required_scope(method: str, path: str) -> KeyScope:
+    resource = path[1:].partition("/")[0].partition(":")[0]
+    if resource not in _NON_ADMIN_RESOURCES:
         return "admin"
-    if method in _READING_METHODS or (method == "POST" and path in _READING_POSTS):
+    if method in SAFE_METHODS or (method == "POST" and path in _READ_ONLY_POSTS):
         return "read"
     return "write"
 
 
-def bare_path(path: str) -> str:
-    """As the routes see it, which are served with and without /v1. No other spelling is forgiven."""
+def unversioned_path(path: str) -> str:
+    # The path is not normalised in any other way.
     return path.removeprefix("/v1") if path.startswith("/v1/") else path
 
 
-async def drop_body(scope: Scope, receive: Receive) -> None:
-    """Drop what a client has already begun to send: else it would see a broken connection, not the answer."""
+async def discard_body(scope: Scope, receive: Receive) -> None:
+    """Read a part of the body; otherwise the client sees a reset, not the response."""
     if any(name == b"expect" for name, _ in scope["headers"]):
-        return  # it waits for "100 Continue" and has sent nothing yet
+        return  # the client waits for "100 Continue" and has sent no body
     num_bytes = 0
-    with anyio.move_on_after(_DRAIN_SECONDS):
-        while num_bytes <= _DRAIN_BYTES:
+    with anyio.move_on_after(_MAX_DISCARD_SECONDS):
+        while num_bytes <= _MAX_DISCARDED_BYTES:
             message = await receive()
             num_bytes += len(message.get("body", b""))
             if message["type"] != "http.request" or not message.get("more_body"):

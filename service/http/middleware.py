@@ -1,9 +1,10 @@
-"""What surrounds every request: its id, the log line, the count, security headers, and the last net for errors."""
+"""Request ids, access log, metrics, traces, security headers, origins and unexpected errors."""
 
 from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Collection
 from contextlib import ExitStack
 from time import monotonic
 
@@ -12,17 +13,16 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vidlex.service.errors import Forbidden, Stopping
-from vidlex.service.http.guard import bare_path, drop_body
-from vidlex.service.http.problems import CODE_KEY, error_response, internal_error_response
-from vidlex.service.http.shutdown import Draining
+from vidlex.service.http.graceful_shutdown import GracefulShutdown
+from vidlex.service.http.guard import SAFE_METHODS, discard_body, unversioned_path
+from vidlex.service.http.problems import CODE_KEY, REQUEST_ID_KEY, error_response, internal_error_response
 from vidlex.service.metrics import Metrics
-from vidlex.service.tracing import RequestSpan, Traces
+from vidlex.service.tracing import RequestSpan, RequestTracer
 
-log = structlog.get_logger("vidlex.access")
+_log = structlog.get_logger("vidlex.http")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-_QUIET_ROUTES = ("/livez", "/readyz", "/metrics")
+_UNLOGGED_ROUTES = ("/livez", "/readyz", "/metrics")
 _SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -35,21 +35,24 @@ _SECURITY_HEADERS = {
 
 
 class RequestContext:
-    """Outermost middleware, plain ASGI: it must neither buffer nor hide the body's stream."""
+    """The outermost layer. Plain ASGI, so that bodies are streamed without buffering."""
 
     def __init__(
         self,
         app: ASGIApp,
+        *,
         metrics: Metrics,
-        answered_hosts: frozenset[str] | None,
-        draining: Draining,
-        traces: Traces | None = None,
+        allowed_hosts: frozenset[str] | None,
+        shutdown: GracefulShutdown,
+        cors_origins: Collection[str] = (),
+        tracer: RequestTracer | None = None,
     ) -> None:
         self._app = app
-        self._draining = draining
         self._metrics = metrics
-        self._hosts = answered_hosts
-        self._traces = traces
+        self._hosts = allowed_hosts
+        self._shutdown = shutdown
+        self._cors_origins = cors_origins
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -57,87 +60,119 @@ class RequestContext:
             return
         started = monotonic()
         headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
-        scope["vidlex_request_id"] = request_id
-        quiet = bare_path(scope["path"]) in _QUIET_ROUTES
+        client_id = headers.get("x-request-id", "")
+        request_id = client_id if _REQUEST_ID.fullmatch(client_id) else secrets.token_hex(16)
+        scope[REQUEST_ID_KEY] = request_id
+        is_head = scope["method"] == "HEAD"
         status = 0
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                answer = MutableHeaders(scope=message)
-                answer["X-Request-Id"] = request_id
+                response_headers = MutableHeaders(scope=message)
+                response_headers["X-Request-Id"] = request_id
                 for name, value in _SECURITY_HEADERS.items():
-                    answer.setdefault(name, value)
-                answer.setdefault("Cache-Control", "no-store")
-                if self._draining.has_begun:
-                    answer["Connection"] = "close"
+                    response_headers.setdefault(name, value)
+                response_headers.setdefault("Cache-Control", "no-store")
+                if self._shutdown.has_begun:
+                    response_headers["Connection"] = "close"
+            elif is_head and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
             await send(message)
 
-        with ExitStack() as around:
+        with ExitStack() as stack:
             span = None
-            if self._traces is not None and not quiet:
-                span = around.enter_context(self._traces.request(headers, _method_of(scope), request_id))
-            logged = (
-                {"request_id": request_id} if span is None else {"request_id": request_id, "trace_id": span.trace_id}
-            )
-            around.enter_context(structlog.contextvars.bound_contextvars(**logged))
+            if self._tracer is not None and not _is_unlogged(scope):
+                span = stack.enter_context(self._tracer.start_request(headers, _method_of(scope), request_id))
+            log_fields = {"request_id": request_id} | ({} if span is None else {"trace_id": span.trace_id})
+            stack.enter_context(structlog.contextvars.bound_contextvars(**log_fields))
             try:
                 self._check_origin(headers, scope["method"])
-                if quiet:
-                    await self._app(scope, receive, send_with_headers)
-                else:
-                    with self._draining.accept():
-                        await self._app(scope, receive, send_with_headers)
-            except (Forbidden, Stopping) as error:
-                await drop_body(scope, receive)
+                await self._app(scope, receive, send_with_headers)
+            except Forbidden as error:
+                await discard_body(scope, receive)
                 await error_response(error, request_id)(scope, receive, send_with_headers)
-            except Exception:
-                log.exception("internal_error", method=scope["method"], path=scope["path"])
-                if status:
-                    raise  # half an answer is out: only breaking the connection tells the client
-                await internal_error_response(request_id)(scope, receive, send_with_headers)
             finally:
                 self._finish(scope, status, monotonic() - started, span)
 
     def _check_origin(self, headers: Headers, method: str) -> None:
-        """Keep foreign web pages out: on loopback no key may be asked for, and a browser reaches it."""
+        """Raises Forbidden for other web sites, which could use a service on loopback that requires no key."""
         host = _host_name(headers.get("host", ""))
         if self._hosts is not None and host not in self._hosts:
-            raise Forbidden("This host name is not answered; the setting VIDLEX_ALLOWED_HOSTS can allow it")
-        if method not in _SAFE_METHODS and headers.get("sec-fetch-site") == "cross-site":
-            raise Forbidden("Requests from web pages of other sites are not allowed")
+            raise Forbidden("The Host header is not allowed; add it to VIDLEX_ALLOWED_HOSTS")
+        is_allowed = "*" in self._cors_origins or headers.get("origin") in self._cors_origins
+        if method not in SAFE_METHODS and headers.get("sec-fetch-site") == "cross-site" and not is_allowed:
+            raise Forbidden("Cross-site requests are not allowed; add their origin to VIDLEX_CORS_ORIGINS")
 
     def _finish(self, scope: Scope, status: int, seconds: float, span: RequestSpan | None) -> None:
         route = route_of(scope)
         method = _method_of(scope)
         if span is not None:
-            span.tell(method, route, status or 499, scope.get(CODE_KEY))
+            span.set_outcome(method, route, status or 499, scope.get(CODE_KEY))
         self._metrics.requests.labels(method, route, str(status or 499)).inc()
         self._metrics.request_seconds.labels(route).observe(seconds)
         if (code := scope.get(CODE_KEY)) is not None:
             self._metrics.refusals.labels(code).inc()
-        if route not in _QUIET_ROUTES:
-            log.info(
+        if route not in _UNLOGGED_ROUTES:
+            _log.info(
                 "request", method=scope["method"], path=scope["path"], status=status or 499, ms=round(seconds * 1000)
             )
 
 
+class ErrorBoundary:
+    """Answers unexpected errors with 500 and, during a shutdown, new requests with 503.
+
+    Inside the CORS layer, so that browsers can read these responses too.
+    """
+
+    def __init__(self, app: ASGIApp, shutdown: GracefulShutdown) -> None:
+        self._app = app
+        self._shutdown = shutdown
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        has_begun = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        request_id = scope[REQUEST_ID_KEY]
+        try:
+            if _is_unlogged(scope):
+                await self._app(scope, receive, send_and_note)
+            else:
+                with self._shutdown.track_request():
+                    await self._app(scope, receive, send_and_note)
+        except Stopping as error:
+            await discard_body(scope, receive)
+            await error_response(error, request_id)(scope, receive, send_and_note)
+        except Exception:
+            _log.exception("internal_error", method=scope["method"], path=scope["path"])
+            if has_begun:
+                raise  # only closing the connection reports the error
+            await internal_error_response(request_id)(scope, receive, send_and_note)
+
+
+def _is_unlogged(scope: Scope) -> bool:
+    return unversioned_path(scope["path"]) in _UNLOGGED_ROUTES
+
+
 def _method_of(scope: Scope) -> str:
-    """One of a few, as ``route_of``."""
     return scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "PATCH", "DELETE") else "OTHER"
 
 
 def route_of(scope: Scope) -> str:
-    """The route's template without /v1, so that the number of time series does not grow with the paths asked for."""
+    """Template without /v1: bounds the number of metric time series."""
     path = getattr(scope.get("route"), "path", None)
-    return bare_path(str(path)) if path else "unmatched"
+    return unversioned_path(str(path)) if path else "unmatched"
 
 
 def _host_name(host: str) -> str:
-    """``Host`` without its port, in lower case; an IPv6 address without its brackets."""
     host = host.strip().lower()
     if host.startswith("["):
         return host[1:].partition("]")[0]

@@ -1,4 +1,4 @@
-"""Every error as application/problem+json (RFC 9457), with a stable code and never a native message."""
+"""Errors as application/problem+json (RFC 9457) with a stable code, never with a library's message."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from vidlex.service.errors import InvalidParameter, InvalidRequest, VidlexError
+from vidlex.service.http.methods import allow_header
 from vidlex.service.schemas.base import problem_items
 
-log = structlog.get_logger("vidlex.http")
+_log = structlog.get_logger("vidlex.http")
 
 PROBLEM_TYPE = "application/problem+json"
-CODE_KEY = "vidlex_problem_code"
+CODE_KEY = "vidlex_problem_code"  # in the ASGI scope
+REQUEST_ID_KEY = "vidlex_request_id"
 _HTTP_CODES = {400: "malformed", 404: "not_found", 405: "method_not_allowed", 413: "upload_too_large"}
 _HTTP_HINTS = {
-    404: "There is no such path; GET /openapi.json lists all",
-    405: "This path does not answer this method; the header Allow names those it does",
+    404: "Unknown path; GET /openapi.json lists all paths",
+    405: "Method not allowed on this path; see the Allow header",
 }
 
 
 def problem_of(error: VidlexError, request_id: str) -> dict[str, Any]:
-    """The problem document of an error."""
     body: dict[str, Any] = {
         "type": "about:blank",
         "title": error.title,
@@ -45,8 +46,6 @@ def problem_of(error: VidlexError, request_id: str) -> dict[str, Any]:
 
 
 class ProblemResponse(Response):
-    """Leaves its code in the request's scope, for whoever counts."""
-
     media_type = PROBLEM_TYPE
 
     def __init__(self, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> None:
@@ -58,24 +57,22 @@ class ProblemResponse(Response):
         await super().__call__(scope, receive, send)
 
 
-def problem_response(body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
-    return ProblemResponse(body, headers)
-
-
 def error_response(error: VidlexError, request_id: str) -> Response:
-    headers = {} if error.retry_after_seconds is None else {"Retry-After": str(error.retry_after_seconds)}
+    headers = dict(error.headers)
+    if error.retry_after_seconds is not None:
+        headers["Retry-After"] = str(error.retry_after_seconds)
     if error.internal or error.status >= 500:
-        log.warning("request_refused", code=error.code, detail=str(error), internal=error.internal)
-    return problem_response(problem_of(error, request_id), headers)
+        _log.warning("request_refused", code=error.code, detail=str(error), internal=error.internal)
+    return ProblemResponse(problem_of(error, request_id), headers)
 
 
 def internal_error_response(request_id: str) -> Response:
-    detail = "An unexpected error was logged under this request_id"
-    return problem_response(problem_of(VidlexError(detail), request_id))
+    error = VidlexError("An unexpected error occurred; the log has it under this request_id")
+    return ProblemResponse(problem_of(error, request_id))
 
 
 def request_id_of(request: Request) -> str:
-    return str(request.scope.get("vidlex_request_id", ""))
+    return str(request.scope.get(REQUEST_ID_KEY, ""))
 
 
 async def _on_vidlex_error(request: Request, error: Exception) -> Response:
@@ -84,7 +81,6 @@ async def _on_vidlex_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """What Starlette and FastAPI raise by themselves: no such route, wrong method."""
     assert isinstance(error, HTTPException)
     phrase = HTTPStatus(error.status_code).phrase
     hint = _HTTP_HINTS.get(error.status_code, phrase)
@@ -96,7 +92,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         "code": _HTTP_CODES.get(error.status_code, "http_error"),
         "request_id": request_id_of(request),
     }
-    return problem_response(body, error.headers)
+    return ProblemResponse(body, allow_header(request.scope) if error.status_code == 405 else error.headers)
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:
@@ -104,7 +100,7 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
     raw = list(error.errors())
     if any(item["type"] == "json_invalid" for item in raw):
         return error_response(InvalidRequest("The body is not valid JSON"), request_id_of(request))
-    # loc begins with where the value was ("query", "path"); the pointer names the parameter alone
+    # loc begins with the kind of parameter ("query", "path"), which is not part of the pointer
     items = problem_items([{**item, "loc": item["loc"][1:]} for item in raw])
     detail = "; ".join(f"{item['pointer']}: {item['detail']}" for item in items[:3])
     return error_response(InvalidParameter(detail, errors=items), request_id_of(request))

@@ -1,7 +1,7 @@
-"""Request bodies under limits: a video streamed to disk, and JSON.
+"""Bounded request bodies: videos streamed to disk, and JSON.
 
-Bytes are counted as they arrive, whatever Content-Length says; no more than ``_WRITE_BYTES`` of a video are in
-memory; the sha256 is computed on the way; and the temporary file is gone when the ``async with`` ends.
+Bytes are counted as they arrive, independent of Content-Length. At most ``_WRITE_BYTES`` and one chunk of a video are
+in memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import anyio
 from python_multipart.exceptions import FormParserError
@@ -39,10 +39,9 @@ from vidlex.service.errors import (
 _WRITE_BYTES = 1 << 20
 _MAX_PARTS = 16
 _MAX_PARAMS_BYTES = 1 << 20
-_OVERHEAD_BYTES = _MAX_PARAMS_BYTES + (64 << 10)
-"""What a multipart body may hold beside the video."""
-_LINGER_BYTES = 8 << 20
-_LINGER_SECONDS = 2.0
+_MAX_OVERHEAD_BYTES = _MAX_PARAMS_BYTES + (64 << 10)  # of a multipart body, in addition to the video
+_MAX_DISCARDED_BYTES = 8 << 20
+_MAX_DISCARD_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -57,24 +56,23 @@ class UploadLimits:
 
 @dataclass(frozen=True)
 class Upload:
-    """A received video. ``path`` exists only inside ``Spool.receive``."""
+    """A received video. ``path`` exists only within ``Spool.receive``."""
 
     path: Path
     num_bytes: int
     sha256: str
-    params: Any
-    """The JSON of the ``params`` part; None without one."""
+    params: object  # parsed JSON, or None
 
 
 class Spool:
-    """A folder for the uploads of this process. Left-overs of processes that were killed are removed at start."""
+    """``start`` removes the folders of killed processes."""
 
     def __init__(self, root: Path, limits: UploadLimits) -> None:
         self.limits = limits
         self._root = root
         self._lock_file: IO[bytes] | None = None
         self._folder = root / "not-started"
-        self._counter = threading.Lock()
+        self._lock = threading.Lock()
         self._num_bytes = 0
         self._num_uploads = 0
 
@@ -82,14 +80,14 @@ class Spool:
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for lock_path in self._root.glob("*.lock"):
             with lock_path.open("rb") as lock:
-                if _try_lock(lock):  # its process is gone
+                if _try_lock(lock):  # its process has ended
                     shutil.rmtree(lock_path.with_suffix(""), ignore_errors=True)
                     lock_path.unlink(missing_ok=True)
         while True:
             self._folder = self._root / secrets.token_hex(8)
             lock_path = self._folder.with_suffix(".lock")
             self._lock_file = lock_path.open("wb")
-            # Another process that starts now may take the file for a left-over before it is locked: then once more.
+            # A process that is starting may have removed the lock file before it was locked.
             if _try_lock(self._lock_file) and lock_path.exists():
                 break
             self._lock_file.close()
@@ -109,64 +107,64 @@ class Spool:
 
     @asynccontextmanager
     async def receive(self, request: Request) -> AsyncIterator[Upload]:
-        """The ``file`` and ``params`` parts of a multipart body. The file is removed when the context ends.
+        """Receive the ``file`` and ``params`` parts of a multipart body; removes the file on exit.
 
-        Raises InvalidRequest, InvalidParameter, UndecodableVideo (an empty file), UploadTooLarge, UploadTimeout or
-        Overloaded (too many uploads at once, or no room for them).
+        Raises InvalidRequest, InvalidParameter, UndecodableVideo (empty file), UploadTooLarge, UploadTimeout or
+        Overloaded (too many uploads, or the spool is full).
         """
         boundary = _boundary(request)
-        await _check_content_length(request, self.limits.max_bytes + _OVERHEAD_BYTES, self.limits.max_bytes)
+        await _check_content_length(request, self.limits.max_bytes + _MAX_OVERHEAD_BYTES, self.limits.max_bytes)
         path = self._folder / secrets.token_hex(16)
         receiver = _Receiver(path, boundary, self)
         try:
-            with self._one_more(), closing(receiver):
+            with self._count_upload(), closing(receiver):
                 await self._fill(request, receiver)
                 upload = receiver.result()
             yield upload
         finally:
             path.unlink(missing_ok=True)
-            with self._counter:
+            with self._lock:
                 self._num_bytes -= receiver.reserved_bytes
 
-    async def read_json(self, request: Request) -> Any:
-        """The JSON body of a request. One of another declared type is refused, which keeps out plain HTML forms.
+    async def read_json(self, request: Request) -> object:
+        """Requires a JSON Content-Type, which rules out HTML forms.
 
         Raises UnsupportedMedia, InvalidRequest, UploadTooLarge, UploadTimeout or Overloaded.
         """
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json" and not media_type.endswith("+json"):
-            raise UnsupportedMedia("Send JSON, with the header Content-Type: application/json")
+            raise UnsupportedMedia("Send JSON with the header Content-Type: application/json")
         max_bytes = self.limits.max_json_bytes
         await _check_content_length(request, max_bytes, max_bytes)
         body = bytearray()
         stream = request.stream().__aiter__()
         try:
-            with self._one_more():
-                async for chunk in _timed(stream, self.limits):
+            with self._count_upload():
+                async for chunk in _with_timeouts(stream, self.limits):
                     body += chunk
                     if len(body) > max_bytes:
-                        await _linger(stream)
-                        raise too_large(max_bytes)
+                        await _discard(stream)
+                        raise _too_large(max_bytes)
         except ClientDisconnect:
-            raise InvalidRequest("The request broke off") from None
-        return parse_json(bytes(body), what="The body")
+            raise InvalidRequest("The client disconnected before the end of the body") from None
+        return parse_json(bytes(body), name="The body")
 
     @contextmanager
-    def _one_more(self) -> Iterator[None]:
-        with self._counter:
+    def _count_upload(self) -> Iterator[None]:
+        with self._lock:
             if self._num_uploads >= self.limits.max_uploads:
-                raise Overloaded("Too many uploads at the same time")
+                raise Overloaded("Too many concurrent uploads")
             self._num_uploads += 1
         try:
             yield
         finally:
-            with self._counter:
+            with self._lock:
                 self._num_uploads -= 1
 
     async def _fill(self, request: Request, receiver: _Receiver) -> None:
         stream = request.stream().__aiter__()
         try:
-            async for chunk in _timed(stream, self.limits):
+            async for chunk in _with_timeouts(stream, self.limits):
                 receiver.feed(chunk)
                 if receiver.pending_bytes >= _WRITE_BYTES:
                     await anyio.to_thread.run_sync(receiver.flush)
@@ -174,35 +172,35 @@ class Spool:
         except FormParserError as error:
             raise InvalidRequest("The multipart body is malformed", internal=repr(error)) from None
         except ClientDisconnect:
-            raise InvalidRequest("The upload broke off") from None
+            raise InvalidRequest("The client disconnected before the end of the upload") from None
         except (UploadTooLarge, Overloaded, InvalidParameter):
-            await _linger(stream)
+            await _discard(stream)
             raise
 
     def reserve(self, num_bytes: int) -> None:
-        with self._counter:
+        with self._lock:
             if self._num_bytes + num_bytes > self.limits.max_spool_bytes:
-                raise Overloaded("There is no room for another upload at the moment")
+                raise Overloaded("The storage for uploads is full")
             self._num_bytes += num_bytes
 
 
 class _Receiver:
-    """Parses the parts; the video's bytes wait in ``_pending`` until ``flush`` writes and hashes them."""
+    """Parses the parts; ``_pending`` buffers the video until ``flush`` writes and hashes it."""
 
     def __init__(self, path: Path, boundary: bytes, spool: Spool) -> None:
         self._path = path
         self._spool = spool
         self._sha256 = hashlib.sha256()
-        self._out: IO[bytes] | None = None
+        self._file: IO[bytes] | None = None
         self._pending = bytearray()
         self._params = bytearray()
-        self._seen: set[str] = set()
-        self._part = ""
+        self._fields: set[str] = set()
+        self._field = ""
         self._num_parts = 0
         self._header_name = b""
         self._header_value = b""
         self._disposition = b""
-        self._ended = False
+        self._is_complete = False
         self.num_bytes = 0
         self.reserved_bytes = 0
         self._parser = MultipartParser(
@@ -227,43 +225,42 @@ class _Receiver:
         self._parser.write(chunk)
 
     def flush(self) -> None:
-        """Write what waits. Blocks: call it in a thread."""
         if not self._pending:
             return
         self._spool.reserve(len(self._pending))
         self.reserved_bytes += len(self._pending)
-        if self._out is None:
+        if self._file is None:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-            self._out = os.fdopen(os.open(self._path, flags, 0o600), "wb", buffering=0)
+            self._file = os.fdopen(os.open(self._path, flags, 0o600), "wb", buffering=0)
         self._sha256.update(self._pending)
         view = memoryview(self._pending)
         while view:
-            view = view[self._out.write(view) :]
+            view = view[self._file.write(view) :]
         view.release()
         self._pending = bytearray()
 
     def close(self) -> None:
-        if self._out is not None:
-            self._out.close()
+        if self._file is not None:
+            self._file.close()
 
     def result(self) -> Upload:
-        if not self._ended:
-            raise InvalidRequest("The multipart body is not complete")
-        if "file" not in self._seen:
-            raise InvalidRequest("The multipart field `file` with the video is missing")
+        if not self._is_complete:
+            raise InvalidRequest("The multipart body is incomplete")
+        if "file" not in self._fields:
+            raise InvalidRequest("The multipart field `file` is missing")
         if self.num_bytes == 0:
             raise UndecodableVideo("The file is empty")
         params = None
-        if "params" in self._seen:
-            params = parse_json(bytes(self._params), what="The field `params`")
+        if "params" in self._fields:
+            params = parse_json(bytes(self._params), name="The field `params`")
         return Upload(self._path, self.num_bytes, self._sha256.hexdigest(), params)
 
-    # --- callbacks of the parser
+    # Callbacks of MultipartParser
 
     def _on_part_begin(self) -> None:
         self._num_parts += 1
         if self._num_parts > _MAX_PARTS:
-            raise InvalidRequest("The multipart body has too many parts")
+            raise InvalidRequest(f"The multipart body has more than {_MAX_PARTS} parts")
         self._disposition = b""
 
     def _on_header_begin(self) -> None:
@@ -283,82 +280,84 @@ class _Receiver:
         _, options = parse_options_header(self._disposition)
         name = options.get(b"name", b"").decode("utf-8", "replace")
         if name not in ("file", "params"):
-            problem = {"pointer": "/" + _printable(name), "detail": "unknown field; known: file, params"}
-            raise InvalidParameter("The multipart body has an unknown field", errors=[problem])
-        if name in self._seen:
-            raise InvalidRequest(f"The multipart field `{name}` is given twice")
-        self._seen.add(name)
-        self._part = name
+            field = _printable(name)
+            problem = {"pointer": "/" + field, "detail": "unknown field; known: file, params"}
+            raise InvalidParameter(f"Unknown multipart field {field!r}", errors=[problem])
+        if name in self._fields:
+            raise InvalidRequest(f"The multipart field `{name}` is repeated")
+        self._fields.add(name)
+        self._field = name
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._part == "file":
+        if self._field == "file":
             self.num_bytes += end - start
             if self.num_bytes > self._spool.limits.max_bytes:
-                raise too_large(self._spool.limits.max_bytes)
+                raise _too_large(self._spool.limits.max_bytes)
             self._pending += data[start:end]
         else:
             if len(self._params) + end - start > _MAX_PARAMS_BYTES:
-                raise too_large(_MAX_PARAMS_BYTES)
+                raise _too_large(_MAX_PARAMS_BYTES)
             self._params += data[start:end]
 
     def _on_end(self) -> None:
-        self._ended = True
+        self._is_complete = True
 
 
-def parse_json(data: bytes, *, what: str) -> Any:
-    """Strict JSON (no NaN, no Infinity). Raises InvalidRequest."""
+def parse_json(data: bytes, *, name: str) -> object:
+    """Refuses NaN and Infinity. Raises InvalidRequest."""
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
 
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=refuse)
+        parsed: object = json.loads(data.decode("utf-8"), parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{what} is not valid JSON in UTF-8", internal=repr(error)[:200]) from None
+        raise InvalidRequest(f"{name} is not valid UTF-8 JSON", internal=repr(error)[:200]) from None
+    return parsed
 
 
-def too_large(max_bytes: int) -> UploadTooLarge:
-    return UploadTooLarge(f"At most {max_bytes} bytes are accepted", max_bytes=max_bytes)
+def _too_large(max_bytes: int) -> UploadTooLarge:
+    return UploadTooLarge(f"The body exceeds {max_bytes} bytes", max_bytes=max_bytes)
 
 
 def _boundary(request: Request) -> bytes:
-    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    media_type, options = parse_options_header(request.headers.get("content-type", ""))
     boundary = options.get(b"boundary", b"")
-    if kind != b"multipart/form-data" or not 1 <= len(boundary) <= 70:
-        raise InvalidRequest("Send the video as the field `file` of a multipart/form-data body")
+    if media_type != b"multipart/form-data" or not 1 <= len(boundary) <= 70:
+        raise InvalidRequest("Send multipart/form-data with the video in the field `file`")
     return boundary
 
 
-async def _check_content_length(request: Request, max_bytes: int, told_bytes: int) -> None:
+async def _check_content_length(request: Request, max_bytes: int, reported_bytes: int) -> None:
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and int(declared[:20]) > max_bytes:
-        if "expect" not in request.headers:  # who waits for "100 Continue" has sent nothing yet
-            await _linger(request.stream())
-        raise too_large(told_bytes)
+        if "expect" not in request.headers:  # else the client waits for "100 Continue" and has sent no body
+            await _discard(request.stream())
+        raise _too_large(reported_bytes)
 
 
-async def _timed(stream: AsyncIterator[bytes], limits: UploadLimits) -> AsyncIterator[bytes]:
-    end = time.monotonic() + limits.timeout_seconds
+async def _with_timeouts(stream: AsyncIterator[bytes], limits: UploadLimits) -> AsyncIterator[bytes]:
+    deadline = time.monotonic() + limits.timeout_seconds
     while True:
-        wait = min(limits.idle_seconds, end - time.monotonic())
+        timeout = min(limits.idle_seconds, deadline - time.monotonic())
         try:
-            with anyio.fail_after(max(0.0, wait)):
+            with anyio.fail_after(max(0.0, timeout)):
                 chunk = await anext(stream)
         except StopAsyncIteration:
             return
         except TimeoutError:
-            raise UploadTimeout("The upload is too slow") from None
+            raise UploadTimeout("The upload is too slow or took too long") from None
         yield chunk
 
 
-async def _linger(stream: AsyncIterator[bytes]) -> None:
-    """Read on for a moment: a client that is still sending would otherwise see a reset, not the answer."""
+async def _discard(stream: AsyncIterator[bytes]) -> None:
+    """Read a part of the rest; otherwise the client sees a reset, not the response."""
     num_bytes = 0
     try:
-        with anyio.move_on_after(_LINGER_SECONDS):
+        with anyio.move_on_after(_MAX_DISCARD_SECONDS):
             async for chunk in stream:
                 num_bytes += len(chunk)
-                if num_bytes > _LINGER_BYTES:
+                if num_bytes > _MAX_DISCARDED_BYTES:
                     return
     except (ClientDisconnect, VidlexError):
         return

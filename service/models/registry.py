@@ -1,8 +1,8 @@
-"""Which models are loaded and which of them serves: prepared, activated, rolled back and dropped under load.
+"""The loaded models: prepared, activated, rolled back and dropped while requests are served.
 
-A pointer in the store (see ``catalogue.Pointer``) says what all replicas load and serve; each follows it. Every model
-has its own engine and its own vectors, and a request that has taken a vocabulary keeps that model to its end, so
-nothing ever mixes. While several are loaded, a written label is encoded by all of them before it is answered.
+The ModelPointer in the store names the models that all replicas load and serve; each replica polls it. A request uses
+one vocabulary from beginning to end, so models never mix. While several models are loaded, a label write returns only
+after all of them have encoded the label.
 """
 
 from __future__ import annotations
@@ -12,45 +12,45 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
+import redis
 import structlog
 
-from vidlex.service.errors import ModelConflict, ModelLoading, NotFound, StoreUnavailable, VidlexError
-from vidlex.service.labels.store.model_pointer import Catalogue, ModelName, Pointer
+from vidlex.service.errors import ModelConflict, NotFound, StoreUnavailable, VidlexError
+from vidlex.service.labels.store.model_pointer import ModelName, ModelPointer, ModelPointerStore
+from vidlex.service.labels.store.namespaces import count_labels, count_vectors, list_namespaces
 from vidlex.service.labels.store.records import Label
 from vidlex.service.models.served_model import ModelClosed, ServedModel, Vocabulary
 
-log = structlog.get_logger("vidlex.models")
+_log = structlog.get_logger("vidlex.models")
 
-FOLLOW_SECONDS = 0.4
-RELOAD_SECONDS = 30.0
-"""A model that could not be loaded is tried again after this."""
-COMPLETE_SECONDS = 5.0
-"""How long an activation waits for labels that are just being written."""
+POLL_SECONDS = 0.4
+RETRY_SECONDS = 30.0  # before a model that failed to load is loaded again
+ACTIVATION_WAIT_SECONDS = 5.0  # for labels that are being written
 
 
 @dataclass(frozen=True)
-class ModelsState:
-    """For GET /models, as this replica sees it."""
-
+class RegistryState:
     configured: str
-    pointer: Pointer
-    loaded: dict[str, ServedModel]
-    """By fingerprint."""
-    loading: str | None
-    problem: str | None
-    """Why the last model could not be loaded."""
+    pointer: ModelPointer
+    loaded: dict[str, ServedModel]  # by fingerprint
+    loading: str | None  # spec of the model
+    problem: str | None  # why the last load failed
 
 
-class Models:
-    """``start`` with the first model, ``close`` at the end. Thread-safe."""
+class ModelRegistry:
+    """``start`` first, ``close`` last. Thread-safe.
 
-    def __init__(self, configured: str, catalogue: Catalogue, load: Callable[[str], ServedModel]) -> None:
-        """``load(spec)`` gives a started model; it takes long and may raise anything."""
+    ``load(spec)`` returns a started model; it may take minutes and raise any exception.
+    """
+
+    def __init__(self, configured: str, client: redis.Redis, load: Callable[[str], ServedModel], served: ServedModel):
         self._configured = configured
-        self._catalogue = catalogue
-        self._load_spec = load
-        self._served: ServedModel | None = None
+        self._client = client
+        self._pointers = ModelPointerStore(client)
+        self._load = load
+        self._served = served
         self._loaded: dict[str, ServedModel] = {}
         self._retired: list[ServedModel] = []
         self._loading: str | None = None
@@ -59,24 +59,21 @@ class Models:
         self._lock = threading.RLock()
         self._stopping = threading.Event()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="vidlex-load")
-        self._thread = threading.Thread(target=self._follow, name="vidlex-models", daemon=True)
+        self._thread = threading.Thread(target=self._poll, name="vidlex-models", daemon=True)
 
-    def start(self, served: ServedModel) -> None:
-        """Raises StoreUnavailable; may then be called again."""
-        stored = self._catalogue.pointer()
-        if stored is not None and stored.rules(self._configured) and stored.served != served.name:
-            # The files behind the name were exchanged: what they hold now serves, and nothing of before can come back.
-            log.warning(
-                "served_model_is_another_now", stored=stored.served.fingerprint, fingerprint=served.name.fingerprint
-            )
-            self._catalogue.exchange(stored, Pointer(self._configured, served.name))
+    def start(self) -> None:
+        """Takes over the served model. Raises StoreUnavailable, after which it may be called again."""
+        stored = self._pointers.get()
+        name = self._served.name
+        if stored is not None and stored.applies_to(self._configured) and stored.served != name:
+            # The files of this spec were replaced: the stored previous and prepared models no longer apply.
+            _log.warning("served_model_changed", stored=stored.served.fingerprint, fingerprint=name.fingerprint)
+            self._pointers.compare_and_set(stored, ModelPointer(self._configured, name))
         with self._lock:
-            self._enlist(served)
-            self._served = served
+            self._add_loaded(self._served)
         self._thread.start()
 
     def close(self) -> None:
-        """The models too."""
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join(timeout=5.0)
@@ -84,156 +81,132 @@ class Models:
         for model in (*self._loaded.values(), *self._retired):
             model.close()
 
-    # --- for requests
-
     @property
-    def served(self) -> ServedModel | None:
-        """None before the first model is ready."""
+    def served(self) -> ServedModel:
         return self._served
 
-    def take(self, namespace: str) -> Vocabulary:
-        """The namespace's vocabulary of the served model, to be given back. See ServedModel.take."""
+    def acquire(self, namespace: str) -> Vocabulary:
         while True:
-            model = self._require()
+            model = self._served
             try:
-                return model.take(namespace)
-            except ModelClosed:
+                return model.acquire(namespace)
+            except ModelClosed:  # another model may have been activated in the meantime
                 if model is self._served:
                     raise
 
-    def take_open(self, namespace: str) -> Vocabulary | None:
-        """As ``take``, without waiting: None when the namespace must be loaded first."""
-        return self._require().take_open(namespace)
+    # --- operations of /models; all raise StoreUnavailable, the changing ones also ModelConflict
 
-    def _require(self) -> ServedModel:
-        if self._served is None:
-            raise ModelLoading("The service is not ready yet; /readyz tells why")
-        return self._served
-
-    # --- for operators
-
-    def state(self) -> ModelsState:
-        """Raises StoreUnavailable."""
-        pointer = self._pointer()[1]
+    def state(self) -> RegistryState:
+        _, pointer = self._pointer()
         with self._lock:
-            return ModelsState(self._configured, pointer, dict(self._loaded), self._loading, self._problem)
+            return RegistryState(self._configured, pointer, dict(self._loaded), self._loading, self._problem)
 
-    def count_everywhere(self) -> dict[str, tuple[int, dict[str, int]]]:
-        """Namespace to its number of labels, and of vectors by fingerprint. Raises StoreUnavailable."""
+    def count_labels(self) -> dict[str, tuple[int, dict[str, int]]]:
+        # By namespace: the number of labels, and the number of vectors by fingerprint.
         return {
-            namespace: (self._catalogue.count_labels(namespace), self._catalogue.count_vectors(namespace))
-            for namespace in self._catalogue.namespaces()
+            namespace: (count_labels(self._client, namespace), count_vectors(self._client, namespace))
+            for namespace in list_namespaces(self._client)
         }
 
     def prepare(self, spec: str) -> None:
-        """Load a model beside the served one and encode every label with it, in the background.
-
-        Raises ModelConflict while another is being loaded or prepared. The same spec again changes nothing.
-        """
+        """Load a model and encode every label with it, in the background. Repeating a call has no effect."""
         _, pointer = self._pointer()
         with self._lock:
             if pointer.prepared is not None and pointer.prepared.spec == spec:
                 return
             if self._loading is not None or pointer.prepared is not None:
                 raise ModelConflict("Another model is being prepared; activate or drop it first")
-            self._submit(spec, self._prepare)
+            self._submit_load(spec, self._finish_prepare)
 
     def activate(self) -> ModelName:
-        """The prepared model serves from the next request on. Raises ModelConflict while labels lack its vector."""
         stored, pointer = self._pointer()
         if pointer.prepared is None:
             raise ModelConflict("No model is prepared")
-        model = self._loaded_or_conflict(pointer.prepared)
-        num_missing = self._missing_everywhere(model)
+        num_missing = self._count_missing(self._require_loaded(pointer.prepared))
         if num_missing:
             raise ModelConflict(f"{num_missing} labels are not encoded by it yet", num_missing=num_missing)
-        self._set(stored, replace(pointer, served=pointer.prepared, previous=pointer.served, prepared=None))
+        self._set_pointer(stored, replace(pointer, served=pointer.prepared, previous=pointer.served, prepared=None))
         return pointer.prepared
 
     def rollback(self) -> ModelName:
-        """The previous model serves from the next request on; the one that served stays prepared."""
         stored, pointer = self._pointer()
         if pointer.previous is None:
             raise ModelConflict("There is no previous model")
-        self._loaded_or_conflict(pointer.previous)
-        self._set(stored, replace(pointer, served=pointer.previous, previous=None, prepared=pointer.served))
+        self._require_loaded(pointer.previous)
+        self._set_pointer(stored, replace(pointer, served=pointer.previous, previous=None, prepared=pointer.served))
         return pointer.previous
 
     def drop(self, fingerprint: str) -> None:
-        """Unload a model that does not serve and forget its vectors in every namespace.
-
-        Raises ModelConflict, and NotFound when neither a model nor a vector has this fingerprint.
-        """
+        """Unload a model that is not served, and delete its vectors in every namespace. Raises NotFound."""
         stored, pointer = self._pointer()
-        namespaces = self._catalogue.namespaces()
+        namespaces = list_namespaces(self._client)
         if fingerprint not in {name.fingerprint for name in pointer.names()} and not any(
-            fingerprint in self._catalogue.count_vectors(namespace) for namespace in namespaces
+            fingerprint in count_vectors(self._client, namespace) for namespace in namespaces
         ):
-            raise NotFound("No model and no label's vector has this fingerprint; GET /models lists them")
-        if fingerprint in (pointer.served.fingerprint, self._require().facts.fingerprint):
-            raise ModelConflict("This model serves; activate another first")
-        left = {
-            role: None if name is None or name.fingerprint == fingerprint else name
-            for role, name in (("previous", pointer.previous), ("prepared", pointer.prepared))
-        }
-        self._set(stored, replace(pointer, previous=left["previous"], prepared=left["prepared"]))
+            raise NotFound(f"Unknown fingerprint {fingerprint!r}; see GET /models")
+        if fingerprint in (pointer.served.fingerprint, self._served.facts.fingerprint):
+            raise ModelConflict("This model is served; activate another one first")
+        previous, prepared = (
+            None if name is None or name.fingerprint == fingerprint else name
+            for name in (pointer.previous, pointer.prepared)
+        )
+        self._set_pointer(stored, replace(pointer, previous=previous, prepared=prepared))
         with self._lock:
             retired = list(self._retired)
         for model in retired:
-            model.filler.close()  # so that it writes no more
-        served = self._require()
+            model.backfill.close()  # it must not write further vectors
         for namespace in namespaces:
-            served.store_of(namespace).drop_generation(fingerprint)
+            self._served.open_store(namespace).drop_generation(fingerprint)
 
-    def other(self) -> ServedModel:
-        """The loaded model to compare the served one with: the prepared, else the previous one."""
+    def comparison_model(self) -> ServedModel:
         _, pointer = self._pointer()
         name = pointer.prepared or pointer.previous
         if name is None:
             raise ModelConflict("No second model is loaded; prepare one")
-        return self._loaded_or_conflict(name)
+        return self._require_loaded(name)
 
     # --- the pointer
 
-    def _pointer(self) -> tuple[Pointer | None, Pointer]:
-        """What is stored, and what this replica goes by: see Pointer's rule."""
-        stored = self._catalogue.pointer()
-        if stored is not None and stored.rules(self._configured):
+    def _pointer(self) -> tuple[ModelPointer | None, ModelPointer]:
+        # The stored pointer, and the one in effect here.
+        stored = self._pointers.get()
+        if stored is not None and stored.applies_to(self._configured):
             return stored, stored
-        return stored, Pointer(self._configured, self._require().name)
+        return stored, ModelPointer(self._configured, self._served.name)
 
-    def _set(self, stored: Pointer | None, new: Pointer) -> None:
-        if not self._catalogue.exchange(stored, new):
-            raise ModelConflict("The models were changed at the same time elsewhere; look and try again")
-        self._obey(new)
+    def _set_pointer(self, stored: ModelPointer | None, new: ModelPointer) -> None:
+        if not self._pointers.compare_and_set(stored, new):
+            raise ModelConflict("The models were changed concurrently; check GET /models and try again")
+        self._apply(new)
 
-    def _follow(self) -> None:
-        while not self._stopping.wait(FOLLOW_SECONDS):
+    def _poll(self) -> None:
+        while not self._stopping.wait(POLL_SECONDS):
             try:
                 stored, pointer = self._pointer()
                 if stored is pointer:
-                    self._obey(pointer)
+                    self._apply(pointer)
                 self._close_retired()
             except StoreUnavailable:
-                continue  # goes on with what it has; readiness tells
+                continue  # readiness reports it
             except Exception:
-                log.exception("following_the_models_failed")
+                _log.exception("model_poll_failed")
 
-    def _obey(self, pointer: Pointer) -> None:
+    def _apply(self, pointer: ModelPointer) -> None:
+        """Switch to the served model if it is loaded, load one that is not, and retire those no longer named."""
         with self._lock:
             served = self._loaded.get(pointer.served.fingerprint)
             if served is not None and served is not self._served:
-                log.info("model_served", model=served.facts.id, fingerprint=served.facts.fingerprint)
+                _log.info("model_served", model=served.facts.id, fingerprint=served.facts.fingerprint)
                 self._served = served
             for name in pointer.names():
                 if name.fingerprint not in self._loaded and self._loading is None:
                     if time.monotonic() >= self._retry_at:
-                        self._submit(name.spec, lambda model, name=name: self._join(model, name))  # type: ignore[misc]
+                        self._submit_load(name.spec, partial(self._finish_load, name))
                     break
             wanted = {name.fingerprint for name in pointer.names()}
             for fingerprint, model in list(self._loaded.items()):
                 if fingerprint not in wanted and model is not self._served:
-                    model.filler.stop()
+                    model.backfill.stop()
                     self._retired.append(self._loaded.pop(fingerprint))
 
     def _close_retired(self) -> None:
@@ -241,124 +214,119 @@ class Models:
             idle = [model for model in self._retired if not model.num_users]
             self._retired = [model for model in self._retired if model not in idle]
         for model in idle:
-            log.info("model_unloaded", model=model.facts.id, fingerprint=model.facts.fingerprint)
+            _log.info("model_unloaded", model=model.facts.id, fingerprint=model.facts.fingerprint)
             model.close()
 
     # --- loading
 
-    def _submit(self, spec: str, then: Callable[[ServedModel], None]) -> None:
+    def _submit_load(self, spec: str, on_loaded: Callable[[ServedModel], None]) -> None:
         self._loading, self._problem = spec, None
 
         def work() -> None:
             try:
-                then(self._load_spec(spec))
+                on_loaded(self._load(spec))
             except Exception as error:
-                log.exception("model_not_loaded", internal=getattr(error, "internal", ""))
-                detail = str(error) if isinstance(error, VidlexError) else "it could not be loaded; the log says why"
+                _log.exception("model_load_failed", internal=getattr(error, "internal", ""))
                 with self._lock:
-                    self._problem = detail
-                    self._retry_at = time.monotonic() + RELOAD_SECONDS
+                    self._problem = str(error) if isinstance(error, VidlexError) else "loading failed; see the log"
+                    self._retry_at = time.monotonic() + RETRY_SECONDS
             finally:
                 with self._lock:
                     self._loading = None
 
         self._loader.submit(work)
 
-    def _prepare(self, model: ServedModel) -> None:
-        """A model that this replica was asked to prepare: tell the others."""
+    def _finish_prepare(self, model: ServedModel) -> None:
+        # Published as the prepared model, so that the other replicas load it too.
         stored, pointer = self._pointer()
         if model.facts.fingerprint in self._loaded or pointer.prepared is not None:
             model.close()
-            raise ModelConflict("This model is loaded already, or another was prepared meanwhile")
-        if not self._catalogue.exchange(stored, replace(pointer, prepared=model.name)):
+            raise ModelConflict("This model is already loaded, or another one was prepared in the meantime")
+        if not self._pointers.compare_and_set(stored, replace(pointer, prepared=model.name)):
             model.close()
-            raise ModelConflict("The models were changed at the same time elsewhere")
-        self._encode_everything(model)
+            raise ModelConflict("The models were changed concurrently")
+        self._add_and_encode(model)
 
-    def _join(self, model: ServedModel, name: ModelName) -> None:
-        """A model that the pointer names."""
+    def _finish_load(self, name: ModelName, model: ServedModel) -> None:
         if model.facts.fingerprint != name.fingerprint:
             model.close()
             raise ModelConflict(
-                "What was loaded is not what was prepared",
+                "The loaded model is not the prepared one",
                 internal=f"{name.spec} has fingerprint {model.facts.fingerprint} here, not {name.fingerprint}",
             )
-        self._encode_everything(model)
+        self._add_and_encode(model)
 
-    def _enlist(self, model: ServedModel) -> None:
-        model.on_written = self._complete_others
+    def _add_loaded(self, model: ServedModel) -> None:
+        model.on_encoded = self._encode_with_others
         self._loaded[model.facts.fingerprint] = model
 
-    def _encode_everything(self, model: ServedModel) -> None:
+    def _add_and_encode(self, model: ServedModel) -> None:
         with self._lock:
-            self._enlist(model)
-        log.info("model_loaded_beside", model=model.facts.id, fingerprint=model.facts.fingerprint)
+            self._add_loaded(model)
+        _log.info("additional_model_loaded", model=model.facts.id, fingerprint=model.facts.fingerprint)
         threading.Thread(target=self._encode_namespaces, args=(model,), name="vidlex-prepare", daemon=True).start()
+
+    # --- encoding
 
     def _encode_namespaces(self, model: ServedModel) -> None:
         done: set[str] = set()
         while not self._stopping.is_set() and self._loaded.get(model.facts.fingerprint) is model:
             try:
-                left = [namespace for namespace in self._catalogue.namespaces() if namespace not in done]
+                remaining = [namespace for namespace in list_namespaces(self._client) if namespace not in done]
             except StoreUnavailable:
                 self._stopping.wait(1.0)
                 continue
-            if not left:
-                log.info("labels_encoded_by_prepared_model", model=model.facts.id, namespaces=len(done))
+            if not remaining:
+                _log.info("labels_encoded_by_additional_model", model=model.facts.id, namespaces=len(done))
                 return
-            for namespace in left:
-                self._finish(model, namespace)
+            for namespace in remaining:
+                self._encode_namespace(model, namespace)
                 done.add(namespace)
 
-    def _finish(self, model: ServedModel, namespace: str) -> None:
-        """Until every label of the namespace has its vector. It is the namespace's load that finds the missing."""
+    def _encode_namespace(self, model: ServedModel, namespace: str) -> None:
         while not self._stopping.is_set():
             try:
-                vocabulary = model.take(namespace)
+                vocabulary = model.acquire(namespace)  # this queues the labels without a vector
             except ModelClosed:
                 return
             except VidlexError as error:
-                log.warning("labels_wait_for_encoding", namespace=namespace, code=error.code)
+                _log.warning("label_encoding_delayed", namespace=namespace, code=error.code)
                 self._stopping.wait(1.0)
                 continue
             try:
-                while model.awaited(vocabulary) and not self._stopping.wait(0.05):
+                while model.pending_ids(vocabulary) and not self._stopping.wait(0.05):
                     if self._loaded.get(model.facts.fingerprint) is not model:
-                        return  # dropped meanwhile
+                        return  # dropped in the meantime
             finally:
-                vocabulary.give_back()
+                vocabulary.release()
             return
 
-    def _missing_everywhere(self, model: ServedModel) -> int:
-        """Labels that lack the model's vector, after what is just being written has had a moment."""
-        deadline = time.monotonic() + COMPLETE_SECONDS
+    def _count_missing(self, model: ServedModel) -> int:
+        deadline = time.monotonic() + ACTIVATION_WAIT_SECONDS
         num_missing = 0
-        for namespace in self._catalogue.namespaces():
-            vocabulary = model.take(namespace)
+        for namespace in list_namespaces(self._client):
+            vocabulary = model.acquire(namespace)
             try:
-                vocabulary.sync.caught_up(vocabulary.store.revision(), max(0.0, deadline - time.monotonic()))
-                while (missing := model.missing(vocabulary)) and time.monotonic() < deadline:
+                vocabulary.sync.wait_for_revision(vocabulary.store.revision(), max(0.0, deadline - time.monotonic()))
+                while (missing := model.missing_ids(vocabulary)) and time.monotonic() < deadline:
                     self._stopping.wait(0.02)
                 num_missing += len(missing)
             finally:
-                vocabulary.give_back()
+                vocabulary.release()
         return num_missing
 
-    def _loaded_or_conflict(self, name: ModelName) -> ServedModel:
+    def _require_loaded(self, name: ModelName) -> ServedModel:
         model = self._loaded.get(name.fingerprint)
         if model is None:
             raise ModelConflict("This replica has not loaded the model yet; try again in a moment")
         return model
 
-    def _complete_others(self, writer: ServedModel, namespace: str, labels: Sequence[Label]) -> None:
-        """Give labels that one model has just stored the vectors of the other loaded ones, before the answer.
-
-        Whatever fails here is only late: the other model's follower sees the label without a vector and fills it in.
-        """
+    def _encode_with_others(self, writer: ServedModel, namespace: str, labels: Sequence[Label]) -> None:
+        """Encode labels that one model has just stored with the others, before the write returns."""
         with self._lock:
             others = [model for model in self._loaded.values() if model is not writer]
         for model in others:
             try:
-                model.complete(namespace, labels)
-            except VidlexError as error:
-                log.warning("label_left_for_later", namespace=namespace, code=error.code, internal=error.internal)
+                model.encode_stored(namespace, labels)
+            except VidlexError as error:  # the other model's index sync queues the label for backfill
+                _log.warning("label_encoding_deferred", namespace=namespace, code=error.code, internal=error.internal)

@@ -1,43 +1,47 @@
-"""Vectors of the candidate labels that were last asked for: in memory, bounded by bytes, each namespace by itself."""
+"""In-memory LRU cache of candidate labels' vectors, bounded in bytes, keyed by namespace and name."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import NamedTuple
 
 import numpy as np
+from cachetools import LRUCache
 from numpy.typing import NDArray
 
-from vidlex.service.registration.byte_lru import ByteBounded
+_OVERHEAD_BYTES = 700  # of one entry, in addition to its name and vector
 
-_ENTRY_BYTES = 500
-"""What an entry takes beside its name's characters and its numbers: objects, and places in the dictionary."""
+
+class _Entry(NamedTuple):
+    vector: NDArray[np.float32]
+    num_bytes: int
 
 
 class CandidateCache:
-    """Of one model, for all of its namespaces. Thread-safe. What was not used for longest goes when it is full."""
+    """Of one model, for all its namespaces. Thread-safe."""
 
     def __init__(self, max_bytes: int) -> None:
         self._lock = threading.Lock()
-        self._vectors = ByteBounded[tuple[str, str], NDArray[np.float32]](max_bytes)
+        self._entries: LRUCache[tuple[str, str], _Entry] = LRUCache(max_bytes, getsizeof=lambda x: x.num_bytes)
 
     @property
     def num_bytes(self) -> int:
-        return self._vectors.num_bytes
+        return int(self._entries.currsize)
 
     def __len__(self) -> int:
-        return len(self._vectors)
+        return len(self._entries)
 
     def get(self, namespace: str, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        """Those of ``names`` whose vectors [D] are there."""
         with self._lock:
-            found = {name: self._vectors.get((namespace, name)) for name in names}
-        return {name: vector for name, vector in found.items() if vector is not None}
+            entries = {name: self._entries.get((namespace, name)) for name in names}
+        return {name: entry.vector for name, entry in entries.items() if entry is not None}
 
     def put(self, namespace: str, vectors: Mapping[str, NDArray[np.float32]]) -> None:
-        """Keep the vectors [D] of these names; known ones are replaced."""
         with self._lock:
             for name, vector in vectors.items():
-                # A copy: a row of a larger array would keep all of it in memory, uncounted.
-                num_bytes = _ENTRY_BYTES + 4 * len(name) + vector.nbytes
-                self._vectors.put((namespace, name), vector.copy(), num_bytes)
+                # A copy: a view would hold all of the array it belongs to in memory, uncounted.
+                entry = _Entry(vector.copy(), _OVERHEAD_BYTES + 4 * len(name) + vector.nbytes)
+                with suppress(ValueError):  # larger than the cache
+                    self._entries[namespace, name] = entry

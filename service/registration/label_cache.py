@@ -1,10 +1,10 @@
-"""Label vectors kept on disk: a name that this encoder has read before is not read again.
+"""On-disk LRU cache of label vectors, keyed by a scope (namespace, encoder fingerprint, device) and a name.
 
-A vector is found by namespace, encoder fingerprint, device and the name as it is encoded, of which only a hash is kept.
-The namespace is part of it on purpose: a hit, which is fast, must not tell one tenant what another has registered.
+The namespace is part of the key so that the speed of a hit does not reveal to one tenant which labels another has
+registered; only a hash of the key is stored.
 
-It is only ever a saving: what the disk, another process or a damaged file does to it ends in a miss. SQLite in WAL mode
-keeps the file whole when a process is killed; each vector has a checksum of its own.
+Every failure of the disk, of another process or of the file itself is a cache miss. SQLite in WAL mode keeps the file
+consistent when a process is killed; each vector has its own checksum.
 """
 
 from __future__ import annotations
@@ -16,42 +16,49 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypeVar
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-log = structlog.get_logger("vidlex.label_cache")
+_log = structlog.get_logger("vidlex.registration")
 
 Vector = NDArray[np.float32]
+ResultT = TypeVar("ResultT")
 
-_SCHEMA = 1
-_PAGE_BYTES = 16384
-"""Seven vectors of 512 numbers; of SQLite's usual 4096 bytes a single one would waste half."""
-_LOG_PAGES = 64
-_ROW_BYTES = 160
-"""What a row takes beside its vector: key, checksum, time, and its places in two indexes."""
-_MAX_ROWS = 256
-"""Written in one transaction."""
-_BUSY_SECONDS = 1.0
-_FRESH_SECONDS = 3600.0
-"""A vector's last use is written down at most once in this time: a hit is otherwise no write."""
-_MAX_DAMAGED = 3
-_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
-"""The last one: it is a database, but its tables are not ours."""
-_REOPENED = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+_SCHEMA_VERSION = 1
+_PAGE_BYTES = 16384  # seven vectors of 512 numbers; with the default of 4096 a single one would waste half a page
+_WAL_PAGES = 64
+_ROW_BYTES = 160  # of a row in addition to its vector: key, checksum, time, and its entries in two indexes
+_MAX_TRANSACTION_ROWS = 256
+_LOCK_TIMEOUT_SECONDS = 1.0
+# A row's last use is updated at most this often, so that most hits write nothing.
+_TOUCH_INTERVAL_SECONDS = 3600.0
+_MAX_CORRUPT_FILES = 3
+# SQLITE_ERROR: a valid database with other tables.
+_CORRUPT_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+_REOPEN_CODES = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+
+_CREATE_TABLE = """CREATE TABLE IF NOT EXISTS vectors (
+    id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, used_at INTEGER NOT NULL, checksum BLOB NOT NULL,
+    vector BLOB NOT NULL
+)"""
+_CREATE_INDEX = "CREATE INDEX IF NOT EXISTS by_use ON vectors (used_at)"
+_TOUCH = "UPDATE vectors SET used_at = ? WHERE id = ?"
+_EVICT = "DELETE FROM vectors WHERE id IN (SELECT id FROM vectors ORDER BY used_at, id LIMIT ?)"
+_INSERT = "INSERT OR REPLACE INTO vectors (key, used_at, checksum, vector) VALUES (?, ?, ?, ?)"
 
 
 class LabelCache:
-    """Thread-safe; any number of processes may share ``folder`` (on a local disk). ``close`` at the end.
+    """Thread-safe; any number of processes may share ``folder`` (on a local disk). No method raises on I/O errors.
 
-    The file holds at most ``max_bytes``, beside a log of about 1 MiB; what was not used for longest makes room. 0 keeps
-    nothing and touches no file. No method raises for what is wrong with the disk.
+    The file takes at most ``max_bytes``, plus a write-ahead log of about 1 MiB. With 0 the cache is disabled and no
+    file is created. ``on_lookup(num_hits, num_misses)`` is called after each lookup.
     """
 
     def __init__(
@@ -62,220 +69,180 @@ class LabelCache:
         clock: Callable[[], float] = time.time,
         on_lookup: Callable[[int, int], None] = lambda hits, misses: None,
     ) -> None:
-        """``on_lookup(num_hits, num_misses)`` is told of each look."""
         self._folder = folder
         self._max_bytes = max_bytes
         self._clock = clock
         self._on_lookup = on_lookup
         self._lock = threading.Lock()
         self._open: tuple[Path, sqlite3.Connection] | None = None
-        self._num_damaged = 0
-        self._off = not max_bytes
-        self._said = ""
-
-    def within(self, *scope: str) -> KeptLabels:
-        """The names of one scope: whatever, beside a name, decides who may have which vector."""
-        return KeptLabels(self, scope)
+        self._num_corrupt_files = 0
+        self._is_disabled = not max_bytes
+        self._last_error = ""
 
     def get(self, scope: Sequence[str], names: Sequence[str]) -> dict[str, Vector]:
-        """Those of ``names`` whose vectors [D] are there."""
-        if not names or self._off:
+        if not names or self._is_disabled:
             return {}
         keys = {_key(scope, name): name for name in names}
-        rows = self._safely(lambda db: self._read(db, list(keys))) or {}
-        self._on_lookup(len(rows), len(keys) - len(rows))
-        return {keys[key]: vector for key, vector in rows.items()}
+        vectors = self._with_database(lambda db: self._read(db, list(keys))) or {}
+        self._on_lookup(len(vectors), len(keys) - len(vectors))
+        return {keys[key]: vector for key, vector in vectors.items()}
 
     def put(self, scope: Sequence[str], vectors: Mapping[str, Vector]) -> None:
-        """Keep the vectors of these names; known ones are replaced."""
         rows = [(_key(scope, name), vector.astype("<f4").tobytes()) for name, vector in vectors.items()]
-        longest = max((len(data) for _, data in rows), default=0)
-        size = min(_MAX_ROWS, max(1, self._max_bytes // 8 // (longest + _ROW_BYTES)))
-        for start in range(0, len(rows), size):
-            if self._off or not self._safely(partial(self._write, rows=rows[start : start + size])):
+        max_row_bytes = max((len(data) for _, data in rows), default=0) + _ROW_BYTES
+        num_rows = min(_MAX_TRANSACTION_ROWS, max(1, self._max_bytes // 8 // max_row_bytes))
+        for start in range(0, len(rows), num_rows):
+            if not self._with_database(partial(self._write, rows=rows[start : start + num_rows])):
                 break
 
     def close(self) -> None:
         with self._lock:
-            self._off = True
-            self._shut()
+            self._is_disabled = True
+            self._close_connection()
 
     @property
     def num_bytes(self) -> int:
-        """Size of the file now. Waits for nobody: the event loop asks, and a look may wait for the disk."""
-        held = self._open
+        # No lock: the event loop reads this while a lookup waits for the disk.
+        current = self._open
         try:
-            return 0 if held is None else held[0].stat().st_size
+            return 0 if current is None else current[0].stat().st_size
         except OSError:
             return 0
 
     # --- rows
 
     def _read(self, db: sqlite3.Connection, keys: list[bytes]) -> dict[bytes, Vector]:
-        found: dict[bytes, Vector] = {}
-        now, stale = int(self._clock()), []
-        for start in range(0, len(keys), _MAX_ROWS):
-            some = keys[start : start + _MAX_ROWS]
-            marks = ",".join("?" * len(some))
+        vectors: dict[bytes, Vector] = {}
+        now, touched = int(self._clock()), []
+        for start in range(0, len(keys), _MAX_TRANSACTION_ROWS):
+            batch = keys[start : start + _MAX_TRANSACTION_ROWS]
+            marks = ",".join("?" * len(batch))
             query = f"SELECT id, key, used_at, checksum, vector FROM vectors WHERE key IN ({marks})"
-            for row, key, used_at, checksum, data in db.execute(query, some):
+            for row_id, key, used_at, checksum, data in db.execute(query, batch):
                 if isinstance(data, bytes) and isinstance(key, bytes) and checksum == _checksum(key, data):
-                    found[key] = np.frombuffer(data, "<f4").astype(np.float32)
-                    if not isinstance(used_at, int) or not 0 <= now - used_at < _FRESH_SECONDS:
-                        stale.append((now, row))
-        if stale:
-            self._unless_refused(lambda: _in_one_step(db, lambda: db.executemany(_TOUCH, stale)))
-        return found
+                    vectors[key] = np.frombuffer(data, "<f4").astype(np.float32)
+                    if not isinstance(used_at, int) or not 0 <= now - used_at < _TOUCH_INTERVAL_SECONDS:
+                        touched.append((now, row_id))
+        if touched:
+            try:
+                with _transaction(db):
+                    db.executemany(_TOUCH, touched)
+            except sqlite3.OperationalError as error:
+                # A full disk or a locked file must not turn a hit into a miss.
+                self._log_once(error)
+        return vectors
 
-    def _write(self, db: sqlite3.Connection, rows: list[tuple[bytes, bytes]]) -> bool:
+    def _write(self, db: sqlite3.Connection, rows: list[tuple[bytes, bytes]]) -> Literal[True]:
         now = int(self._clock())
-        _in_one_step(db, lambda: self._write_rows(db, rows, now))
-        if _pragma(db, "page_count") * _PAGE_BYTES > self._max_bytes:  # the bound was lowered since
+        with _transaction(db):
+            if self._make_room(db, sum(len(data) + _ROW_BYTES for _, data in rows)):
+                db.executemany(_INSERT, [(key, now, _checksum(key, data), data) for key, data in rows])
+        if _pragma(db, "page_count") * _PAGE_BYTES > self._max_bytes:  # max_bytes is lower than at the last start
             db.executescript("PRAGMA incremental_vacuum")  # execute() would free a single page
         return True
 
-    def _write_rows(self, db: sqlite3.Connection, rows: list[tuple[bytes, bytes]], now: int) -> None:
-        needed = sum(len(data) + _ROW_BYTES for _, data in rows) * 5 // 4 + 4 * _PAGE_BYTES  # pages are never all full
+    def _make_room(self, db: sqlite3.Connection, num_bytes: int) -> bool:
+        """Evict rows until ``num_bytes`` of new ones fit. False if they do not fit into an empty table."""
+        needed = num_bytes * 5 // 4 + 4 * _PAGE_BYTES  # pages are never completely full
         while (_pragma(db, "page_count") - _pragma(db, "freelist_count")) * _PAGE_BYTES + needed > self._max_bytes:
             (count,) = db.execute("SELECT count(*) FROM vectors").fetchone()
             if not count:
-                return  # the bound is too small for these few
+                return False
             db.execute(_EVICT, (max(1, count // 16),))
-        db.executemany(_INSERT, [(key, now, _checksum(key, data), data) for key, data in rows])
+        return True
 
     # --- the file
 
-    def _safely(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
-        """What ``work`` gives, or None when the file does not let it."""
+    def _with_database(self, work: Callable[[sqlite3.Connection], ResultT]) -> ResultT | None:
         with self._lock:
-            if self._off:
+            if self._is_disabled:
                 return None
             try:
                 return work(self._database())
             except (sqlite3.Error, OSError, OverflowError, ValueError, MemoryError) as error:
-                self._failed(error)
+                self._handle_error(error)
                 return None
-
-    def _unless_refused(self, work: Callable[[], Any]) -> None:
-        """A full disk or a busy file must not turn a hit into a miss; damage is seen again at the next look."""
-        try:
-            work()
-        except sqlite3.OperationalError as error:
-            self._say(error)
 
     def _database(self) -> sqlite3.Connection:
         if self._open is None:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path = self._folder / _name(max(_generations(self._folder), default=1))
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            path = self._folder / _file_name(max(_generations(self._folder), default=1))
+            _create_file(path)
+            db = sqlite3.connect(path, timeout=_LOCK_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False)
             self._open = path, db
             _prepare(db, self._max_bytes)
         return self._open[1]
 
-    def _failed(self, error: Exception) -> None:
+    def _handle_error(self, error: Exception) -> None:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-        damaged = isinstance(error, sqlite3.Error) and code in _DAMAGED and self._open is not None
-        if not damaged:
-            self._say(error)
-            if isinstance(error, OSError) or code in _REOPENED:
-                self._shut()
+        if self._open is not None and isinstance(error, sqlite3.Error) and code in _CORRUPT_CODES:
+            path = self._open[0]
+            self._close_connection()
+            self._num_corrupt_files += 1
+            self._is_disabled = self._num_corrupt_files >= _MAX_CORRUPT_FILES
+            _log.error("label_cache_corrupt", internal=str(error), file=path.name, disabled=self._is_disabled)
+            try:
+                self._start_next_file(path)
+            except OSError as create_error:
+                self._log_once(create_error)
             return
-        assert self._open is not None
-        path = self._open[0]
-        self._shut()
-        self._num_damaged += 1
-        self._off = self._num_damaged >= _MAX_DAMAGED
-        log.error("label_cache_damaged", internal=str(error), file=path.name, off=self._off)
-        try:
-            self._put_aside(path)
-        except OSError as refused:
-            self._say(refused)
+        self._log_once(error)
+        if isinstance(error, OSError) or code in _REOPEN_CODES:
+            self._close_connection()
 
-    def _put_aside(self, path: Path) -> None:
-        """From now on the next number's file is the cache; the damaged one stays beside it, older ones go.
+    def _start_next_file(self, corrupt: Path) -> None:
+        """Also deletes the files older than ``corrupt``, which stays for inspection.
 
-        No file is ever renamed, and no number used again: a process that still has the old one open works on it alone.
+        Files are never renamed and numbers never reused: a process that still has ``corrupt`` open is not affected.
         """
-        number = _number(path) or 1
-        os.close(os.open(self._folder / _name(number + 1), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        number = _generation(corrupt) or 1
+        _create_file(self._folder / _file_name(number + 1))
         for old in _generations(self._folder):
             if old < number:
-                for end in ("", "-wal", "-shm"):
-                    (self._folder / (_name(old) + end)).unlink(missing_ok=True)
+                for suffix in ("", "-wal", "-shm"):
+                    (self._folder / (_file_name(old) + suffix)).unlink(missing_ok=True)
 
-    def _shut(self) -> None:
+    def _close_connection(self) -> None:
         if self._open is not None:
             try:
                 self._open[1].close()
             except sqlite3.Error as error:
-                self._say(error)
+                self._log_once(error)
             self._open = None
 
-    def _say(self, error: Exception) -> None:
-        """Once for each trouble: a full disk would otherwise fill the log too."""
+    def _log_once(self, error: Exception) -> None:
+        # Only if it differs from the last one: a full disk would otherwise flood the log.
         text = f"{type(error).__name__}: {error}"
-        if text != self._said:
-            self._said = text
-            log.warning("label_cache_refused", internal=text)
-
-
-@dataclass(frozen=True)
-class KeptLabels:
-    """A LabelCache as one namespace and one encoder see it."""
-
-    _cache: LabelCache
-    _scope: tuple[str, ...]
-
-    def get(self, names: Sequence[str]) -> dict[str, Vector]:
-        """Those of ``names`` whose vectors [D] are there."""
-        return self._cache.get(self._scope, names)
-
-    def put(self, vectors: Mapping[str, Vector]) -> None:
-        """Keep the vectors of these names; known ones are replaced."""
-        self._cache.put(self._scope, vectors)
-
-
-_TOUCH = "UPDATE vectors SET used_at = ? WHERE id = ?"
-_EVICT = "DELETE FROM vectors WHERE id IN (SELECT id FROM vectors ORDER BY used_at, id LIMIT ?)"
-_INSERT = "INSERT OR REPLACE INTO vectors (key, used_at, checksum, vector) VALUES (?, ?, ?, ?)"
-_TABLE = """CREATE TABLE IF NOT EXISTS vectors (
-    id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, used_at INTEGER NOT NULL, checksum BLOB NOT NULL,
-    vector BLOB NOT NULL
-)"""
+        if text != self._last_error:
+            self._last_error = text
+            _log.warning("label_cache_error", internal=text)
 
 
 def _prepare(db: sqlite3.Connection, max_bytes: int) -> None:
-    db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")  # this and the next count for a new file alone
+    db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")  # this and auto_vacuum affect only a new file
     db.execute("PRAGMA auto_vacuum = INCREMENTAL")
     db.execute("PRAGMA journal_mode = WAL").fetchall()
     db.execute("PRAGMA synchronous = NORMAL")
-    db.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
-    db.execute(f"PRAGMA journal_size_limit = {_LOG_PAGES * _PAGE_BYTES}")
+    db.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
+    db.execute(f"PRAGMA journal_size_limit = {_WAL_PAGES * _PAGE_BYTES}")
     db.execute(f"PRAGMA max_page_count = {max(1, max_bytes // _PAGE_BYTES)}").fetchall()
-    found = _pragma(db, "user_version")
-    if found not in (0, _SCHEMA) or _pragma(db, "page_size") != _PAGE_BYTES:
-        raise _unknown(f"schema {found}")
-    if found == 0:
-        _in_one_step(db, lambda: _create(db))
+    version = _pragma(db, "user_version")
+    if version not in (0, _SCHEMA_VERSION) or _pragma(db, "page_size") != _PAGE_BYTES:
+        error = sqlite3.DatabaseError(f"not a label cache of this version: schema {version}")
+        error.sqlite_errorcode = sqlite3.SQLITE_NOTADB
+        raise error
+    if version == 0:
+        with _transaction(db):
+            db.execute(_CREATE_TABLE)
+            db.execute(_CREATE_INDEX)
+            db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
 
 
-def _create(db: sqlite3.Connection) -> None:
-    db.execute(_TABLE)
-    db.execute("CREATE INDEX IF NOT EXISTS by_use ON vectors (used_at)")
-    db.execute(f"PRAGMA user_version = {_SCHEMA}")
-
-
-def _unknown(what: str) -> sqlite3.DatabaseError:
-    error = sqlite3.DatabaseError(f"not a cache of this version: {what}")
-    error.sqlite_errorcode = sqlite3.SQLITE_NOTADB
-    return error
-
-
-def _in_one_step(db: sqlite3.Connection, work: Callable[[], Any]) -> None:
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
     db.execute("BEGIN IMMEDIATE")
     try:
-        work()
+        yield
         db.execute("COMMIT")
     except BaseException:
         if db.in_transaction:
@@ -295,14 +262,19 @@ def _checksum(key: bytes, data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16, key=key).digest()
 
 
-def _name(number: int) -> str:
-    return f"vectors-{number}.sqlite3"
+def _create_file(path: Path) -> None:
+    # An existing file is left unchanged.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
-def _number(path: Path) -> int | None:
+def _file_name(generation: int) -> str:
+    return f"vectors-{generation}.sqlite3"
+
+
+def _generation(path: Path) -> int | None:
     match = re.fullmatch(r"vectors-([1-9]\d{0,8})\.sqlite3", path.name)
     return None if match is None else int(match[1])
 
 
 def _generations(folder: Path) -> list[int]:
-    return [number for path in folder.iterdir() if (number := _number(path)) is not None]
+    return [number for path in folder.iterdir() if (number := _generation(path)) is not None]

@@ -1,4 +1,4 @@
-"""From a label's text to a stored label with its vector, and back for changes. Blocks; call it in a thread."""
+"""Encodes label names and stores labels with their vectors. Blocking: call it in a thread."""
 
 from __future__ import annotations
 
@@ -9,83 +9,87 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from vidlex.service.engine.device_worker import LabelResult
 from vidlex.service.engine.engine import Engine
+from vidlex.service.engine.label_queue import LabelResult
 from vidlex.service.errors import LabelExists, LabelTextInvalid, VidlexError
 from vidlex.service.labels.index.index_sync import IndexSync
-from vidlex.service.labels.store.idempotency import Ticket
+from vidlex.service.labels.store.idempotency import IdempotentRequest
 from vidlex.service.labels.store.label_store import IfMatch, LabelStore, check_match
 from vidlex.service.labels.store.names import display_name
 from vidlex.service.labels.store.records import Label, LabelChanges, NewLabel, Unset, clean
 from vidlex.service.registration.candidate_cache import CandidateCache
-from vidlex.service.registration.label_cache import KeptLabels
+from vidlex.service.registration.label_cache import LabelCache
 from vidlex.service.tracing import stage
 
-log = structlog.get_logger("vidlex.labels")
+_log = structlog.get_logger("vidlex.registration")
 
-_SYNC_SECONDS = 5.0
-"""How long a write waits until this replica's index has it. Later the follower brings it anyway."""
+# Longest wait of a write for this replica's index; the index catches up in the background in any case.
+_INDEX_WAIT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class Registered:
+class RegisteredLabel:
     label: Label
     created: bool
 
 
 @dataclass(frozen=True)
-class Unencoded:
-    """Stored labels that got no vector."""
-
-    refused: list[Label]
-    """The encoder cannot take their text."""
-    failed: list[Label]
-    """It failed on them, and may not another time."""
+class EncodingFailures:
+    refused: list[Label]  # the encoder cannot encode their text
+    failed: list[Label]  # the encoder failed; a retry may succeed
 
 
 class Labeler:
-    """Thread-safe. Every method raises StoreUnavailable when the store does not answer."""
+    """Of one namespace and one model. Thread-safe. Every method raises StoreUnavailable if the store is down.
+
+    ``on_encoded(labels)`` is called before a write returns, with labels that have a vector of this model only.
+    ``device`` is part of the label cache's key, because devices round differently.
+    """
 
     def __init__(
         self,
         engine: Engine,
         store: LabelStore,
         sync: IndexSync,
-        fingerprint: str,
-        kept: KeptLabels,
+        label_cache: LabelCache,
+        candidate_cache: CandidateCache,
         *,
-        candidates: CandidateCache,
+        fingerprint: str,
+        device: str,
         timeout_seconds: float = 900.0,
-        on_written: Callable[[Sequence[Label]], None] = lambda _: None,
+        on_encoded: Callable[[Sequence[Label]], None] = lambda _: None,
     ) -> None:
-        """``on_written(labels)`` is told of labels that have just got their only vector, before they are answered."""
         self.namespace = store.namespace
         self._engine = engine
         self._store = store
         self._sync = sync
+        self._label_cache = label_cache
+        self._label_cache_scope = (store.namespace, fingerprint, device)
+        self._candidate_cache = candidate_cache
         self._fingerprint = fingerprint
-        self._kept = kept
-        self._candidates = candidates
         self._timeout_seconds = timeout_seconds
-        self._on_written = on_written
+        self._on_encoded = on_encoded
 
     def register(
         self,
         items: Sequence[NewLabel],
         *,
         return_existing: bool = False,
-        ticket: Ticket | None = None,
+        idempotent_request: IdempotentRequest | None = None,
         max_labels: int | None = None,
-    ) -> list[Registered | VidlexError]:
-        """One result for each item, in order: one bad item fails alone.
+    ) -> list[RegisteredLabel | VidlexError]:
+        """One result per item, in order; a bad item does not affect the others.
 
-        With ``return_existing`` a name that a label has already (as name or alias) gives that label, unchanged.
-        ``ticket`` is of the request that the items came with: what an earlier try of it has created is not tried again.
-        ``max_labels`` is the requester's own quota, under the namespace's.
-        Raises Overloaded when the whole request cannot be taken, IdempotencyInFlight when the ticket was lost.
+        With ``return_existing`` a name that is already a label's name or alias returns that label unchanged. Items that
+        an earlier attempt of the request ``idempotent_request`` created are not created again. ``max_labels`` is the
+        client's own quota, in addition to the namespace's.
+
+        Raises Overloaded if the request as a whole cannot be queued, IdempotencyInFlight if its lease was lost.
         """
-        created = {} if ticket is None else ticket.created
-        results: dict[int, Registered | VidlexError] = {i: Registered(x, created=True) for i, x in created.items()}
+        created = {} if idempotent_request is None else idempotent_request.created
+        results: dict[int, RegisteredLabel | VidlexError] = {
+            i: RegisteredLabel(label, created=True) for i, label in created.items()
+        }
         cleaned: dict[int, NewLabel] = {}
         for i, item in enumerate(items):
             if i not in results:
@@ -93,53 +97,64 @@ class Labeler:
                     cleaned[i] = clean(item)
                 except VidlexError as error:
                     results[i] = error
-        # Looked up before the encoder works for them; add_many decides in the end.
+        # Existing names are not encoded; add_many makes the final decision.
         existing = self._store.find_many([item.name for item in cleaned.values()])
-        wanted: list[tuple[int, NewLabel]] = []
-        for (i, item), owner in zip(cleaned.items(), existing, strict=True):
-            if owner is None:
-                wanted.append((i, item))
+        new: dict[int, NewLabel] = {}
+        for (i, item), label in zip(cleaned.items(), existing, strict=True):
+            if label is None:
+                new[i] = item
+            elif return_existing:
+                results[i] = RegisteredLabel(label, created=False)
             else:
-                results[i] = _existing(owner, return_existing)
-        names = list(dict.fromkeys(item.name for _, item in wanted))
+                results[i] = LabelExists("A label of this name exists", existing_id=label.id)
+        results |= self._add(new, return_existing, idempotent_request, max_labels)
+        registered = [r for r in results.values() if isinstance(r, RegisteredLabel)]
+        new_labels = [r.label for r in registered if r.created]
+        if new_labels:
+            self._on_encoded(new_labels)
+        # Existing labels too: another replica may have written them a moment ago.
+        self._wait_for_index(r.label.revision for r in registered)
+        return [results[i] for i in range(len(items))]
+
+    def _add(
+        self,
+        items: dict[int, NewLabel],  # by their position in the request
+        return_existing: bool,
+        idempotent_request: IdempotentRequest | None,
+        max_labels: int | None,
+    ) -> dict[int, RegisteredLabel | VidlexError]:
+        names = list(dict.fromkeys(item.name for item in items.values()))
         vectors = dict(zip(names, self.encode(names), strict=True))
-        ready: list[tuple[int, NewLabel, NDArray[np.float32]]] = []
-        for i, item in wanted:
+        results: dict[int, RegisteredLabel | VidlexError] = {}
+        encoded: dict[int, tuple[NewLabel, NDArray[np.float32]]] = {}
+        for i, item in items.items():
             vector = vectors[item.name]
             if isinstance(vector, VidlexError):
                 results[i] = vector
             else:
-                ready.append((i, item, vector))
-        added = self._store.add_many(
-            [(item, vector) for _, item, vector in ready],
+                encoded[i] = (item, vector)
+        outcomes = self._store.add_many(
+            list(encoded.values()),
             self._fingerprint,
-            ticket=ticket,
+            idempotent_request=idempotent_request,
             max_labels=max_labels,
-            places=[i for i, _, _ in ready],
+            indexes=list(encoded),
         )
-        for (i, item, _), outcome in zip(ready, added, strict=True):
-            results[i] = self._outcome(item, outcome, return_existing)
-        registered = [r for r in results.values() if isinstance(r, Registered)]
-        written = [r.label for r in registered if r.created]
-        if written:
-            self._on_written(written)
-        self._catch_up(r.label.revision for r in registered)  # another replica may have written those that exist
-        return [results[i] for i in range(len(items))]
-
-    def _outcome(self, item: NewLabel, outcome: Label | VidlexError, return_existing: bool) -> Registered | VidlexError:
-        if isinstance(outcome, Label):
-            return Registered(outcome, created=True)
-        if isinstance(outcome, LabelExists) and return_existing:
-            existing = self._store.find(item.name)  # None when one of its aliases is what is taken
-            if existing is not None:
-                return Registered(existing, created=False)
-        return outcome
+        for (i, (item, _)), outcome in zip(encoded.items(), outcomes, strict=True):
+            if isinstance(outcome, Label):
+                results[i] = RegisteredLabel(outcome, created=True)
+                continue
+            results[i] = outcome
+            if isinstance(outcome, LabelExists) and return_existing:
+                existing = self._store.find(item.name)  # None if the conflict is one of the item's aliases
+                if existing is not None:
+                    results[i] = RegisteredLabel(existing, created=False)
+        return results
 
     def update(self, label_id: str, changes: LabelChanges, *, if_match: IfMatch = None) -> Label:
-        """Only a name that reads differently is encoded anew. Raises NotFound, LabelExists, PreconditionFailed ..."""
         vector: NDArray[np.float32] | None = None
         old = self._store.get(label_id)
-        check_match(old, if_match)  # before the encoder works for it; the store decides in the end
+        check_match(old, if_match)  # before encoding; the store makes the final decision
         if not isinstance(changes.name, Unset) and display_name(changes.name) != old.name:
             (result,) = self.encode([display_name(changes.name)])
             if isinstance(result, VidlexError):
@@ -156,104 +171,88 @@ class Labeler:
         except ValueError:
             if vector is not None or isinstance(changes.name, Unset):
                 raise
-            return self.update(
-                label_id, changes, if_match=if_match
-            )  # another request renamed it since: now the name wants a vector
+            # A concurrent request renamed the label, so that the requested name now needs a vector.
+            return self.update(label_id, changes, if_match=if_match)
         if vector is not None:
-            self._on_written([label])
-        self._catch_up([label.revision])
+            self._on_encoded([label])
+        self._wait_for_index([label.revision])
         return label
 
     def remove(self, label_id: str, *, if_match: IfMatch = None) -> int:
-        """Returns a revision of the vocabulary that no longer has the label. Raises NotFound, PreconditionFailed."""
+        """Returns a vocabulary revision without the label."""
         self._store.remove(label_id, if_match=if_match)
         revision = self._store.revision()
-        self._catch_up([revision])
+        self._wait_for_index([revision])
         return revision
 
     def candidates(self, names: Sequence[str]) -> tuple[list[str], NDArray[np.float32]]:
-        """Names to score once, without storing: their display names, without repeats, and vectors [n, D].
+        """Display names without duplicates and their vectors [n, D], for names that are not stored.
 
-        Raises LabelTextInvalid or EncodeFailed with the place of the first bad name.
+        Raises LabelTextInvalid or EncodeFailed for the first bad name.
         """
-        shown = []
+        display_names = []
         for i, name in enumerate(names):
             try:
-                shown.append(display_name(name))
+                display_names.append(display_name(name))
             except LabelTextInvalid as error:
                 raise _at_candidate(error, i) from None
-        unique = list(dict.fromkeys(shown))
-        found: dict[str, LabelResult] = dict(self._candidates.get(self.namespace, unique))
-        rest = [n for n in unique if n not in found]
-        found.update(zip(rest, self.encode(rest), strict=True))
-        vectors = []
-        for name in unique:
-            result = found[name]
+        unique = list(dict.fromkeys(display_names))
+        vectors = self._candidate_cache.get(self.namespace, unique)
+        uncached = [name for name in unique if name not in vectors]
+        encoded: dict[str, NDArray[np.float32]] = {}
+        for name, result in zip(uncached, self.encode(uncached), strict=True):
             if isinstance(result, VidlexError):
-                raise _at_candidate(result, shown.index(name))
-            vectors.append(result)
-        every = dict(zip(unique, vectors, strict=True))
-        self._candidates.put(self.namespace, {name: every[name] for name in rest})
-        return unique, np.stack(vectors)
+                raise _at_candidate(result, display_names.index(name))
+            encoded[name] = result
+        self._candidate_cache.put(self.namespace, encoded)
+        vectors |= encoded
+        return unique, np.stack([vectors[name] for name in unique])
 
     def encode(self, names: Sequence[str]) -> list[LabelResult]:
-        """One result for each name as it is, in order: its vector [D] of this namespace's earlier work, or a new one.
+        """One result per name, in order: its vector [D] or an error. Raises what ``Engine.encode_labels`` raises."""
+        results: dict[str, LabelResult] = dict(self._label_cache.get(self._label_cache_scope, names))
+        uncached = [name for name in dict.fromkeys(names) if name not in results]
+        if uncached:
+            with stage("encode_labels", labels=len(uncached)):
+                encoded = self._engine.encode_labels(uncached, timeout_seconds=self._timeout_seconds)
+            new = dict(zip(uncached, encoded, strict=True))
+            vectors = {name: x for name, x in new.items() if not isinstance(x, VidlexError)}
+            self._label_cache.put(self._label_cache_scope, vectors)
+            results |= new
+        return [results[name] for name in names]
 
-        Raises what ``Engine.encode_labels`` raises, and gives what it gives.
+    def encode_stored(self, labels: Sequence[Label]) -> EncodingFailures:
+        """Store this model's vectors of labels that lack them; skips labels renamed or removed in the meantime.
+
+        Raises Overloaded, or EncodeFailed if the engine is stopped.
         """
-        found: dict[str, LabelResult] = dict(self._kept.get(names))
-        rest = [name for name in dict.fromkeys(names) if name not in found]
-        if not rest:
-            return [found[name] for name in names]
-        with stage("encode_labels", labels=len(rest)):
-            new = dict(zip(rest, self._engine.encode_labels(rest, timeout_seconds=self._timeout_seconds), strict=True))
-        self._kept.put({name: x for name, x in new.items() if not isinstance(x, VidlexError)})
-        found.update(new)
-        return [found[name] for name in names]
-
-    def encode_stored(self, labels: Sequence[Label]) -> Unencoded:
-        """Give stored labels the vectors of this encoder that they lack.
-
-        A label whose text this encoder refuses stays stored, with the vectors it has of other encoders; one that was
-        renamed or removed meanwhile is left alone. Raises Overloaded, or EncodeFailed when the engine is stopped.
-        """
-        results = self.encode([x.name for x in labels])
-        rest = Unencoded([], [])
+        failures = EncodingFailures([], [])
         vectors: dict[str, NDArray[np.float32]] = {}
-        for label, result in zip(labels, results, strict=True):
+        for label, result in zip(labels, self.encode([x.name for x in labels]), strict=True):
             if isinstance(result, VidlexError):
-                log.warning("label_not_encoded", label_id=label.id, name=label.name, code=result.code)
-                (rest.refused if isinstance(result, LabelTextInvalid) else rest.failed).append(label)
+                _log.warning("label_not_encoded", label_id=label.id, name=label.name, code=result.code)
+                (failures.refused if isinstance(result, LabelTextInvalid) else failures.failed).append(label)
             else:
                 vectors[label.id] = result
         if vectors:
             self._store.put_vectors(self._fingerprint, vectors, names={x.id: x.name for x in labels})
-        return rest
+        return failures
 
-    def catch_up(self) -> None:
-        """Wait a moment until this replica's index has all that is stored."""
-        self._catch_up([self._store.revision()])
+    def wait_for_index(self) -> None:
+        self._wait_for_index([self._store.revision()])
 
-    def still_missing(self, labels: Sequence[Label]) -> list[Label]:
-        """Those of the labels that nobody has encoded for this model meanwhile, another replica say."""
-        missing = self._sync.missing
+    def without_vector(self, labels: Sequence[Label]) -> list[Label]:
+        missing = self._sync.missing_ids  # another replica may have encoded some
         return [label for label in labels if label.id in missing]
 
-    def _catch_up(self, revisions: Iterable[int]) -> None:
+    def _wait_for_index(self, revisions: Iterable[int]) -> None:
         newest = max(revisions, default=0)
-        if newest and not self._sync.caught_up(newest, _SYNC_SECONDS):
-            log.warning("index_is_behind", revision=newest)
+        if newest and not self._sync.wait_for_revision(newest, _INDEX_WAIT_SECONDS):
+            _log.warning("index_lags", revision=newest)
 
 
-def _existing(label: Label, return_existing: bool) -> Registered | VidlexError:
-    if return_existing:
-        return Registered(label, created=False)
-    return LabelExists("A label of this name exists", existing_id=label.id)
-
-
-def _at_candidate(error: VidlexError, place: int) -> VidlexError:
-    """The same error, saying which of the candidates it is about."""
+def _at_candidate(error: VidlexError, position: int) -> VidlexError:
     if not isinstance(error, LabelTextInvalid):
         return error
     detail = str(error)
-    return LabelTextInvalid(detail, errors=[{"pointer": f"/candidate_labels/{place}", "detail": detail}])
+    return LabelTextInvalid(detail, errors=[{"pointer": f"/candidate_labels/{position}", "detail": detail}])

@@ -1,10 +1,7 @@
-"""POST /classify: a video file to its ranked labels."""
+"""POST /classify."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Annotated, Any
 
@@ -12,16 +9,17 @@ import anyio
 from fastapi import APIRouter, Header, Request
 from starlette.responses import Response
 
-from vidlex.service.classification.classifier import VideoClassifier
 from vidlex.service.errors import DeadlineExceeded, Overloaded
-from vidlex.service.http.context import Context, client_of, context_of, namespace_of, using_vocabulary
-from vidlex.service.http.uploads import Upload
-from vidlex.service.models.served_model import Vocabulary
-from vidlex.service.schemas.base import ProblemView, validate
+from vidlex.service.http.context import client_of, context_of, namespace_of, using_vocabulary
+from vidlex.service.http.disconnect import disconnect_event
+from vidlex.service.http.openapi.document import schema_ref
+from vidlex.service.http.openapi.headers import NAMESPACE_PARAMETER
+from vidlex.service.routes.classification_views import classification_view, classify_options
+from vidlex.service.schemas.base import validate
 from vidlex.service.schemas.classify import ClassificationView, ClassifyParams
-from vidlex.service.tracing import past_stage
+from vidlex.service.tracing import record_stage
 
-router = APIRouter(tags=["classify"], responses={"default": {"model": ProblemView, "description": "problem+json"}})
+router = APIRouter(tags=["classify"])
 
 _BODY: dict[str, Any] = {
     "requestBody": {
@@ -32,8 +30,12 @@ _BODY: dict[str, Any] = {
                     "type": "object",
                     "required": ["file"],
                     "properties": {
-                        "file": {"type": "string", "format": "binary", "description": "the video"},
-                        "params": ClassifyParams.model_json_schema(),
+                        "file": {
+                            "type": "string",
+                            "format": "binary",
+                            "description": "The video, in any container and codec that FFmpeg decodes.",
+                        },
+                        "params": {**schema_ref(ClassifyParams), "description": "Options."},
                     },
                 },
                 "encoding": {"params": {"contentType": "application/json"}},
@@ -47,15 +49,23 @@ Deadline = Annotated[
     Header(
         alias="X-Vidlex-Deadline-Ms",
         ge=1,
-        description="as deadline_ms; known before the video is sent, it saves sending one that would be too late",
+        description="As `deadline_ms`, but checked before the video is received.",
+        examples=[5000],
     ),
 ]
 
 
-@router.post("/classify", response_model=ClassificationView, summary="What is in this video?", openapi_extra=_BODY)
-async def classify(request: Request, deadline_ms: Deadline = None) -> Response:
+@router.post(
+    "/classify",
+    response_model=ClassificationView,
+    response_description="The labels of the video.",
+    summary="Classify a video",
+    description="Scores the labels of the vocabulary, or `candidate_labels`, on a video.",
+    openapi_extra=_BODY | NAMESPACE_PARAMETER,
+)
+async def classify_video(request: Request, deadline_ms: Deadline = None) -> Response:
     context = context_of(request)
-    # Before the upload: a service that is not ready, or full, asks for no bytes.
+    # Checked before the upload, so that a request that cannot succeed is refused without reading the video.
     videos = context.require_parts().videos
     namespace_of(request)
     if deadline_ms is not None:
@@ -67,7 +77,7 @@ async def classify(request: Request, deadline_ms: Deadline = None) -> Response:
             context.metrics.upload_bytes.inc(upload.num_bytes)
             seconds = monotonic() - started
             context.metrics.observe("upload", seconds)
-            past_stage("upload", started, seconds, bytes=upload.num_bytes)
+            record_stage("upload", started, seconds, bytes=upload.num_bytes)
             deadlines = [ms for ms in (deadline_ms, params.deadline_ms) if ms is not None]
             wait_seconds = context.request_timeout_seconds
             if deadlines:
@@ -75,59 +85,25 @@ async def classify(request: Request, deadline_ms: Deadline = None) -> Response:
                 context.admission.check_deadline(wait_seconds)
             ends_at = monotonic() + wait_seconds
             with entry.admit():
-                async with using_vocabulary(request) as vocabulary, _until_client_leaves(request) as gone:
-                    try:
-                        answer = await anyio.to_thread.run_sync(
-                            lambda: _answer(
-                                context, videos, vocabulary, upload, params=params, gone=gone, ends_at=ends_at
-                            ),
-                            limiter=context.video_threads,
+                async with using_vocabulary(request) as vocabulary, disconnect_event(request) as disconnected:
+
+                    def work() -> str:
+                        result = videos.classify(
+                            upload.path,
+                            classify_options(params),
+                            vocabulary,
+                            sha256=upload.sha256,
+                            timeout_seconds=ends_at - monotonic(),
+                            cancelled=disconnected,
                         )
+                        return classification_view(result).model_dump_json()
+
+                    try:
+                        body = await anyio.to_thread.run_sync(work, limiter=context.video_threads)
                     except Overloaded:
-                        if not gone.is_set():
+                        if not disconnected.is_set():
                             if deadlines and monotonic() - started >= min(deadlines) / 1000:
-                                raise DeadlineExceeded("The deadline was over before the answer was there") from None
+                                raise DeadlineExceeded("The deadline passed before the result was complete") from None
                             raise
-                        return Response(status_code=499)  # nobody reads it; the log and the count tell it
-    return Response(answer, media_type="application/json")
-
-
-def _answer(
-    context: Context,
-    videos: VideoClassifier,
-    vocabulary: Vocabulary,
-    upload: Upload,
-    *,
-    params: ClassifyParams,
-    gone: threading.Event,
-    ends_at: float,
-) -> str:
-    """In a thread: the work and also the writing of what may be a long answer. Loading labels has taken of its time."""
-    view = videos.classify(
-        upload.path,
-        params,
-        vocabulary,
-        sha256=upload.sha256,
-        timeout_seconds=ends_at - monotonic(),
-        cancelled=gone,
-    )
-    return view.model_dump_json()
-
-
-@asynccontextmanager
-async def _until_client_leaves(request: Request) -> AsyncIterator[threading.Event]:
-    """An event that is set when the client hangs up, so that nobody works on for nobody."""
-    gone = threading.Event()
-
-    async def watch() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        gone.set()
-
-    try:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(watch)
-            yield gone
-            tasks.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        raise (group.exceptions[0] if len(group.exceptions) == 1 else group) from None
+                        return Response(status_code=499)  # for the log and the metrics only
+    return Response(body, media_type="application/json")

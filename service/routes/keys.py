@@ -1,43 +1,47 @@
-"""/keys: make, list and revoke API keys. The guard lets only administrators come here."""
+"""/keys: create, list and revoke API keys. AccessGuard admits administrators only."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
-from vidlex.service.access.api_keys import ANY_NAMESPACE, KeyRecord, Principal
-from vidlex.service.access.gate import Gate, make_record
-from vidlex.service.errors import Forbidden, InvalidParameter, NotFound
-from vidlex.service.http.context import context_of, quota_of
-from vidlex.service.schemas.base import ProblemView, validate
-from vidlex.service.schemas.keys import KeyListView, KeyView, NewKeyBody, NewKeyView
+from vidlex.service.access.access_control import AccessControl, create_key_record
+from vidlex.service.access.api_keys import ANY_NAMESPACE, KeyRecord
+from vidlex.service.errors import Forbidden, InvalidParameter
+from vidlex.service.http.context import bound_namespace_of, context_of, quota_of
+from vidlex.service.http.openapi.document import json_body
+from vidlex.service.http.responses import json_response
+from vidlex.service.schemas.base import validate
+from vidlex.service.schemas.keys import ApiKeyListView, ApiKeyView, NewApiKeyView, NewKeyBody
 
-router = APIRouter(tags=["keys"], responses={"default": {"model": ProblemView, "description": "problem+json"}})
-
-_BODY: dict[str, Any] = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": NewKeyBody.model_json_schema()}}}
-}
+router = APIRouter(tags=["keys"])
 
 
 @router.post(
-    "/keys", status_code=201, response_model=NewKeyView, summary="Make an API key; shown once", openapi_extra=_BODY
+    "/keys",
+    status_code=201,
+    response_model=NewApiKeyView,
+    response_description="The key with its secret.",
+    summary="Create an API key",
+    description="Creates a key; its secret is in this response only. On a service without keys, the first key locks "
+    "out clients without one, and must have the scope `admin`, all namespaces and no expiry.",
+    openapi_extra=json_body(NewKeyBody),
 )
 async def create_key(request: Request) -> Response:
-    context, gate = context_of(request), _gate_of(request)
+    context, access = context_of(request), _access_of(request)
     body = validate(NewKeyBody, await context.spool.read_json(request))
     namespace = None if body.namespace == ANY_NAMESPACE else body.namespace
-    bound = _bound_to(request)
+    bound = bound_namespace_of(request)
     if bound is not None and namespace != bound:
-        raise Forbidden("This API key belongs to one namespace and makes keys for that one alone")
-    if gate.closes_with_a_key and (body.scope != "admin" or namespace is not None or body.expires_in_seconds):
+        raise Forbidden(f"This API key is bound to the namespace {bound} and can only create keys for it")
+    if access.closes_with_first_key and (body.scope != "admin" or namespace is not None or body.expires_in_seconds):
         raise InvalidParameter(
-            "The first key closes the service to everybody without one: it must be an administrator's of all "
-            "namespaces that does not expire, or nobody could make another"
+            "The first key locks out clients without a key: it must have the scope admin, all namespaces and no expiry"
         )
-    record, text = make_record(
+    record, text = create_key_record(
         scope=body.scope,
         namespace=namespace,
         name=body.name,
@@ -50,49 +54,55 @@ async def create_key(request: Request) -> Response:
     )
 
     def work() -> None:
-        gate.store.add(record)
-        gate.refresh()
+        access.store.add(record)
+        access.refresh()
 
     await context.in_label_thread(work)
-    view = NewKeyView(**_view(record, None).model_dump(), key=text)
-    return Response(view.model_dump_json(), status_code=201, media_type="application/json")
+    return json_response(NewApiKeyView(**_view(record, None).model_dump(), key=text), 201)
 
 
-@router.get("/keys", response_model=KeyListView, summary="The API keys in the store, without their secrets")
+@router.get(
+    "/keys",
+    response_model=ApiKeyListView,
+    response_description="The keys.",
+    summary="List API keys",
+    description="Lists the stored keys without their secrets. A key that is bound to a namespace sees only its keys.",
+)
 async def list_keys(request: Request) -> Response:
-    gate, bound = _gate_of(request), _bound_to(request)
-    found = await context_of(request).in_label_thread(gate.store.list)
-    data = [_view(record, used) for record, used in found if bound is None or record.namespace == bound]
-    return Response(KeyListView(data=data).model_dump_json(), media_type="application/json")
+    access, bound = _access_of(request), bound_namespace_of(request)
+    records = await context_of(request).in_label_thread(access.store.list)
+    data = [_view(record, used) for record, used in records if bound is None or record.namespace == bound]
+    return json_response(ApiKeyListView(data=data))
 
 
-@router.delete("/keys/{key_id}", status_code=204, summary="Revoke an API key, everywhere within a second")
-async def revoke_key(request: Request, key_id: str) -> Response:
-    gate, bound = _gate_of(request), _bound_to(request)
+@router.delete(
+    "/keys/{key_id}",
+    status_code=204,
+    response_description="The key is revoked.",
+    summary="Revoke an API key",
+    description="Revokes a key on all replicas within a second.",
+)
+async def revoke_key(
+    request: Request, key_id: Annotated[str, Path(description="Id of the key.", examples=["051f58579272"])]
+) -> Response:
+    access, bound = _access_of(request), bound_namespace_of(request)
 
     def work() -> None:
-        if bound is not None and not any(r.id == key_id and r.namespace == bound for r, _ in gate.store.list()):
-            raise NotFound("There is no such API key")
-        gate.store.revoke(key_id)
-        gate.refresh()
+        access.store.revoke(key_id, namespace=bound)
+        access.refresh()
 
     await context_of(request).in_label_thread(work)
     return Response(status_code=204)
 
 
-def _gate_of(request: Request) -> Gate:
-    gate = request.app.state.gate
-    assert isinstance(gate, Gate)
-    return gate
+def _access_of(request: Request) -> AccessControl:
+    access = request.app.state.access
+    assert isinstance(access, AccessControl)
+    return access
 
 
-def _bound_to(request: Request) -> str | None:
-    principal: Principal | None = getattr(request.state, "principal", None)
-    return None if principal is None else principal.namespace
-
-
-def _view(record: KeyRecord, last_used_at_ms: int | None) -> KeyView:
-    return KeyView(
+def _view(record: KeyRecord, last_used_at_ms: int | None) -> ApiKeyView:
+    return ApiKeyView(
         id=record.id,
         name=record.name,
         scope=record.scope,

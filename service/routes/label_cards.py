@@ -1,66 +1,87 @@
-"""/labels/{id}/card and /labels:preview: how the model reads a label, before or after it is stored."""
+"""/labels/{id}/card and /labels:preview: how the model represents a label, stored or not."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated
 
 from fastapi import APIRouter, Request
+from pydantic import Field
 from starlette.responses import Response
 
+from vidlex.service.bounds import MAX_PREVIEWS
 from vidlex.service.classification.cards import Card, card_of, preview
 from vidlex.service.errors import VidlexError
 from vidlex.service.http.context import VocabularyOfRequest, context_of
+from vidlex.service.http.label_bodies import for_valid_labels, parse_batch, parse_new_label
+from vidlex.service.http.openapi.document import json_body
+from vidlex.service.http.openapi.headers import NAMESPACE_PARAMETER
 from vidlex.service.http.problems import problem_of, request_id_of
-from vidlex.service.labels.store.records import NewLabel
+from vidlex.service.http.responses import json_response
 from vidlex.service.models.served_model import Vocabulary
-from vidlex.service.routes.labels import new_label, read_item
+from vidlex.service.routes.labels import LabelId
 from vidlex.service.schemas.base import ProblemView, validate
-from vidlex.service.schemas.cards import CardView, NeighbourView, PreviewBatchBody, PreviewBatchView, PreviewItemView
+from vidlex.service.schemas.cards import (
+    CardBatchView,
+    CardFailureView,
+    CardResultView,
+    CardView,
+    NeighbourView,
+    PreviewBatchBody,
+)
 from vidlex.service.schemas.classify import ModelView, WarningView
 from vidlex.service.schemas.labels import NewLabelBody
 
-router = APIRouter(tags=["labels"], responses={"default": {"model": ProblemView, "description": "problem+json"}})
-
-_SCHEMAS = [NewLabelBody.model_json_schema(), PreviewBatchBody.model_json_schema()]
-_BODY: dict[str, Any] = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": {"anyOf": _SCHEMAS}}}}
-}
+router = APIRouter(tags=["labels"])
 
 
-@router.get("/labels/{label_id}/card", response_model=CardView, summary="How the model reads a label")
-async def get_card(request: Request, label_id: str, vocabulary: VocabularyOfRequest) -> Response:
+@router.get(
+    "/labels/{label_id}/card",
+    response_model=CardView,
+    response_description="The card.",
+    summary="Get a label's card",
+    description="Shows how the served model represents a label: its prompts, the language model's words, the nearest "
+    "labels, and warnings.",
+    openapi_extra=NAMESPACE_PARAMETER,
+)
+async def get_label_card(request: Request, label_id: LabelId, vocabulary: VocabularyOfRequest) -> Response:
     card = await context_of(request).in_label_thread(lambda: card_of(vocabulary, label_id))
-    return _json(_view(card, vocabulary))
+    return json_response(_view(card, vocabulary))
 
 
 @router.post(
     "/labels:preview",
-    response_model=CardView | PreviewBatchView,
-    summary="The card of a label, or of up to 32 as {labels: [...]}, without storing anything",
-    openapi_extra=_BODY,
+    response_model=Annotated[CardView | CardBatchView, Field(discriminator="object")],
+    response_description="The card, or the results of a batch.",
+    summary="Preview labels",
+    description=f"Returns the card that a label would have, or those of up to {MAX_PREVIEWS} as `labels`. Stores "
+    "nothing.",
+    openapi_extra=json_body(NewLabelBody, PreviewBatchBody) | NAMESPACE_PARAMETER,
 )
 async def preview_labels(request: Request, vocabulary: VocabularyOfRequest) -> Response:
     context = context_of(request)
     body = await context.spool.read_json(request)
     if isinstance(body, dict) and "labels" in body:
-        read = [read_item(item) for item in validate(PreviewBatchBody, body).labels]
-        good = [item for item in read if isinstance(item, NewLabel)]
-        outcomes = iter(await context.in_label_thread(lambda: preview(vocabulary, good)))
-        results = [next(outcomes) if isinstance(item, NewLabel) else item for item in read]
+        parsed = parse_batch(validate(PreviewBatchBody, body).labels)
+        results = await context.in_label_thread(
+            lambda: for_valid_labels(parsed, lambda labels: preview(vocabulary, labels))
+        )
         request_id = request_id_of(request)
         items = [_item(i, result, vocabulary, request_id) for i, result in enumerate(results)]
-        return _json(PreviewBatchView(data=items))
-    new = new_label(validate(NewLabelBody, body))
+        return json_response(CardBatchView(data=items))
+    new = parse_new_label(body)
     (card,) = await context.in_label_thread(lambda: preview(vocabulary, [new]))
     if isinstance(card, VidlexError):
         raise card
-    return _json(_view(card, vocabulary))
+    return json_response(_view(card, vocabulary))
 
 
-def _item(index: int, result: Card | VidlexError, vocabulary: Vocabulary, request_id: str) -> PreviewItemView:
+def _item(
+    index: int, result: Card | VidlexError, vocabulary: Vocabulary, request_id: str
+) -> CardResultView | CardFailureView:
     if isinstance(result, VidlexError):
-        return PreviewItemView(index=index, status=result.status, error=problem_of(result, request_id))
-    return PreviewItemView(index=index, status=200, card=_view(result, vocabulary))
+        problem = ProblemView(**problem_of(result, request_id))
+        return CardFailureView(index=index, status=result.status, error=problem)
+    return CardResultView(index=index, status=200, card=_view(result, vocabulary))
 
 
 def _view(card: Card, vocabulary: Vocabulary) -> CardView:
@@ -77,7 +98,3 @@ def _view(card: Card, vocabulary: Vocabulary) -> CardView:
         model=ModelView(id=vocabulary.facts.id, fingerprint=vocabulary.facts.fingerprint),
         vocabulary_revision=card.revision,
     )
-
-
-def _json(view: CardView | PreviewBatchView) -> Response:
-    return Response(view.model_dump_json(), media_type="application/json")

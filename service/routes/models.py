@@ -1,178 +1,144 @@
-"""/models: change the served model under load. Only names that the operator allows can be loaded."""
+"""/models: replace the served model without downtime. Only models that the operator allows can be loaded."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
+from vidlex.service.bounds import MAX_PAGE_SIZE
 from vidlex.service.errors import Forbidden, InvalidParameter
-from vidlex.service.http.context import VocabularyOfRequest, context_of
-from vidlex.service.labels.store.model_pointer import ModelName
+from vidlex.service.http.context import VocabularyOfRequest, bound_namespace_of, context_of
+from vidlex.service.http.openapi.document import json_body
+from vidlex.service.http.openapi.headers import NAMESPACE_PARAMETER
+from vidlex.service.http.responses import json_response
 from vidlex.service.models.model_diff import compare_models
-from vidlex.service.models.registry import Models, ModelsState
-from vidlex.service.schemas.base import ProblemView, validate
-from vidlex.service.schemas.models import (
-    DropBody,
-    GenerationView,
-    LoadedModelView,
-    ModelDiffView,
-    ModelsView,
-    PrepareBody,
-)
+from vidlex.service.routes.model_views import model_diff_view, models_view
+from vidlex.service.schemas.base import validate
+from vidlex.service.schemas.models import DropModelBody, ModelDiffView, ModelsView, PrepareModelBody
 
-router = APIRouter(tags=["models"], responses={"default": {"model": ProblemView, "description": "problem+json"}})
+router = APIRouter(tags=["models"])
 
 
-def _for_all(request: Request) -> None:
-    """What is decided here holds for every namespace."""
-    if getattr(getattr(request.state, "principal", None), "namespace", None) is not None:
-        raise Forbidden("Models serve all namespaces; this API key belongs to one")
+def _require_unbound_key(request: Request) -> None:
+    if bound_namespace_of(request) is not None:
+        raise Forbidden("Models serve all namespaces; this API key is bound to one")
 
 
-def _body(model: type[PrepareBody] | type[DropBody]) -> dict[str, Any]:
-    content = {"application/json": {"schema": model.model_json_schema()}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-FOR_ALL = [Depends(_for_all)]
+_UNBOUND_KEY = [Depends(_require_unbound_key)]
 
 
 @router.get(
     "/models",
     response_model=ModelsView,
-    dependencies=FOR_ALL,
-    summary="Which models are loaded, and how far each has the labels",
+    response_description="The models.",
+    dependencies=_UNBOUND_KEY,
+    summary="Get the models",
+    description="Returns the served model, the models that can replace it, and how far they have encoded the labels.",
 )
 async def get_models(request: Request) -> Response:
-    return await _answer(request, 200)
+    return await _models_response(request)
 
 
 @router.post(
     "/models:prepare",
-    dependencies=FOR_ALL,
+    dependencies=_UNBOUND_KEY,
     status_code=202,
     response_model=ModelsView,
-    summary="Load a model beside the served one and encode every label with it, in the background",
-    description="GET /models shows the progress. Doing it again, or restarting, goes on where it stopped.",
-    openapi_extra=_body(PrepareBody),
+    response_description="The model is being loaded.",
+    summary="Prepare a model",
+    description="Loads a second model and encodes every label with it, in the background. `get_models` reports the "
+    "progress, which survives restarts. Repeating the request has no effect.",
+    openapi_extra=json_body(PrepareModelBody),
 )
-async def prepare(request: Request) -> Response:
+async def prepare_model(request: Request) -> Response:
     context = context_of(request)
     parts = context.require_parts()
-    body = validate(PrepareBody, await context.spool.read_json(request))
+    body = validate(PrepareModelBody, await context.spool.read_json(request))
     if not parts.may_load(body.model):
-        raise InvalidParameter("This model is not among those that VIDLEX_ALLOWED_MODELS and the zoo name")
+        raise InvalidParameter("The model is neither in the zoo nor in VIDLEX_ALLOWED_MODELS")
     await context.in_label_thread(lambda: parts.models.prepare(body.model))
-    return await _answer(request, 202)
+    return await _models_response(request, 202)
 
 
 @router.post(
-    "/models:activate", dependencies=FOR_ALL, response_model=ModelsView, summary="Serve the prepared model from now on"
+    "/models:activate",
+    dependencies=_UNBOUND_KEY,
+    response_model=ModelsView,
+    response_description="The model is served.",
+    summary="Activate the prepared model",
+    description="Serves the prepared model from the next request on. 409 while it has not encoded every label.",
 )
-async def activate(request: Request) -> Response:
+async def activate_model(request: Request) -> Response:
     context = context_of(request)
     await context.in_label_thread(context.require_parts().models.activate)
-    return await _answer(request, 200)
+    return await _models_response(request)
 
 
 @router.post(
     "/models:rollback",
-    dependencies=FOR_ALL,
+    dependencies=_UNBOUND_KEY,
     response_model=ModelsView,
-    summary="Serve the previous model again, at once",
+    response_description="The model is served.",
+    summary="Roll back to the previous model",
+    description="Serves the previous model from the next request on; the served one becomes the prepared one.",
 )
-async def rollback(request: Request) -> Response:
+async def rollback_model(request: Request) -> Response:
     context = context_of(request)
     await context.in_label_thread(context.require_parts().models.rollback)
-    return await _answer(request, 200)
+    return await _models_response(request)
 
 
 @router.post(
     "/models:drop",
-    dependencies=FOR_ALL,
+    dependencies=_UNBOUND_KEY,
     response_model=ModelsView,
-    summary="Unload a model that does not serve, and forget its vectors",
-    openapi_extra=_body(DropBody),
+    response_description="The model is unloaded.",
+    summary="Drop a model",
+    description="Unloads a model that is not served and deletes its label vectors in every namespace.",
+    openapi_extra=json_body(DropModelBody),
 )
-async def drop(request: Request) -> Response:
+async def drop_model(request: Request) -> Response:
     context = context_of(request)
     models = context.require_parts().models
-    body = validate(DropBody, await context.spool.read_json(request))
+    body = validate(DropModelBody, await context.spool.read_json(request))
     await context.in_label_thread(lambda: models.drop(body.fingerprint))
-    return await _answer(request, 200)
+    return await _models_response(request)
 
 
 @router.get(
     "/models:diff",
     response_model=ModelDiffView,
-    summary="What the prepared model would change, on the namespace's last videos",
+    response_description="The differences.",
+    summary="Compare two models",
+    description="Compares the scores of the served model with those of the prepared (else the previous) one on the "
+    "namespace's recent videos.",
+    openapi_extra=NAMESPACE_PARAMETER,
 )
-async def diff(
-    request: Request, vocabulary: VocabularyOfRequest, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+async def diff_models(
+    request: Request,
+    vocabulary: VocabularyOfRequest,
+    limit: Annotated[
+        int, Query(ge=1, le=MAX_PAGE_SIZE, description="Labels to return, largest mean shift first.")
+    ] = 100,
 ) -> Response:
     context = context_of(request)
     parts = context.require_parts()
-    videos = parts.kept.videos(vocabulary.namespace)
+    videos = parts.recent_videos.videos(vocabulary.namespace)
 
     def work() -> ModelDiffView:
-        other = parts.models.other().take(vocabulary.namespace)
+        other = parts.models.comparison_model().acquire(vocabulary.namespace)
         try:
-            return compare_models(vocabulary, other, videos, max_labels=limit)
+            return model_diff_view(compare_models(vocabulary, other, videos, max_labels=limit))
         finally:
-            other.give_back()
+            other.release()
 
-    return _json(await context.in_label_thread(work), 200)
+    return json_response(await context.in_label_thread(work))
 
 
-async def _answer(request: Request, status: int) -> Response:
+async def _models_response(request: Request, status: int = 200) -> Response:
     context = context_of(request)
     models = context.require_parts().models
-    return _json(await context.in_label_thread(lambda: _view(models)), status)
-
-
-def _view(models: Models) -> ModelsView:
-    state = models.state()
-    counts = models.count_everywhere()
-    generations = [
-        GenerationView(namespace=namespace, fingerprint=fingerprint, num_labels=num_labels)
-        for namespace, (_, vectors) in counts.items()
-        for fingerprint, num_labels in vectors.items()
-    ]
-    num_labels = sum(num for num, _ in counts.values())
-
-    def shown(name: ModelName | None) -> LoadedModelView | None:
-        return None if name is None else _loaded(state, name, num_labels, generations)
-
-    served = shown(state.pointer.served)
-    assert served is not None
-    return ModelsView(
-        configured=state.configured,
-        served=served,
-        previous=shown(state.pointer.previous),
-        prepared=shown(state.pointer.prepared),
-        loading=state.loading,
-        problem=state.problem,
-        num_labels=num_labels,
-        generations=generations,
-    )
-
-
-def _loaded(state: ModelsState, name: ModelName, num_labels: int, generations: list[GenerationView]) -> LoadedModelView:
-    model = state.loaded.get(name.fingerprint)
-    num_encoded = sum(g.num_labels for g in generations if g.fingerprint == name.fingerprint)
-    num_refused = 0 if model is None else model.filler.num_refused
-    return LoadedModelView(
-        model=name.spec,
-        id=name.id,
-        fingerprint=name.fingerprint,
-        loaded=model is not None,
-        num_encoded=num_encoded,
-        num_refused=num_refused,
-        complete=model is not None and num_encoded + num_refused >= num_labels,
-    )
-
-
-def _json(view: ModelsView | ModelDiffView, status: int) -> Response:
-    return Response(view.model_dump_json(), status_code=status, media_type="application/json")
+    view = await context.in_label_thread(lambda: models_view(models.state(), models.count_labels()))
+    return json_response(view, status)

@@ -1,1 +1,0 @@
-"""The running service: its parts, their start, their watch and their end."""

@@ -1,4 +1,4 @@
-"""The settings as the limits of each part."""
+"""Derives the limits of each part from the settings."""
 
 from __future__ import annotations
 
@@ -43,7 +43,6 @@ def engine_limits(settings: Settings) -> EngineLimits:
         max_queued_labels=settings.max_queued_labels,
         max_batch_frames=settings.max_batch_frames,
         max_batch_labels=settings.max_batch_labels,
-        batch_delay_seconds=settings.batch_delay_ms / 1000,
     )
 
 

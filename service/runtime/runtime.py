@@ -1,8 +1,7 @@
-"""The running parts of the service: made, watched and stopped in order.
+"""The running parts of the service: built, started and stopped in order.
 
-Start: settings -> store -> migrations -> model -> index -> labels that this model has not encoded -> warm-up -> ready.
-It runs in a thread, so /livez and /readyz answer from the first moment. Whatever is wrong with the configuration ends
-the start for good (``on_fatal``); a remote store that does not answer yet is waited for.
+The start runs in a thread, so that /livez and /readyz answer at once. A configuration error ends it (``on_fatal``); an
+unavailable store is waited for.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ import structlog
 
 from vidlex.model.classifier import Classifier
 from vidlex.model.dummy import create_dummy
-from vidlex.model.weights import list_zoo
-from vidlex.service.access.gate import Gate
+from vidlex.model.specs import list_zoo
+from vidlex.service.access.access_control import AccessControl
 from vidlex.service.access.key_store import KeyStore
 from vidlex.service.classification.classifier import VideoClassifier
 from vidlex.service.classification.features import FeatureCache
@@ -27,59 +26,57 @@ from vidlex.service.engine.engine import Engine
 from vidlex.service.errors import NoApiKeys
 from vidlex.service.http.admission import Admission
 from vidlex.service.http.context import Context, Parts
-from vidlex.service.http.shutdown import Draining
+from vidlex.service.http.graceful_shutdown import GracefulShutdown
 from vidlex.service.http.uploads import Spool
-from vidlex.service.labels.store.model_pointer import Catalogue
+from vidlex.service.labels.store.model_pointer import ModelPointerStore
 from vidlex.service.metrics import Metrics
-from vidlex.service.models.recent_videos import KeptVideos
-from vidlex.service.models.registry import Models
-from vidlex.service.models.served_model import ServedModel, Vocabulary
+from vidlex.service.models.recent_videos import RecentVideos
+from vidlex.service.models.registry import ModelRegistry
+from vidlex.service.models.served_model import ServedModel
 from vidlex.service.registration.label_cache import LabelCache
-from vidlex.service.runtime.database import Database, Stopped
 from vidlex.service.runtime.limits import engine_limits, pool_limits, served_limits, upload_limits
 from vidlex.service.runtime.readiness import State, readiness
+from vidlex.service.runtime.store_connection import StartCancelled, StoreConnection
 from vidlex.service.schemas.health import ReadyView
 from vidlex.service.settings import Settings
 
-log = structlog.get_logger("vidlex.runtime")
+_log = structlog.get_logger("vidlex.runtime")
 
-DECODER_SECONDS = 10.0
-"""A decode process that a file has ended is replaced within seconds; one that stays away longer is a fault of ours."""
-MAX_REASON = 600
-"""Characters of an error that end the start."""
+# Replacing a decode process takes seconds; after a longer outage the service is not ready.
+MAX_DECODER_OUTAGE_SECONDS = 10.0
+_MAX_DETAIL_CHARS = 600
 
 
 class Runtime:
-    """The parts while they run. ``start`` returns at once."""
+    """``start`` returns at once; ``stop`` waits, and must follow the last request."""
 
     def __init__(
         self,
         settings: Settings,
         metrics: Metrics,
         classifier: Classifier | None,
-        gate: Gate,
+        access: AccessControl,
         *,
-        draining: Draining,
+        shutdown: GracefulShutdown,
         on_fatal: Callable[[str], None],
     ) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._given_classifier = classifier
-        self._gate = gate
-        self._draining = draining
+        self._classifier_override = classifier
+        self._access = access
+        self._shutdown = shutdown
         self._on_fatal = on_fatal
         self._stopping = threading.Event()
         self._starter = threading.Thread(target=self._start_up, name="vidlex-start", daemon=True)
         self._cleanup = ExitStack()
         self._cleanup_lock = threading.Lock()
-        self._failed = False
-        self._progress = "starting"
-        self._database = Database(settings, self._stopping)
-        self._first: ServedModel | None = None
-        """The first model until the others look after it too: it may be dropped, and must not be held here then."""
-        self.features = FeatureCache(settings.feature_cache_bytes)
-        self._models: Models | None = None
-        self._kept = KeptVideos(settings.keep_videos, settings.keep_video_bytes)
+        self._has_failed = False
+        self._step = "starting"
+        self._store_connection = StoreConnection(settings, self._stopping)
+        self._starting_model: ServedModel | None = None  # only until ``_models`` owns it, which may unload it later
+        self.feature_cache = FeatureCache(settings.feature_cache_bytes)
+        self._models: ModelRegistry | None = None
+        self._recent_videos = RecentVideos(settings.keep_videos, settings.keep_video_bytes)
         self.label_cache = LabelCache(
             settings.label_cache_dir, settings.label_cache_bytes, on_lookup=metrics.on_label_lookup
         )
@@ -94,127 +91,122 @@ class Runtime:
             readiness=self.readiness,
         )
 
-    # --- life
-
     def start(self) -> None:
         self.context.spool.start()
         self._starter.start()
 
     def stop(self) -> None:
-        """Requests in flight are done when this is called. Ends everything in reverse order."""
-        log.info("stopping")
+        _log.info("stopping")
         self.context.parts = None
         self._stopping.set()
         self._starter.join(timeout=20.0)
         with self._cleanup_lock:
             self._cleanup.close()
         self.context.spool.close()
-        log.info("stopped")
+        _log.info("stopped")
 
-    def _undo(self, action: Callable[[], object]) -> None:
-        """Remember how to end a part. If the service has been stopped meanwhile: end it now."""
+    def _at_stop(self, action: Callable[[], object]) -> None:
+        """Raises StartCancelled if the stop has begun."""
         with self._cleanup_lock:
             self._cleanup.callback(action)
             if self._stopping.is_set():
-                raise Stopped
+                raise StartCancelled
 
     def _start_up(self) -> None:
         try:
             self._start_parts()
-        except Stopped:
+        except StartCancelled:
             with self._cleanup_lock:
                 self._cleanup.close()
         except NoApiKeys as error:
-            self._failed = True
-            log.error("refused_to_start", detail=str(error))
+            self._has_failed = True
+            _log.error("refused_to_start", detail=str(error))
             self._on_fatal(str(error))
         except Exception as error:
-            self._failed = True
-            log.exception("start_failed", step=self._progress, internal=getattr(error, "internal", ""))
-            said = str(error).strip()[:MAX_REASON] or type(error).__name__
-            self._on_fatal(f"it failed while {self._progress}: {said}")
+            self._has_failed = True
+            _log.exception("start_failed", step=self._step, internal=getattr(error, "internal", ""))
+            detail = str(error).strip()[:_MAX_DETAIL_CHARS] or type(error).__name__
+            self._on_fatal(f"it failed while {self._step}: {detail}")
 
     def _start_parts(self) -> None:
         started = time.monotonic()
-        with ThreadPoolExecutor(2, thread_name_prefix="vidlex-start") as helpers:
-            self._undo(self.label_cache.close)
-            self._undo(self.pool.close)
-            pool_started = helpers.submit(self.pool.start)
-            helpers.submit(self._import_encoders)
-            self._progress = "opening the label store"
-            self._undo(self._database.close)
-            self._database.open()
-            self._progress = "reading the API keys"
-            self._undo(self._gate.close)
-            self._database.when_it_answers(lambda: self._gate.attach(KeyStore(self._database.client)))
-            catalogue = Catalogue(self._database.client)
-            spec = self._database.when_it_answers(lambda: self._spec_to_serve(catalogue))
-            self._progress = "loading the model"
-            model = self._first = self._load(spec)
-            self._undo(self._close_first)
-            self._progress = "starting the decode processes"
+        with ThreadPoolExecutor(2, thread_name_prefix="vidlex-start") as threads:
+            self._at_stop(self.label_cache.close)
+            self._at_stop(self.pool.close)
+            pool_started = threads.submit(self.pool.start)
+            threads.submit(self._import_encoders)
+            self._step = "opening the label store"
+            self._at_stop(self._store_connection.close)
+            self._store_connection.open()
+            self._step = "reading the API keys"
+            self._at_stop(self._access.close)
+            self._store_connection.retry_while_unavailable(
+                lambda: self._access.attach(KeyStore(self._store_connection.client))
+            )
+            pointers = ModelPointerStore(self._store_connection.client)
+            spec = self._store_connection.retry_while_unavailable(lambda: self._spec_to_serve(pointers))
+            self._step = "loading the model"
+            model = self._starting_model = self._load(spec)
+            self._at_stop(self._close_starting_model)
+            self._step = "starting the decode processes"
             pool_started.result()
-        self._progress = "encoding and loading labels"
-        self._database.when_it_answers(lambda: model.keep(self._settings.namespace))
-        (vocabulary,) = model.open_vocabularies()
-        while model.awaited(vocabulary):
+        self._step = "encoding and loading labels"
+        vocabulary = self._store_connection.retry_while_unavailable(lambda: model.pin(self._settings.namespace))
+        while model.pending_ids(vocabulary):
             self._pause(0.02)
-        self._progress = "warming up the model"
-        while not model.engine.healthy:
+        self._step = "warming up the model"
+        while not model.engine.is_healthy:
             self._pause(0.02)
-            if not model.engine.alive:
+            if not model.engine.is_alive:
                 raise RuntimeError("the engine's threads have ended")
-        models = self._models = Models(self._settings.model, catalogue, self._load)
-        self._undo(models.close)
-        self._database.when_it_answers(lambda: models.start(model))
-        self._first = None
+        models = ModelRegistry(self._settings.model, self._store_connection.client, self._load, model)
+        self._models = models
+        self._at_stop(models.close)
+        self._store_connection.retry_while_unavailable(models.start)
+        self._starting_model = None
         self.context.parts = self._parts(models)
-        self._progress = ""
-        log.info("ready", **_counts(vocabulary), seconds=round(time.monotonic() - started, 2))
+        self._step = ""
+        index = vocabulary.index
+        _log.info("ready", labels=len(index), revision=index.revision, seconds=round(time.monotonic() - started, 2))
 
-    def _close_first(self) -> None:
-        if self._first is not None:
-            self._first.close()
+    def _close_starting_model(self) -> None:
+        if self._starting_model is not None:
+            self._starting_model.close()
 
     def _pause(self, seconds: float) -> None:
         if self._stopping.wait(seconds):
-            raise Stopped
-
-    # --- the steps
+            raise StartCancelled
 
     def _import_encoders(self) -> None:
-        """Torch takes seconds to import: meanwhile the store is opened."""
-        if self._given_classifier is None and create_dummy(self._settings.model) is None:
+        # torch takes seconds to import; the store is opened at the same time.
+        if self._classifier_override is None and create_dummy(self._settings.model) is None:
             import vidlex.model.factory  # noqa: F401
 
-    def _spec_to_serve(self, catalogue: Catalogue) -> str:
-        """What was activated under the present VIDLEX_MODEL, else VIDLEX_MODEL: see Pointer."""
-        pointer = catalogue.pointer()
-        if pointer is not None and pointer.rules(self._settings.model):
+    def _spec_to_serve(self, pointers: ModelPointerStore) -> str:
+        pointer = pointers.get()
+        if pointer is not None and pointer.applies_to(self._settings.model):
             return pointer.served.spec
         return self._settings.model
 
     def _load_copies(self, spec: str) -> list[Classifier]:
-        """The model once for each device."""
-        if self._given_classifier is not None and spec == self._settings.model:
-            return [self._given_classifier]
+        if self._classifier_override is not None and spec == self._settings.model:
+            return [self._classifier_override]
         dummies = [create_dummy(spec) for _ in self._settings.device.split(",")]
         if dummies[0] is not None:
             return [dummy for dummy in dummies if dummy is not None]
-        # Imported here because torch takes seconds to load: the service listens and answers /livez meanwhile.
+        # Imported here so that the service answers /livez while torch loads.
         from vidlex.model.factory import list_devices, load_classifier
 
         devices = list_devices(self._settings.device)
         return [load_classifier(spec, device=device, precision=self._settings.precision) for device in devices]
 
     def _load(self, spec: str) -> ServedModel:
-        """The model with an engine of its own, started."""
         copies = self._load_copies(spec)
         classifier = copies[0]
         engine = Engine(copies, engine_limits(self._settings), on_batch=self._metrics.on_batch)
         limits = served_limits(self._settings)
-        model = ServedModel(classifier, engine, self._database.store, self.label_cache, limits, spec=spec)
-        log.info(
+        model = ServedModel(classifier, engine, self._store_connection.store, self.label_cache, limits, spec=spec)
+        _log.info(
             "model_loaded",
             model=model.facts.id,
             fingerprint=model.facts.fingerprint,
@@ -224,72 +216,40 @@ class Runtime:
         model.start()
         return model
 
-    def _parts(self, models: Models) -> Parts:
+    def _parts(self, models: ModelRegistry) -> Parts:
         videos = VideoClassifier(
             pool=self.pool,
             metrics=self._metrics,
             max_frames=self._settings.max_frames,
-            features=self.features,
-            store_answers=lambda: self._database.answers,
+            features=self.feature_cache,
+            is_store_available=lambda: self._store_connection.is_available,
             revision_wait_seconds=self._settings.revision_wait_seconds,
-            kept=self._kept,
+            recent_videos=self._recent_videos,
         )
-        return Parts(models, videos, self._kept, self._may_load)
+        return Parts(models, videos, self._recent_videos, self._is_allowed_spec)
 
-    def _may_load(self, spec: str) -> bool:
-        """Clients name models, and a path from a client is not to be trusted: only what the operator has named."""
+    def _is_allowed_spec(self, spec: str) -> bool:
+        # Clients may load only models that the operator has named, not any path.
         return spec in (self._settings.model, *self._settings.allowed_models, *list_zoo())
 
-    # --- what is told about it
-
     @property
-    def served(self) -> ServedModel | None:
-        """The model that serves, or is about to."""
-        return (self._models.served if self._models is not None else None) or self._first
-
-    @property
-    def num_labels(self) -> int:
-        return 0 if self.served is None else sum(len(v.index) for v in self.served.open_vocabularies())
-
-    @property
-    def queued_frames(self) -> int:
-        return 0 if self.served is None else self.served.engine.queued_frames
-
-    @property
-    def queued_labels(self) -> int:
-        return 0 if self.served is None else self.served.engine.queued_labels
-
-    @property
-    def encoder_works(self) -> bool:
-        return self.served is not None and self.served.engine.healthy
-
-    @property
-    def devices_working(self) -> int:
-        return 0 if self.served is None else sum(state == "works" for _, state in self.served.engine.states)
-
-    @property
-    def revision(self) -> int:
-        """Of the settings' namespace; 0 before it is open."""
-        vocabularies = [] if self.served is None else self.served.open_vocabularies()
-        return max((v.sync.revision for v in vocabularies if v.namespace == self._settings.namespace), default=0)
+    def model(self) -> ServedModel | None:
+        return self._starting_model if self._models is None else self._models.served
 
     def readiness(self) -> ReadyView:
-        """Each condition of being ready. Reads flags only: it never waits, but may have the encoder tried."""
-        if self.served is not None:
-            self.served.engine.check()
+        """Requests a probe of devices without a recent successful pass, but does not wait for it."""
+        model = self.model
+        if model is not None:
+            model.engine.request_probes()
         state = State(
-            stopping=self._draining.has_begun or self._stopping.is_set(),
-            progress=self._progress,
-            failed=self._failed,
-            store_answers=self._database.answers,
-            schema_ok=self._database.schema_ok,
-            model=self.served,
-            num_decoders=self.pool.alive_workers,
+            is_stopping=self._shutdown.has_begun or self._stopping.is_set(),
+            step=self._step,
+            has_failed=self._has_failed,
+            is_store_available=self._store_connection.is_available,
+            is_schema_checked=self._store_connection.is_schema_checked,
+            model=model,
+            num_decoders=self.pool.num_alive,
             max_decoders=self._settings.decode_workers,
-            decoding=self.pool.longest_absence_seconds < DECODER_SECONDS,
+            are_decoders_ok=self.pool.longest_outage_seconds < MAX_DECODER_OUTAGE_SECONDS,
         )
         return readiness(state)
-
-
-def _counts(vocabulary: Vocabulary) -> dict[str, int]:
-    return {"labels": len(vocabulary.index), "revision": vocabulary.index.revision}

@@ -1,77 +1,124 @@
-"""The JSON of the HTTP interface: what every part of it shares. Imports vidlex.service.errors alone.
+"""Shared types and validation of the HTTP interface's JSON.
 
-Values are in the units that their names say, scores are 0..1. Unknown members are refused: a misspelt option that is
-silently ignored is worse than an error.
+Units are part of the names; scores are 0 to 1. Bodies with unknown members are refused.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from vidlex.service.bounds import MAX_NAME_CHARS
 from vidlex.service.errors import InvalidParameter
 
 BodyT = TypeVar("BodyT", bound=BaseModel)
 
-Name = Annotated[str, Field(description="1 to 128 characters after NFKC; no control or bidirectional characters")]
+Name = Annotated[
+    str,
+    Field(
+        description=f"1 to {MAX_NAME_CHARS} characters after NFKC normalisation, without control or bidirectional "
+        "characters.",
+        examples=["golden retriever"],
+    ),
+]
 Probability = Annotated[float, Field(ge=0, le=1)]
-Revision = Annotated[int, Field(ge=0, lt=2**63)]
-Milliseconds = Annotated[int, Field(ge=0, le=10**12)]
-
-
-_WORDS = {
+Int64 = Annotated[int, Field(json_schema_extra={"format": "int64"})]
+Revision = Annotated[int, Field(ge=0, lt=2**63, json_schema_extra={"format": "int64"})]
+Milliseconds = Annotated[int, Field(ge=0, le=10**12, json_schema_extra={"format": "int64"})]
+_MAX_PROBLEMS = 100
+_MAX_POINTER_PART_CHARS = 64
+# By type of pydantic error whose message names Python types or classes.
+_MESSAGES = {
     "missing": "is missing",
-    "extra_forbidden": "is not known here",
+    "extra_forbidden": "is not a known member",
     "model_type": "must be a JSON object",
     "dict_type": "must be a JSON object",
     "list_type": "must be a JSON list",
-    "string_type": "must be a text",
+    "string_type": "must be a string",
 }
-"""By pydantic's type of error: what its own message says in Python's words, or with the name of a class of ours."""
 
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class ProblemView(BaseModel):
-    """RFC 9457, as application/problem+json."""
+class View(BaseModel):
+    """Every field is sent, with null if it has no value."""
 
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str
-    request_id: str
-    errors: list[dict[str, str]] | None = None
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
 
 
-def problems_of(error: ValidationError) -> list[dict[str, str]]:
-    """``[{pointer, detail}]`` with JSON pointers (RFC 6901). Never repeats what was sent."""
-    return problem_items(list(error.errors(include_url=False, include_input=False, include_context=False)))
+class ProblemItemView(View):
+    """One invalid member or parameter."""
+
+    pointer: str = Field(
+        description="JSON pointer (RFC 6901) to the invalid member of the body, or `/` and the name of a parameter.",
+        examples=["/name"],
+    )
+    detail: str = Field(description="What is wrong with it.", examples=["is missing"])
 
 
-def problem_items(items: list[Any]) -> list[dict[str, str]]:
-    """The same from pydantic's error dictionaries."""
-    found = []
-    for item in items[:100]:
-        place = "".join(f"/{_escape(part)}" for part in item["loc"])
-        text = _WORDS.get(item["type"]) or str(item["msg"]).removeprefix("Value error, ")
-        found.append({"pointer": place, "detail": text})
-    return found
+def _is_none(value: object) -> bool:
+    return value is None
 
 
-def validate(model: type[BodyT], value: Any) -> BodyT:
-    """``value`` (parsed JSON) as ``model``. Raises InvalidParameter with ``errors``."""
+def _drop_null(schema: dict[str, Any]) -> None:
+    schema.update(schema.pop("anyOf")[0])
+    schema.pop("default", None)
+
+
+def _member(description: str, **more: Any) -> Any:
+    """Sent only with some codes, and never as null."""
+    return Field(None, description=description, exclude_if=_is_none, json_schema_extra=_drop_null, **more)
+
+
+class ProblemView(View):
+    """An error (RFC 9457). A `code` may add members that are not listed here."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(description="Always `about:blank`; see `code`.", examples=["about:blank"])
+    title: str = Field(description="What the code means.", examples=["Not found"])
+    status: int = Field(description="The HTTP status, or that of a batch's item.", examples=[404])
+    detail: str = Field(description="What went wrong in this request, for people.", examples=["There is no such label"])
+    code: str = Field(
+        description="Stable identifier of the kind of error; each response of this document lists its codes.",
+        examples=["not_found"],
+    )
+    request_id: str = Field(
+        description="The `X-Request-Id` of the response. The service's log contains it too.",
+        examples=["0eebd98abb12c582eadd684670a3c118"],
+    )
+    errors: list[ProblemItemView] | None = _member("The invalid members, with some codes of status 400 and 422.")
+    existing_id: str | None = _member("With `label_exists`: id of the label that has the name or alias.")
+    current_revision: Int64 | None = _member("With `revision_not_reached`: the replica's revision.")
+    max_bytes: Int64 | None = _member("With `upload_too_large`: the limit.")
+    num_missing: int | None = _member("With `model_conflict`: labels that the prepared model has not encoded yet.")
+    retry_after_ms: int | None = _member("When to retry, as in the header `Retry-After`.", ge=1000)
+
+
+def problem_items(errors: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """JSON pointers (RFC 6901) and messages. Never contains the input."""
+    items = []
+    for error in errors[:_MAX_PROBLEMS]:
+        pointer = "".join(f"/{_escape(part)}" for part in error["loc"])
+        detail = _MESSAGES.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")
+        items.append({"pointer": pointer, "detail": detail})
+    return items
+
+
+def validate(model: type[BodyT], value: object) -> BodyT:
+    """Raises InvalidParameter with ``errors``."""
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        problems = problems_of(error)
+        problems = problem_items(error.errors(include_url=False, include_input=False, include_context=False))
         detail = "; ".join(f"{p['pointer'] or '/'}: {p['detail']}" for p in problems[:3])
         raise InvalidParameter(detail, errors=problems) from None
 
 
 def _escape(part: object) -> str:
-    text = "".join(c if c.isprintable() else "?" for c in str(part))[:64]
+    text = "".join(c if c.isprintable() else "?" for c in str(part))[:_MAX_POINTER_PART_CHARS]
     return text.replace("~", "~0").replace("/", "~1")

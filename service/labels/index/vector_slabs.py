@@ -1,8 +1,8 @@
-"""Where the label index keeps its vectors: slots that are written once and never move.
+"""Append-only storage of the label index: slots of labels and vectors that are written once and never move.
 
-A label that changes takes a new slot and its old one dies; so whoever searches needs no lock and no copy, only the
-number of slots that there were when he began and which of them were alive. Vectors lie in slabs of fixed size, which
-take memory only as far as they are filled. Names of slots, categories and ids only ever grow, too.
+A changed label gets a new slot, and its old slot is marked deleted elsewhere. A search therefore needs neither a lock
+nor a copy, only the number of slots at its start and the deleted ones among them. Vectors are stored in slabs of fixed
+size, whose memory is committed as they fill.
 """
 
 from __future__ import annotations
@@ -20,23 +20,26 @@ Storage = Literal["float32", "float16"]
 NumberT = TypeVar("NumberT", np.float32, np.intp)
 
 SLAB_ROWS = 32_768
+# Size, as float32, of a block of rows that is used more than once: it stays in the cache.
 PIECE_BYTES = 2**21
-"""Rows that are worked on at once where they are used twice: so many bytes as float32 stay in the cache."""
 MAX_FLOAT16 = 65504.0
 
 _FLOAT32 = np.dtype(np.float32)
 _ALIGNMENT_BYTES = 64
 _ALIGNMENT_FLOATS = 16
+# Mask for a float16 that was sign-extended to 32 bits and shifted to the position of float32's fraction.
 _FLOAT16_BITS = np.int32(-0x70002000)
-"""What is left of a float16, sign-extended to 32 bits and shifted to where float32 has its fraction."""
+# Those bits, read as float32, are the number times 2 ** -112, since the formats' exponents have different biases.
 _FLOAT16_SCALE = np.float32(2.0**112)
-"""Those bits, read as float32, are the number times 2 ** -112: the exponents of the two formats start apart."""
+# If this share of a range of rows is selected, computing all its products is faster than gathering rows (measured).
 _DENSE_SHARE = {"float32": 0.25, "float16": 0.6}
-"""From this share of a stretch on, all of its products are cheaper than collecting the wanted rows (measured)."""
 
 
-class Rows:
-    """Grows by ``append``, which one thread calls at a time; everything else from any thread, below ``num``."""
+class VectorSlabs:
+    """``append`` must be called by one thread at a time; the other methods from any thread, for slots below ``num``.
+
+    Arrays of slots passed to ``vectors`` and ``products_of`` must ascend.
+    """
 
     def __init__(self, dim: int, storage: Storage = "float32") -> None:
         self.dim = dim
@@ -44,12 +47,11 @@ class Rows:
         self.storage: Storage = storage
         self.dtype = np.dtype(storage)
         self.labels: list[Label] = []
-        """The label of each slot."""
         self._slabs: list[NDArray[np.float32] | NDArray[np.float16]] = []
-        self._norms = _Growing(np.float32())
+        self._norms = _AppendOnlyArray(np.float32())  # before rounding to the storage type
         self._slot_of: dict[str, int] = {}
-        self._older: dict[int, int] = {}
-        self._slots_of_category: dict[str, _Growing[np.intp]] = {}
+        self._previous_slot: dict[int, int] = {}
+        self._slots_of_category: dict[str, _AppendOnlyArray[np.intp]] = {}
         self._piece_rows = max(1, PIECE_BYTES // (4 * self.stride))
         self._dense_share = _DENSE_SHARE[storage]
 
@@ -60,7 +62,6 @@ class Rows:
     # -- writing ------------------------------------------------------------------------------------------------------
 
     def append(self, labels: Sequence[Label], vectors: NDArray[np.float32] | NDArray[np.float16]) -> None:
-        """New slots for ``labels`` with ``vectors`` [n, D]. A slot that held the same id is for the caller to bury."""
         first = self.num
         done = 0
         while done < len(labels):
@@ -68,34 +69,33 @@ class Rows:
             if slab == len(self._slabs):
                 self._slabs.append(aligned_empty(SLAB_ROWS, self.stride, self.dtype))
             num = min(len(labels) - done, SLAB_ROWS - row)
-            place = self._slabs[slab][row : row + num]
-            place[:, : self.dim] = vectors[done : done + num, : self.dim]
-            place[:, self.dim :] = 0
+            target = self._slabs[slab][row : row + num]
+            target[:, : self.dim] = vectors[done : done + num, : self.dim]
+            target[:, self.dim :] = 0
             done += num
         self._norms.extend(np.linalg.norm(vectors[:, : self.dim].astype(np.float32, copy=False), axis=1))
         for slot, label in enumerate(labels, first):
-            older = self._slot_of.get(label.id)
-            if older is not None:
-                self._older[slot] = older
+            previous = self._slot_of.get(label.id)
+            if previous is not None:
+                self._previous_slot[slot] = previous
             for category in label.categories:
-                self._slots_of_category.setdefault(category, _Growing(np.intp())).append(slot)
+                self._slots_of_category.setdefault(category, _AppendOnlyArray(np.intp())).append(slot)
             self.labels.append(label)
             self._slot_of[label.id] = slot
 
-    # -- finding ------------------------------------------------------------------------------------------------------
+    # -- lookups ------------------------------------------------------------------------------------------------------
 
     def slots_of(self, label_ids: Collection[str], num: int) -> NDArray[np.intp]:
-        """The newest slot below ``num`` that each id had, dead or alive; -1 where there is none."""
+        """The newest slot below ``num`` of each id, deleted or not; -1 if there is none."""
         slots = np.fromiter(map(self._slot_of.get, label_ids, repeat(-1)), np.intp, len(label_ids))
-        for place in np.flatnonzero(slots >= num):  # written since the caller's snapshot
-            slot: int | None = int(slots[place])
+        for i in np.flatnonzero(slots >= num):  # written after the caller's snapshot
+            slot: int | None = int(slots[i])
             while slot is not None and slot >= num:
-                slot = self._older.get(slot)
-            slots[place] = -1 if slot is None else slot
+                slot = self._previous_slot.get(slot)
+            slots[i] = -1 if slot is None else slot
         return slots
 
     def mask_of_categories(self, categories: Iterable[str], num: int) -> NDArray[np.bool_]:
-        """[num] True for the slots in at least one of the (normalised) categories."""
         mask = np.zeros(num, dtype=np.bool_)
         for category in categories:
             members = self._slots_of_category.get(category)
@@ -105,12 +105,10 @@ class Rows:
         return mask
 
     def norms(self, num: int) -> NDArray[np.float32]:
-        """[num] lengths of the vectors as they were given."""
         return self._norms.values()[:num]
 
     def vectors(self, slots: NDArray[np.intp]) -> NDArray[np.float32]:
-        """[n, stride] copies of the slots' vectors, aligned, zero behind D. ``slots`` ascend."""
-        out = aligned_empty(len(slots), self.stride)
+        out = aligned_empty(len(slots), self.stride)  # zero after D
         for slab, start, stop in self._slabs_of(slots):
             rows = slots[start:stop] - slab * SLAB_ROWS
             if self.storage == "float32":
@@ -122,7 +120,7 @@ class Rows:
     # -- products -----------------------------------------------------------------------------------------------------
 
     def queries(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Features [B, D] as ``products`` wants them. Raises ValueError where they are too large for the storage."""
+        """Features [B, D] in the form for ``products``. Raises ValueError if too large for float16 storage."""
         queries = aligned_empty(len(features), self.stride)
         queries[:, : self.dim] = features
         queries[:, self.dim :] = 0
@@ -133,9 +131,9 @@ class Rows:
         return queries
 
     def products(self, queries: NDArray[np.float32], num: int) -> NDArray[np.float32]:
-        """[B, num] inner products of ``queries(features)`` with the first ``num`` slots, dead ones too."""
+        """[B, num] inner products of ``queries(features)`` with the first ``num`` slots, including deleted ones."""
         out = np.empty((len(queries), num), dtype=np.float32)
-        # One query needs each row once; several come back to it, while the cache has it.
+        # One query reads each row once; several read a block repeatedly while it is cached.
         whole = len(queries) == 1 and self.storage == "float32"
         step = SLAB_ROWS if whole else self._piece_rows
         scratch = self._scratch()
@@ -148,22 +146,21 @@ class Rows:
         return out
 
     def products_of(self, queries: NDArray[np.float32], slots: NDArray[np.intp]) -> NDArray[np.float32]:
-        """[B, n] inner products of ``queries(features)`` with the given slots, which ascend."""
         out = np.empty((len(queries), len(slots)), dtype=np.float32)
         size = self._piece_rows
         scratch, picked = self._scratch(), aligned_empty(min(size, len(slots)), self.stride, self.dtype)
         for slab, slab_start, slab_stop in self._slabs_of(slots):
-            held = self._slabs[slab]
+            stored = self._slabs[slab]
             for start in range(slab_start, slab_stop, size):
                 rows = slots[start : min(start + size, slab_stop)] - slab * SLAB_ROWS
-                place = out[:, start : start + len(rows)]
+                target = out[:, start : start + len(rows)]
                 low, span = int(rows[0]), int(rows[-1] - rows[0]) + 1
                 if len(rows) >= self._dense_share * span:
-                    dense = np.vecdot(self._widened(held[low : low + span], scratch), queries[:, None])
-                    np.take(dense, rows - low, axis=1, out=place, mode="clip")
+                    dense = np.vecdot(self._widened(stored[low : low + span], scratch), queries[:, None])
+                    np.take(dense, rows - low, axis=1, out=target, mode="clip")
                 else:
-                    np.take(held, rows, axis=0, out=picked[: len(rows)], mode="clip")
-                    np.vecdot(self._widened(picked[: len(rows)], scratch), queries[:, None], out=place)
+                    np.take(stored, rows, axis=0, out=picked[: len(rows)], mode="clip")
+                    np.vecdot(self._widened(picked[: len(rows)], scratch), queries[:, None], out=target)
         return out
 
     def _scratch(self) -> NDArray[np.float32]:
@@ -174,10 +171,9 @@ class Rows:
     def _widened(
         self, rows: NDArray[np.float32] | NDArray[np.float16], scratch: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        """The rows as float32; those of float16 times 2 ** -112, which ``queries`` makes good.
+        """The rows as float32; float16 rows are scaled by 2 ** -112, which ``queries`` compensates exactly.
 
-        numpy converts float16 one number at a time, ten times slower than these three vectorised steps. Both powers of
-        two leave every bit of the product as it is.
+        numpy converts float16 number by number, ten times slower than these three vectorised steps.
         """
         if self.storage == "float32":
             return cast("NDArray[np.float32]", rows)
@@ -190,44 +186,42 @@ class Rows:
 
     @staticmethod
     def _slabs_of(slots: NDArray[np.intp]) -> Iterable[tuple[int, int, int]]:
-        """(slab, place of its first slot, place behind its last) for the slabs that ``slots`` touch."""
         if len(slots):
             slabs = np.arange(slots[0] // SLAB_ROWS, slots[-1] // SLAB_ROWS + 2)
             for slab, (start, stop) in zip(slabs, pairwise(np.searchsorted(slots, slabs * SLAB_ROWS)), strict=False):
-                if start < stop:
+                if start < stop:  # slots[start:stop] are in the slab
                     yield int(slab), int(start), int(stop)
 
 
-class _Growing(Generic[NumberT]):
-    """Numbers that are only ever appended by one thread, and read by others as far as they were there."""
+class _AppendOnlyArray(Generic[NumberT]):
+    """Numbers appended by one thread and read by any."""
 
     def __init__(self, zero: NumberT) -> None:
-        self._held: NDArray[NumberT] = np.full(16, zero)
+        self._buffer: NDArray[NumberT] = np.full(16, zero)
         self._num = 0
 
     def append(self, value: int) -> None:
-        self._room(1)
-        self._held[self._num] = value
+        self._reserve(1)
+        self._buffer[self._num] = value
         self._num += 1
 
     def extend(self, values: NDArray[NumberT]) -> None:
-        self._room(len(values))
-        self._held[self._num : self._num + len(values)] = values
+        self._reserve(len(values))
+        self._buffer[self._num : self._num + len(values)] = values
         self._num += len(values)
 
     def values(self) -> NDArray[NumberT]:
-        num = self._num  # first: whatever array is there next holds at least so many
-        return self._held[:num]
+        num = self._num  # read first: the buffer read next has at least this many
+        return self._buffer[:num]
 
-    def _room(self, num: int) -> None:
-        if self._num + num > len(self._held):
-            larger = np.empty(max(2 * len(self._held), self._num + num), self._held.dtype)
-            larger[: self._num] = self._held[: self._num]
-            self._held = larger
+    def _reserve(self, num: int) -> None:
+        if self._num + num > len(self._buffer):
+            larger = np.empty(max(2 * len(self._buffer), self._num + num), self._buffer.dtype)
+            larger[: self._num] = self._buffer[: self._num]
+            self._buffer = larger
 
 
 def aligned_empty(num_rows: int, stride: int, dtype: np.dtype[Any] = _FLOAT32) -> NDArray[Any]:
-    """Uninitialised [num_rows, stride] that starts on a 64-byte border."""
     num_bytes = num_rows * stride * dtype.itemsize
     raw = np.empty(num_bytes + _ALIGNMENT_BYTES, dtype=np.uint8)
     offset = -raw.ctypes.data % _ALIGNMENT_BYTES

@@ -1,9 +1,9 @@
-"""The change stream of a namespace: one entry per atomic step, in the same transaction as the step.
+"""The change stream of a namespace: one entry per atomic step, written in the step's transaction.
 
-An entry's id is the revision that the step made. Entries form a chain: each carries a random ``token`` and the token
-of its predecessor. A reader that meets a hole in the revisions has fallen behind the trimming; one that meets a
-foreign predecessor follows a store whose past was exchanged (restored from a backup, or failed over to a replica
-that lacked the last writes). Both must load everything anew.
+An entry's id is the revision that the step created. Entries form a chain: each holds a random token and its
+predecessor's token. A reader that finds a gap in the revisions is behind the trimmed stream. A reader that finds an
+unknown predecessor reads another history: the store was restored from a backup, or failed over to a replica without
+the last writes. In both cases it must reload everything.
 """
 
 from __future__ import annotations
@@ -19,19 +19,16 @@ ChangeKind = Literal["put", "remove", "vectors"]
 
 @dataclass(frozen=True)
 class Head:
-    """Where a namespace stands: its revision and the token of the step that made it."""
-
     revision: int
     token: str
 
 
-START = Head(0, "")
-"""Of a namespace that nobody has written to."""
+EMPTY_HEAD = Head(0, "")
 
 
 @dataclass(frozen=True)
 class Change:
-    """One atomic step. ``put``: labels added or updated; ``vectors``: only their vectors, of ``fingerprint``."""
+    """Kind ``put`` adds or updates labels; ``vectors`` stores their vectors of ``fingerprint``."""
 
     revision: int
     kind: ChangeKind
@@ -45,7 +42,6 @@ class Change:
         return Head(self.revision, self.token)
 
     def follows(self, head: Head) -> bool:
-        """True when no step lies between ``head`` and this one, and ``head`` is this one's real past."""
         return self.revision == head.revision + 1 and self.previous == head.token
 
 
@@ -72,7 +68,7 @@ def parse_change(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Change:
 
 
 def parse_read_reply(reply: Any) -> list[Change]:
-    """XREAD's reply for one stream. RESP2 gives [[key, entries]], RESP3 {key: [entries]}, no news an empty one."""
+    """Parse XREAD's reply for one stream: RESP2 [[key, entries]], RESP3 {key: [entries]}, empty without entries."""
     if not reply:
         return []
     if isinstance(reply, Mapping):

@@ -1,4 +1,4 @@
-"""Connections to the store, and the one place where their failures become StoreUnavailable."""
+"""Connections to the store. Their failures become StoreUnavailable."""
 
 from __future__ import annotations
 
@@ -17,34 +17,27 @@ CONNECT_TIMEOUT_SECONDS = 2.0
 
 
 def connect_url(url: str, password: str | None = None) -> redis.Redis:
-    """A client for ``redis://``, ``rediss://`` or ``unix://``. Connects at the first command, not here.
-
-    ``password`` is for a URL that holds none, at most a user's name.
-
-    Raises ValueError for a malformed URL.
-    """
+    """``password`` is for a URL without one. Raises ValueError for a malformed URL."""
     return redis.Redis.from_url(url, **_options() | ({} if password is None else {"password": password}))
 
 
 def connect_socket(path: str, *, timeout_seconds: float = SOCKET_TIMEOUT_SECONDS) -> redis.Redis:
-    """A client for a Unix socket. Connects at the first command, not here."""
     return redis.Redis(unix_socket_path=path, **_options() | {"socket_timeout": timeout_seconds})
 
 
 @contextmanager
 def store_errors() -> Iterator[None]:
-    """Everything the store may answer or fail to answer, as StoreUnavailable. Details go to ``internal``."""
     try:
         yield
     except redis.DataError:
-        raise  # a value that cannot be sent: our bug, not the store's state
+        raise  # a value that cannot be sent is a bug, not the state of the store
     except (redis.RedisError, OSError) as error:
         raise StoreUnavailable(internal=f"{type(error).__name__}: {error}") from error
 
 
 def _options() -> dict[str, Any]:
-    # One retry, at once: it replaces a pooled connection that the server's restart has cut. Waiting is the caller's
-    # business, who knows how long its own client will wait.
+    # One immediate retry replaces a pooled connection that a restart of the server has closed. Longer waits are up to
+    # the caller, which knows its own deadline.
     return {
         "socket_timeout": SOCKET_TIMEOUT_SECONDS,
         "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,

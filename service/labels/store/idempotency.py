@@ -1,9 +1,9 @@
-"""Requests that carry an Idempotency-Key: worked on by one at a time, done once, answered alike for a day.
+"""Requests with an Idempotency-Key: executed by one worker at a time, answered identically for a day.
 
-A request's hash holds the digest of its body, then the labels that its steps have created (each written in the very
-transaction that created it), at last its whole answer. Who works on it holds a lease that a thread renews. If that
-process dies, the lease ends within seconds; the next try with the same key finds what was created already and goes on
-from there. A step checks in its transaction that the lease is still its own, so two tries never both write.
+A request's hash holds the digest of its body, then the labels that its steps have created (each stored in the
+transaction that creates it), and finally its response. The worker holds a lease, which a thread renews. If its process
+dies, the lease expires within seconds, and the next attempt with the same key continues with the labels that exist.
+Every step checks in its transaction that its worker still holds the lease, so two attempts never both write.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,138 +22,132 @@ from vidlex.service.errors import IdempotencyInFlight, IdempotencyKeyReused, Inv
 from vidlex.service.labels.store.connection import store_errors
 from vidlex.service.labels.store.records import Label, label_from_json, label_to_json
 from vidlex.service.labels.store.redis_keys import Keys, random_token
+from vidlex.service.labels.store.redis_types import RedisPipeline, RedisWrites, Value, typed_client
 
-KEPT_SECONDS = 24 * 3600
+RETENTION_SECONDS = 24 * 3600
 LEASE_SECONDS = 10.0
 MAX_KEY_CHARS = 255
 _ITEM = "item:"
-_TRIES = 20
+_MAX_ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
-class StoredAnswer:
+class StoredResponse:
     status: int
     headers: dict[str, str]
     body: str
-    may_change: bool = False
-    """A part of it failed in a way that another try may mend: not to be kept."""
+    is_retryable: bool = False  # some items failed with errors that a retry may fix: not to be stored
 
 
 @dataclass
-class Ticket:
-    """The right to work on a request, or the answer that it had (``answer``)."""
+class IdempotentRequest:
+    """A request whose lease this process holds, or which already has a ``response``."""
 
     request_key: str
     lease_key: str
     token: str
-    answer: StoredAnswer | None = None
-    created: dict[int, Label] = field(default_factory=dict)
-    """Labels that an earlier try has created before it died, by their place in the request."""
+    response: StoredResponse | None = None
+    created: dict[int, Label] = field(default_factory=dict)  # of earlier, interrupted attempts, by index in the request
 
-    def guard(self, pipe: Any) -> None:
-        """In a step's body: make the step fail unless this ticket still holds the lease when it is stored."""
+    def check_lease(self, pipe: RedisPipeline) -> None:
+        """For the body of a step. Raises IdempotencyInFlight unless the lease is held when the step is stored."""
         pipe.watch(self.lease_key)
         if pipe.get(self.lease_key) != self.token.encode():
-            raise IdempotencyInFlight("Another try of this request has taken over")
+            raise IdempotencyInFlight("Another attempt at this request has taken over")
 
-    def record(self, queue: Any, labels: Mapping[int, Label]) -> None:
-        """In a step's writes: these labels were created, at these places of the request."""
+    def record_created(self, pipe: RedisWrites, labels: Mapping[int, Label]) -> None:
         if labels:
-            fields = {f"{_ITEM}{place}": f"{label.id}{label_to_json(label)}" for place, label in labels.items()}
-            queue.hset(self.request_key, mapping=fields)
+            fields = {f"{_ITEM}{index}": f"{label.id}{label_to_json(label)}" for index, label in labels.items()}
+            pipe.hset(self.request_key, mapping=fields)
 
 
-class RequestLog:
-    """The requests of one namespace. Thread-safe; raises StoreUnavailable when the store does not answer."""
+class IdempotencyStore:
+    """The requests of one namespace. Thread-safe. Every method raises StoreUnavailable."""
 
     def __init__(self, client: redis.Redis, keys: Keys, *, lease_seconds: float = LEASE_SECONDS) -> None:
-        self._client: Any = client
+        self._client = typed_client(client)
         self._keys = keys
         self._lease_ms = int(lease_seconds * 1000)
 
     @contextmanager
-    def once(self, key: str, body: Any) -> Iterator[Ticket]:
-        """Hold the request with this key while the block runs. ``body``: parsed JSON, compared by its meaning.
+    def hold(self, key: str, body: Any) -> Iterator[IdempotentRequest]:
+        """Hold the request's lease while the block runs. ``body`` is parsed JSON.
 
-        Raises InvalidParameter, IdempotencyKeyReused (it was another body), IdempotencyInFlight.
+        Raises InvalidParameter, IdempotencyKeyReused (the key had another body), IdempotencyInFlight.
         """
         if not (0 < len(key) <= MAX_KEY_CHARS and key.isascii() and key.isprintable()):
             raise InvalidParameter(f"An Idempotency-Key is 1 to {MAX_KEY_CHARS} printable ASCII characters")
         digest = hashlib.sha256(key.encode()).hexdigest()
-        ticket = Ticket(self._keys.request(digest), self._keys.lease(digest), random_token())
+        request = IdempotentRequest(self._keys.request(digest), self._keys.lease(digest), random_token())
         body_digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-        if self._read(ticket, body_digest):
-            yield ticket
+        if self._read(request, body_digest):
+            yield request
             return
         with store_errors():
-            if not self._client.set(ticket.lease_key, ticket.token, nx=True, px=self._lease_ms):
-                raise IdempotencyInFlight("A request with this Idempotency-Key is being worked on")
+            if not self._client.set(request.lease_key, request.token, nx=True, px=self._lease_ms):
+                raise IdempotencyInFlight("A request with this Idempotency-Key is in progress")
         ended = threading.Event()
-        keeper = threading.Thread(target=self._keep, args=(ticket, ended), name="vidlex-lease", daemon=True)
-        keeper.start()
+        renewer = threading.Thread(target=self._renew_lease, args=(request, ended), name="vidlex-lease", daemon=True)
+        renewer.start()
         try:
-            if not self._read(ticket, body_digest):
+            if not self._read(request, body_digest):
                 with store_errors(), self._client.pipeline(transaction=True) as pipe:
-                    pipe.hset(ticket.request_key, "body", body_digest)
-                    pipe.expire(ticket.request_key, KEPT_SECONDS)
+                    pipe.hset(request.request_key, "body", body_digest)
+                    pipe.expire(request.request_key, RETENTION_SECONDS)
                     pipe.execute()
-            yield ticket
+            yield request
         except BaseException:
-            self._forget_if_nothing_came_of_it(ticket)
+            self._delete_if_nothing_created(request)
             raise
         finally:
             ended.set()
-            keeper.join()
-            self._if_ours(ticket, lambda pipe: pipe.delete(ticket.lease_key))
+            renewer.join()
+            self._write_if_leased(request, lambda pipe: pipe.delete(request.lease_key))
 
-    def finish(self, ticket: Ticket, answer: StoredAnswer) -> None:
-        """Keep the answer for all later tries. Nothing is kept if another try has taken over meanwhile."""
-        text = json.dumps([answer.status, answer.headers, answer.body])
-
-        def queue(pipe: Any) -> None:
-            pipe.delete(ticket.request_key)  # the labels in it: the answer tells of them
-            pipe.hset(ticket.request_key, mapping={"body": body_digest, "answer": text})
-            pipe.expire(ticket.request_key, KEPT_SECONDS)
-
+    def save_response(self, request: IdempotentRequest, response: StoredResponse) -> None:
         with store_errors():
-            body_digest = self._client.hget(ticket.request_key, "body")
-        if body_digest is not None:
-            self._if_ours(ticket, queue)
+            body_digest = self._client.hget(request.request_key, "body")
+        if body_digest is None:
+            return
+        answer = json.dumps([response.status, response.headers, response.body])
+        fields: dict[str, Value] = {"body": body_digest, "answer": answer}
 
-    def _read(self, ticket: Ticket, body_digest: str) -> bool:
-        """Fill the ticket with what is known. True if the request was answered."""
+        def queue(pipe: RedisWrites) -> None:
+            pipe.delete(request.request_key)  # the response contains the labels stored there
+            pipe.hset(request.request_key, mapping=fields)
+            pipe.expire(request.request_key, RETENTION_SECONDS)
+
+        self._write_if_leased(request, queue)
+
+    def _read(self, request: IdempotentRequest, body_digest: str) -> bool:
         with store_errors():
-            known = {k.decode(): v for k, v in self._client.hgetall(ticket.request_key).items()}
+            known = {k.decode(): v for k, v in self._client.hgetall(request.request_key).items()}
         if known and known["body"].decode() != body_digest:
-            raise IdempotencyKeyReused("This Idempotency-Key came with another body before; take a new key")
-        ticket.created = {
+            raise IdempotencyKeyReused("This Idempotency-Key was used with another body; use a new key")
+        request.created = {
             int(name.removeprefix(_ITEM)): _parse_item(raw) for name, raw in known.items() if name.startswith(_ITEM)
         }
         if "answer" in known:
-            ticket.answer = StoredAnswer(*json.loads(known["answer"]))
-        return ticket.answer is not None
+            request.response = StoredResponse(*json.loads(known["answer"]))
+        return request.response is not None
 
-    def _forget_if_nothing_came_of_it(self, ticket: Ticket) -> None:
-        """A request that was refused may come again in a better form with the same key."""
-
-        def queue(pipe: Any) -> None:
-            pipe.delete(ticket.request_key)
-
+    def _delete_if_nothing_created(self, request: IdempotentRequest) -> None:
+        # A rejected request may be corrected and sent again with the same key.
         with suppress(StoreUnavailable), store_errors():
-            if self._client.hlen(ticket.request_key) == 1:
-                self._if_ours(ticket, queue)
+            if self._client.hlen(request.request_key) == 1:
+                self._write_if_leased(request, lambda pipe: pipe.delete(request.request_key))
 
-    def _keep(self, ticket: Ticket, ended: threading.Event) -> None:
+    def _renew_lease(self, request: IdempotentRequest, ended: threading.Event) -> None:
         while not ended.wait(self._lease_ms / 3000):
-            self._if_ours(ticket, lambda pipe: pipe.pexpire(ticket.lease_key, self._lease_ms))
+            self._write_if_leased(request, lambda pipe: pipe.pexpire(request.lease_key, self._lease_ms))
 
-    def _if_ours(self, ticket: Ticket, queue: Any) -> None:
-        """Do something only if the lease is ours at that very moment. A store that is away is left alone."""
-        for _ in range(_TRIES):
+    def _write_if_leased(self, request: IdempotentRequest, queue: Callable[[RedisWrites], object]) -> None:
+        """Does nothing if the lease is lost or the store is unavailable."""
+        for _ in range(_MAX_ATTEMPTS):
             try:
                 with store_errors(), self._client.pipeline(transaction=True) as pipe:
-                    pipe.watch(ticket.lease_key)
-                    if pipe.get(ticket.lease_key) != ticket.token.encode():
+                    pipe.watch(request.lease_key)
+                    if pipe.get(request.lease_key) != request.token.encode():
                         return
                     pipe.multi()
                     queue(pipe)
@@ -161,7 +155,7 @@ class RequestLog:
                         pipe.execute()
                         return
                     except redis.WatchError:
-                        continue  # our own thread has renewed the lease just now
+                        continue  # the renewing thread changed the lease
             except StoreUnavailable:
                 return
 

@@ -1,11 +1,10 @@
-"""Reading the labels of one namespace. LabelStore adds the writing."""
+"""Reads the labels of one namespace."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import redis
@@ -15,7 +14,7 @@ from vidlex.service.errors import InvalidParameter, NotFound, StoreUnavailable
 from vidlex.service.labels.store.changes import Change, Head, parse_read_reply
 from vidlex.service.labels.store.connection import store_errors
 from vidlex.service.labels.store.names import fold, normalize_name
-from vidlex.service.labels.store.records import Label, Page, label_from_json, matches_text, name_keys
+from vidlex.service.labels.store.records import Label, Page, label_from_json, matches_text, normalized_names
 from vidlex.service.labels.store.redis_keys import (
     SCHEMA_VERSION_KEY,
     Keys,
@@ -25,11 +24,11 @@ from vidlex.service.labels.store.redis_keys import (
     text_entry,
     text_range,
 )
+from vidlex.service.labels.store.redis_types import RedisReads, typed_client
 from vidlex.service.labels.store.transaction import read_head
 from vidlex.service.labels.store.vectors import VectorCorrupt, decode_vector
 
 SCHEMA_VERSION = 2
-"""The layout of keys.py. The migrations bring a store to it."""
 MAX_PAGE_LABELS = 1000
 _SCAN_LABELS = 500
 _MAX_CHANGES_PER_READ = 1000
@@ -39,23 +38,20 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class StoredLabel:
-    """A label and its vector [D] of one encoder; None when it is missing or corrupt."""
-
     label: Label
-    vector: NDArray[np.float32] | None
+    vector: NDArray[np.float32] | None  # [D]; None if missing or corrupt
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a listing keeps. Category and text are normalised, the parent is an id."""
+class LabelFilter:
+    category: str | None  # normalised
+    parent: str | None  # label id
+    text: str  # normalised
 
-    category: str | None
-    parent: str | None
-    text: str
-
-    @property
-    def num_checks(self) -> int:
-        return (self.category is not None) + (self.parent is not None) + 2 * bool(self.text)
+    def is_indexed(self, *, with_prefix: bool) -> bool:
+        """Whether one index, of the prefix if there is one, already selects exactly the matching labels."""
+        num_indexed = (self.category is not None) + (self.parent is not None)
+        return not self.text and num_indexed <= (0 if with_prefix else 1)
 
     def accepts(self, label: Label) -> bool:
         return (
@@ -65,20 +61,20 @@ class Wanted:
         )
 
 
+# Aliases, because ``list`` is a method inside the class.
 LabelList = list[Label]
 OptionalLabels = list[Label | None]
 IdList = list[str]
 ChangeList = list[Change]
 StoredLabels = list[StoredLabel]
-"""Named here, because inside the class ``list`` is the method."""
 
 
 class LabelReader:
-    """See the module's text. Thread-safe; every method raises StoreUnavailable when the store does not answer."""
+    """Thread-safe. Every method raises StoreUnavailable; ``get`` also NotFound."""
 
     def __init__(self, client: redis.Redis, namespace: str = "default") -> None:
         self.namespace = namespace
-        self._client: Any = client
+        self._client = typed_client(client)
         self._keys = Keys(namespace)
 
     # -- the store as a whole -----------------------------------------------------------------------------------------
@@ -88,7 +84,6 @@ class LabelReader:
             self._client.ping()
 
     def check_schema(self) -> None:
-        """Raise StoreUnavailable unless the migrations have brought the store to exactly this code's layout."""
         with store_errors():
             raw = self._client.get(SCHEMA_VERSION_KEY)
         version = 0 if raw is None else int(raw)
@@ -103,13 +98,12 @@ class LabelReader:
             return read_head(self._client, self._keys)
 
     def revision(self) -> int:
-        """Number of atomic steps that the namespace has seen: grows by one with each, without holes."""
         return self.head().revision
 
     def changes(self, after_revision: int, block_ms: int = 0) -> ChangeList:
-        """The steps after a revision, oldest first, at most 1000; waits up to ``block_ms`` for the first (0: no wait).
+        """Up to 1000 steps after a revision, oldest first. Waits up to ``block_ms`` for the first one.
 
-        The oldest ones may be gone: see Change.follows.
+        The oldest steps may have been trimmed, see Change.follows.
         """
         with store_errors():
             return parse_read_reply(
@@ -122,26 +116,20 @@ class LabelReader:
 
     # -- labels -------------------------------------------------------------------------------------------------------
 
-    def count(self) -> int:
-        with store_errors():
-            return int(self._client.zcard(self._keys.order))
-
     def get(self, label_id: str) -> Label:
-        """Raises NotFound."""
         with store_errors():
-            return self._get_through(self._client, label_id)
+            return self._get_via(self._client, label_id)
 
     def get_many(self, label_ids: Sequence[str]) -> LabelList:
-        """Those of the labels that exist, in the order asked for."""
+        """The existing ones of the labels, in the given order."""
         with store_errors():
-            return self._get_many_through(self._client, label_ids)
+            return self._get_many_via(self._client, label_ids)
 
     def find(self, name: str) -> Label | None:
-        """The label that has this name or alias, after normalisation. Raises LabelTextInvalid."""
+        """By name or alias, after normalisation. Raises LabelTextInvalid."""
         return self.find_many([name])[0]
 
     def find_many(self, names: Sequence[str]) -> OptionalLabels:
-        """``find`` for each of the names, in two round trips."""
         keys = [normalize_name(name) for name in names]
         if not keys:
             return []
@@ -151,7 +139,6 @@ class LabelReader:
         return [None if owner is None else found.get(owner) for owner in owners]
 
     def names_of(self, label_ids: Iterable[str]) -> dict[str, str]:
-        """Label ids to names, for those that exist."""
         return {label.id: label.name for label in self.get_many(list(dict.fromkeys(label_ids)))}
 
     def list(
@@ -164,93 +151,76 @@ class LabelReader:
         parent: str | None = None,
         prefix: str | None = None,
     ) -> Page:
-        """One page of labels: those after the label ``after``, in the order of creation.
+        """The page of labels after the label ``after``, in the order of creation.
 
-        ``category``, ``parent`` (the id, name or alias of a label) and ``prefix`` are answered from indexes.
-        ``prefix`` keeps labels of which a name or alias begins with it and sorts by that text; ``after`` must then
-        still be there. ``q`` keeps labels of which a name or alias contains it, which looks at every label until the
-        page is full. Where several are given, one index is followed and the rest is checked on each label.
+        ``parent`` is an id, name or alias. ``prefix`` selects labels with a name or alias that begins with it, and
+        sorts by that text; ``after`` must then still exist. ``q`` selects labels with a name or alias that contains it.
 
-        Raises InvalidParameter, LabelTextInvalid for a category that none can have, NotFound for the parent.
+        Raises InvalidParameter, LabelTextInvalid (invalid category), NotFound (unknown parent).
         """
         if not 1 <= limit <= MAX_PAGE_LABELS:
             raise InvalidParameter(f"limit is 1 to {MAX_PAGE_LABELS}")
         if after is not None and not is_label_id(after):
             raise InvalidParameter("after is not a label id")
-        wanted = Wanted(
+        conditions = LabelFilter(
             category=None if category is None else normalize_name(category),
             parent=None if parent is None else self._parent_id(parent),
             text=fold(q) if q else "",
         )
+        # One index is followed; the other conditions are checked on each label.
         start = fold(prefix) if prefix else ""
-        size = limit + 1 if wanted.num_checks <= (0 if start else 1) else _SCAN_LABELS
+        size = limit + 1 if conditions.is_indexed(with_prefix=bool(start)) else _SCAN_LABELS
         if start:
             pages = self._pages_by_text(start, size, after)
         else:
-            pages = self._pages_of_ids(self._index_for(wanted), size, after)
+            pages = self._pages_of_ids(self._index_for(conditions), size, after)
         found: LabelList = []
         for ids in pages:
-            found += [label for label in self.get_many(ids) if wanted.accepts(label)]
+            found += [label for label in self.get_many(ids) if conditions.accepts(label)]
             if len(found) > limit:
                 return Page(found[:limit], has_more=True)
         return Page(found, has_more=False)
 
     # -- vectors ------------------------------------------------------------------------------------------------------
 
-    def generations(self) -> dict[str, int]:
-        """Encoders that have vectors here: fingerprint to D."""
+    def generations(self) -> dict[str, int]:  # encoder fingerprint to D
         with store_errors():
-            return self._generations_through(self._client)
-
-    def vectors(self, fingerprint: str, batch: int = 1000) -> Iterator[tuple[LabelList, NDArray[np.float32]]]:
-        """All labels that have a sound vector of this encoder, with the vectors [n, D], in the order of creation."""
-        for rows in self.scan(fingerprint, batch):
-            sound = [(row.label, row.vector) for row in rows if row.vector is not None]
-            if sound:
-                yield [label for label, _ in sound], np.stack([vector for _, vector in sound])
-
-    def missing_vectors(self, fingerprint: str) -> Iterator[Label]:
-        """The labels that this encoder has yet to encode: never done, or the stored bytes fail their checksum."""
-        for rows in self.scan(fingerprint, 1000):
-            yield from (row.label for row in rows if row.vector is None)
+            return self._generations_via(self._client)
 
     def scan(self, fingerprint: str, batch: int = 1000) -> Iterator[StoredLabels]:
-        """All labels in the order of creation, each with its vector of this encoder or None."""
         dim = self.generations().get(fingerprint)
-        for ids in self._pages_of_ids(self._keys.order, batch):
+        for ids in self._pages_of_ids(self._keys.order, batch):  # in the order of creation
             with store_errors():
                 rows = self._rows(ids, fingerprint, dim)
             yield rows
 
     def fetch(self, label_ids: Sequence[str], fingerprint: str) -> StoredLabels:
-        """Those of the labels that exist, each with its vector, read at one moment."""
         if not label_ids:
             return []
         with store_errors():
-            return self._rows(label_ids, fingerprint, self._generations_through(self._client).get(fingerprint))
+            return self._rows(label_ids, fingerprint, self._generations_via(self._client).get(fingerprint))
 
-    # -- inside -------------------------------------------------------------------------------------------------------
+    # -- internals ----------------------------------------------------------------------------------------------------
 
     def _parent_id(self, reference: str) -> str:
         if is_label_id(reference):
             return self.get(reference).id
         found = self.find(reference)
         if found is None:
-            raise NotFound("There is no label of the parent's name")
+            raise NotFound("The parent was not found")
         return found.id
 
-    def _index_for(self, wanted: Wanted) -> str:
-        if wanted.parent is not None:
-            return self._keys.children(wanted.parent)
-        return self._keys.order if wanted.category is None else self._keys.category(wanted.category)
+    def _index_for(self, conditions: LabelFilter) -> str:
+        if conditions.parent is not None:
+            return self._keys.children(conditions.parent)
+        return self._keys.order if conditions.category is None else self._keys.category(conditions.category)
 
     def _pages_by_text(self, prefix: str, size: int, after: str | None) -> Iterator[IdList]:
-        """Ids of the labels with a text that begins with ``prefix``, each once, by the first such text."""
         entry: str | None = None
         if after is not None:
-            texts = [text for text in name_keys(self.get(after)) if text.startswith(prefix)]
+            texts = [text for text in normalized_names(self.get(after)) if text.startswith(prefix)]
             if not texts:
-                raise InvalidParameter("the label of after no longer begins with prefix: start with the first page")
+                raise InvalidParameter("The label of after no longer matches prefix; start again with the first page")
             entry = text_entry(min(texts), after)
         while True:
             low, high = text_range(prefix, entry)
@@ -265,7 +235,7 @@ class LabelReader:
                 return
 
     def _pages_of_ids(self, index: str, size: int, after: str | None = None) -> Iterator[IdList]:
-        """Ids in a sorted set, page by page. Steps that happen meanwhile never make it skip or repeat an id."""
+        # Pages by id, not by offset: concurrent steps cause no skipped or repeated ids.
         low = "-" if after is None else f"({after}"
         while True:
             with store_errors():
@@ -277,7 +247,7 @@ class LabelReader:
             low = f"({ids[-1]}"
 
     def _rows(self, label_ids: Sequence[str], fingerprint: str, dim: int | None) -> StoredLabels:
-        # In one transaction: a rename between two reads would marry the old name to the new name's vector.
+        # One transaction: a rename between two reads would combine the old name with the new name's vector.
         with self._client.pipeline(transaction=True) as pipe:
             pipe.hmget(self._keys.records, list(label_ids))
             pipe.hmget(self._keys.vectors(fingerprint), list(label_ids))
@@ -297,24 +267,23 @@ class LabelReader:
             _log.error("label %s of namespace %s has a corrupt vector: %s", label_id, self.namespace, error)
             return None
 
-    def _get_through(self, pipe: Any, label_id: str) -> Label:
-        raw = pipe.hget(self._keys.records, label_id) if is_label_id(label_id) else None
+    def _get_via(self, reads: RedisReads, label_id: str) -> Label:
+        raw = reads.hget(self._keys.records, label_id) if is_label_id(label_id) else None
         if raw is None:
-            raise NotFound("There is no label of this id")
+            raise NotFound("No label has this id")
         return label_from_json(label_id, raw)
 
-    def _get_many_through(self, pipe: Any, label_ids: Sequence[str]) -> LabelList:
+    def _get_many_via(self, reads: RedisReads, label_ids: Sequence[str]) -> LabelList:
         possible = [label_id for label_id in label_ids if is_label_id(label_id)]
         if not possible:
             return []
-        rows = pipe.hmget(self._keys.records, possible)
+        rows = reads.hmget(self._keys.records, possible)
         return [label_from_json(i, raw) for i, raw in zip(possible, rows, strict=True) if raw is not None]
 
-    def _generations_through(self, pipe: Any) -> dict[str, int]:
-        return {key.decode(): int(value) for key, value in pipe.hgetall(self._keys.generations).items()}
+    def _generations_via(self, reads: RedisReads) -> dict[str, int]:
+        return {key.decode(): int(value) for key, value in reads.hgetall(self._keys.generations).items()}
 
 
 def _is_first_text(label: Label, text: str, prefix: str) -> bool:
-    """True when no other text of the label that begins with ``prefix`` sorts before ``text``."""
-    # By bytes, as the store sorts; code points sort alike in UTF-8.
-    return all(other >= text for other in name_keys(label) if other.startswith(prefix))
+    # The store sorts by bytes, which in UTF-8 is the order of code points.
+    return all(other >= text for other in normalized_names(label) if other.startswith(prefix))

@@ -1,63 +1,55 @@
-"""What is stored beside the labels of one namespace: which model serves, and which namespaces there are."""
+"""The model pointer: which models every replica loads, and which one of them serves."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import redis
 
 from vidlex.service.labels.store.connection import store_errors
-from vidlex.service.labels.store.redis_keys import ALL_CHANGES, MODEL_POINTER_KEY, Keys, parse_key
+from vidlex.service.labels.store.redis_keys import MODEL_POINTER_KEY
+from vidlex.service.labels.store.redis_types import typed_client
 
 
 @dataclass(frozen=True)
 class ModelName:
-    """``spec`` is what loads it, ``id`` what people call it, ``fingerprint`` what its vectors carry."""
-
-    spec: str
-    id: str
-    fingerprint: str
+    spec: str  # loads the model
+    id: str  # shown to users
+    fingerprint: str  # identifies its vectors
 
 
 @dataclass(frozen=True)
-class Pointer:
-    """Which models the replicas load, and which one of them serves.
+class ModelPointer:
+    """Applies only to replicas whose VIDLEX_MODEL equals ``configured``.
 
-    The rule of who wins: a replica obeys a pointer that was set while its own VIDLEX_MODEL was configured, and ignores
-    any other. So what was activated stays through restarts, and an operator who edits VIDLEX_MODEL wins over an older
-    pointer; the first change that is made then replaces it.
+    An activation therefore survives restarts, and an operator who edits VIDLEX_MODEL overrides an older pointer until
+    the next change replaces it.
     """
 
-    configured: str
-    """VIDLEX_MODEL of the replica that set it."""
+    configured: str  # VIDLEX_MODEL of the replica that set the pointer
     served: ModelName
-    previous: ModelName | None = None
-    """Served before: stays loaded, so that a rollback is immediate."""
-    prepared: ModelName | None = None
-    """Loaded beside, its labels being encoded; an activation makes it the served one."""
+    previous: ModelName | None = None  # stays loaded, so that a rollback is immediate
+    prepared: ModelName | None = None  # loaded while its labels are encoded
 
-    def rules(self, configured: str) -> bool:
-        """Whether a replica with this VIDLEX_MODEL obeys."""
+    def applies_to(self, configured: str) -> bool:
         return self.configured == configured
 
     def names(self) -> list[ModelName]:
         return [name for name in (self.served, self.previous, self.prepared) if name is not None]
 
 
-class Catalogue:
-    """Thread-safe; every method raises StoreUnavailable when the store does not answer."""
+class ModelPointerStore:
+    """Thread-safe. Every method raises StoreUnavailable."""
 
     def __init__(self, client: redis.Redis) -> None:
-        self._client: Any = client
+        self._client = typed_client(client)
 
-    def pointer(self) -> Pointer | None:
+    def get(self) -> ModelPointer | None:
         with store_errors():
             return _parse(self._client.get(MODEL_POINTER_KEY))
 
-    def exchange(self, expected: Pointer | None, new: Pointer) -> bool:
-        """Store ``new`` if ``expected`` still stands, in one atomic step; else False and nothing is changed."""
+    def compare_and_set(self, expected: ModelPointer | None, new: ModelPointer) -> bool:
         with store_errors(), self._client.pipeline(transaction=True) as pipe:
             pipe.watch(MODEL_POINTER_KEY)
             if _parse(pipe.get(MODEL_POINTER_KEY)) != expected:
@@ -70,27 +62,10 @@ class Catalogue:
                 return False
             return True
 
-    def namespaces(self) -> list[str]:
-        """Those that were ever written to, sorted."""
-        with store_errors():
-            keys = [parse_key(key) for key in self._client.scan_iter(match=ALL_CHANGES, count=1000)]
-        return sorted({key.namespace for key in keys if key is not None})
 
-    def count_labels(self, namespace: str) -> int:
-        with store_errors():
-            return int(self._client.zcard(Keys(namespace).order))
-
-    def count_vectors(self, namespace: str) -> dict[str, int]:
-        """Encoder fingerprint to the number of labels that have its vector."""
-        keys = Keys(namespace)
-        with store_errors():
-            fingerprints = [key.decode() for key in self._client.hgetall(keys.generations)]
-            return {f: int(self._client.hlen(keys.vectors(f))) for f in sorted(fingerprints)}
-
-
-def _parse(raw: bytes | None) -> Pointer | None:
+def _parse(raw: bytes | None) -> ModelPointer | None:
     if raw is None:
         return None
     data = json.loads(raw)
     names = {role: ModelName(**data[role]) if data[role] else None for role in ("previous", "prepared")}
-    return Pointer(data["configured"], ModelName(**data["served"]), **names)
+    return ModelPointer(data["configured"], ModelName(**data["served"]), **names)

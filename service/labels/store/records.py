@@ -1,26 +1,21 @@
-"""The label as the service knows it, and its form in the store. Validation of everything a user may write."""
+"""Labels, their validation, and their JSON form in the store."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
 
+from vidlex.service.bounds import MAX_ALIASES, MAX_CATEGORIES, MAX_METADATA_BYTES, MAX_PARENTS
 from vidlex.service.errors import InvalidParameter
 from vidlex.service.labels.store.names import display_name, fold, normalize_name
 from vidlex.service.labels.store.redis_keys import is_label_id
 
-MAX_ALIASES = 16
-MAX_CATEGORIES = 32
-MAX_PARENTS = 16
-MAX_METADATA_BYTES = 16_384
-
 
 class Unset(Enum):
-    """The type of UNSET: "leave this field as it is", where None means "clear it"."""
+    """The type of UNSET, which leaves a field unchanged; None clears it."""
 
     UNSET = "unset"
 
@@ -30,21 +25,16 @@ UNSET: Final = Unset.UNSET
 
 @dataclass(frozen=True)
 class NewLabel:
-    """What a user writes. Aliases share the name space of the names: each text finds at most one label."""
-
     name: str
     aliases: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
-    parents: tuple[str, ...] = ()
-    """Names, aliases or ids of labels of the same namespace."""
+    parents: tuple[str, ...] = ()  # names, aliases or ids of labels of the same namespace
     threshold: float | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class LabelChanges:
-    """Fields to replace. A new ``name`` needs a new vector: see LabelStore.update."""
-
     name: str | Unset = UNSET
     aliases: tuple[str, ...] | Unset = UNSET
     categories: tuple[str, ...] | Unset = UNSET
@@ -55,15 +45,16 @@ class LabelChanges:
 
 @dataclass(frozen=True)
 class Label:
-    """A stored label. ``revision`` is the namespace's revision at its last change; times are Unix ms."""
+    """Categories are normalised; parents are ids of existing labels, without cycles; times are Unix time.
+
+    ``revision`` is that of the namespace at the label's last change.
+    """
 
     id: str
     name: str
     aliases: tuple[str, ...]
     categories: tuple[str, ...]
-    """Normalised: categories are compared, never shown in the user's spelling."""
     parents: tuple[str, ...]
-    """Ids of labels of the same namespace: they are there, and the way up is free of cycles."""
     threshold: float | None
     metadata: dict[str, Any]
     created_at_ms: int
@@ -78,10 +69,7 @@ class Page:
 
 
 def clean(new: NewLabel) -> NewLabel:
-    """``new`` in stored form: display names, no repeated alias, normalised categories.
-
-    Raises LabelTextInvalid for text and InvalidParameter for the rest. Idempotent.
-    """
+    """Normalise and validate. Idempotent. Raises LabelTextInvalid, InvalidParameter."""
     name = display_name(new.name)
     if len(new.aliases) > MAX_ALIASES:
         raise InvalidParameter(f"A label has at most {MAX_ALIASES} aliases")
@@ -102,13 +90,11 @@ def clean(new: NewLabel) -> NewLabel:
     )
 
 
-def name_keys(label: NewLabel | Label) -> list[str]:
-    """Normalised name and aliases of a cleaned label: the texts it owns in its namespace. No repeats."""
+def normalized_names(label: NewLabel | Label) -> list[str]:
     return list(dict.fromkeys(fold(text) for text in (label.name, *label.aliases)))
 
 
 def apply_changes(label: Label, changes: LabelChanges) -> NewLabel:
-    """The user's part of ``label`` after ``changes``, cleaned."""
     return clean(
         NewLabel(
             name=label.name if isinstance(changes.name, Unset) else changes.name,
@@ -121,26 +107,22 @@ def apply_changes(label: Label, changes: LabelChanges) -> NewLabel:
     )
 
 
-def user_part(label: Label) -> NewLabel:
+def client_fields(label: Label) -> NewLabel:
     return NewLabel(label.name, label.aliases, label.categories, label.parents, label.threshold, label.metadata)
 
 
 def etag_of(label: Label) -> str:
-    """An HTTP entity tag (without its quotes) that another state of the label never has.
-
-    The time is in it because a store restored from a backup gives the same revisions out again.
-    """
+    # With the time, because a store restored from a backup assigns the same revisions again.
     return f"{label.revision:x}-{label.updated_at_ms:x}"
 
 
 def make_label(label_id: str, cleaned: NewLabel, *, created_at_ms: int, updated_at_ms: int, revision: int) -> Label:
-    """``cleaned.parents`` are ids here."""
     return Label(
         label_id,
         cleaned.name,
         cleaned.aliases,
         cleaned.categories,
-        cleaned.parents,
+        cleaned.parents,  # must be ids
         cleaned.threshold,
         cleaned.metadata,
         created_at_ms,
@@ -150,7 +132,6 @@ def make_label(label_id: str, cleaned: NewLabel, *, created_at_ms: int, updated_
 
 
 def label_to_json(label: Label) -> str:
-    """All fields but the id, which is the hash field it is stored under."""
     return json.dumps(
         {
             "name": label.name,
@@ -175,7 +156,7 @@ def label_from_json(label_id: str, text: str | bytes) -> Label:
         name=data["name"],
         aliases=tuple(data["aliases"]),
         categories=tuple(data["categories"]),
-        # Not there if a service of schema 1 wrote on while the store was being migrated.
+        # Missing if a service of schema 1 wrote the label while the store was migrated.
         parents=tuple(data.get("parents", ())),
         threshold=data["threshold"],
         metadata=data["metadata"],
@@ -186,30 +167,26 @@ def label_from_json(label_id: str, text: str | bytes) -> Label:
 
 
 def matches_text(label: Label, folded: str) -> bool:
-    """True when the normalised name or an alias contains ``folded``."""
-    texts: Sequence[str] = name_keys(label)
+    texts: Sequence[str] = normalized_names(label)
     return any(folded in text for text in texts)
 
 
 def _clean_threshold(threshold: float | None) -> float | None:
     if threshold is None:
         return None
-    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not math.isfinite(threshold):
-        raise InvalidParameter("A threshold is a number from 0 to 1")
-    if not 0 <= threshold <= 1:
+    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
         raise InvalidParameter("A threshold is a number from 0 to 1")
     return float(threshold)
 
 
 def _clean_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
-    """A copy as JSON gives it back, so that what add() returns equals what get() returns later."""
     if not isinstance(metadata, dict):
         raise InvalidParameter("metadata is a JSON object")
     try:
         encoded = json.dumps(metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
         if len(encoded) > MAX_METADATA_BYTES:
             raise InvalidParameter(f"metadata is at most {MAX_METADATA_BYTES} bytes of JSON")
-        copy: dict[str, Any] = json.loads(encoded)
+        copy: dict[str, Any] = json.loads(encoded)  # a new label must equal the label that is read back
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidParameter("metadata is not valid JSON", internal=repr(error)) from error
     return copy

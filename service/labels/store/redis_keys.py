@@ -1,21 +1,21 @@
-"""Every key and id in the store, built and parsed here and nowhere else.
+"""Keys and ids of the store. Only this file builds and parses them.
 
-    vidlex:{NAMESPACE}:changes                stream   <revision>-0 -> one atomic step; its last entry is the revision
+    vidlex:{NAMESPACE}:changes                stream   <revision>-0 -> one atomic step
     vidlex:{NAMESPACE}:names                  hash     normalised name or alias -> label id
     vidlex:{NAMESPACE}:records                hash     label id -> JSON
-    vidlex:{NAMESPACE}:order                  zset     label ids, all of score 0: sorted by id, so by creation
-    vidlex:{NAMESPACE}:category:<category>    zset     the same for the labels of one category
-    vidlex:{NAMESPACE}:children:<label id>    zset     the same for the labels that name this one as a parent
-    vidlex:{NAMESPACE}:texts                  zset     normalised name or alias, NUL, label id; all of score 0
+    vidlex:{NAMESPACE}:order                  zset     label ids with score 0: sorted by id, which is by creation
+    vidlex:{NAMESPACE}:category:<category>    zset     the same for one category
+    vidlex:{NAMESPACE}:children:<label id>    zset     the same for the children of this label
+    vidlex:{NAMESPACE}:texts                  zset     normalised name or alias, NUL, label id; score 0
     vidlex:{NAMESPACE}:generations            hash     encoder fingerprint -> D
     vidlex:{NAMESPACE}:vectors:<fingerprint>  hash     label id -> vector (see vectors.py)
-    vidlex:{NAMESPACE}:request:<digest>       hash     what came of a request with an Idempotency-Key; for a day
-    vidlex:{NAMESPACE}:lease:<digest>         string   who works on that request now; for seconds
-    vidlex:{NAMESPACE}:turn                   string   which writer the others let pass; for a second
+    vidlex:{NAMESPACE}:request:<digest>       hash     state of a request with an Idempotency-Key; expires after a day
+    vidlex:{NAMESPACE}:lease:<digest>         string   token of the request's current worker; expires after seconds
+    vidlex:{NAMESPACE}:turn                   string   token of the writer with priority; expires after two seconds
 
-The braces are a hash tag: in a cluster all keys of a namespace lie in one slot, so one transaction may touch them.
-A label id is ``lbl_`` and 24 characters: the revision that created it (8), its place in that step (4), random (12).
-Ids therefore sort by creation without trusting anybody's clock.
+The braces are a hash tag: in a cluster all keys of a namespace share a slot, so one transaction may use them.
+A label id is ``lbl_`` and 24 characters: the revision that created it (8), its index in that step (4), random (12).
+Ids therefore sort by creation, independently of clocks.
 """
 
 from __future__ import annotations
@@ -25,26 +25,25 @@ import secrets
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-PREFIX = "vidlex"
-SCHEMA_VERSION_KEY = "vidlex-schema:{schema}:version"
-"""Written by the migrations, read here: see LabelStore.check_schema."""
-MODEL_POINTER_KEY = "vidlex-model:{model}:pointer"
-"""Which model serves, for all namespaces: see catalogue.py."""
+from vidlex.service.bounds import FINGERPRINT_PATTERN, NAMESPACE_PATTERN, NAMESPACE_RULE
 
-ALL_CHANGES = f"{PREFIX}:{{*}}:changes"
-"""Pattern for SCAN: one key of each namespace that was ever written to."""
+PREFIX = "vidlex"
+SCHEMA_VERSION_KEY = "vidlex-schema:{schema}:version"  # written by the migrations
+MODEL_POINTER_KEY = "vidlex-model:{model}:pointer"
+
+CHANGES_KEY_PATTERN = f"{PREFIX}:{{*}}:changes"  # for SCAN: one key of every namespace with a write
 
 PlainKind = Literal["changes", "names", "records", "order", "texts", "generations", "turn"]
 KindWithArgument = Literal["category", "children", "vectors", "request", "lease"]
 _PLAIN_KINDS = frozenset(get_args(PlainKind))
 _KINDS_WITH_ARGUMENT = frozenset(get_args(KindWithArgument))
 
-_NAMESPACE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_FINGERPRINT = re.compile(r"[!-~]{1,200}")
+_NAMESPACE = re.compile(NAMESPACE_PATTERN)
+_FINGERPRINT = re.compile(FINGERPRINT_PATTERN)
 _KEY = re.compile(r"vidlex:\{(?P<namespace>[^{}]+)\}:(?P<kind>[a-z]+)(?::(?P<argument>.+))?", re.DOTALL)
 
+# Crockford's alphabet: in ASCII order, without letters that are easily confused
 _BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"
-"""Crockford's alphabet: in ASCII order, and without letters that look alike."""
 _LABEL_ID = re.compile(rf"lbl_[{_BASE32}]{{24}}")
 MAX_LABELS_PER_STEP = 32**4
 
@@ -58,17 +57,14 @@ class ParsedKey:
 
 @dataclass(frozen=True)
 class Keys:
-    """The keys of one namespace."""
-
     namespace: str
 
     def __post_init__(self) -> None:
         if not is_namespace(self.namespace):
-            raise ValueError(f"a namespace is 1 to 64 of a-z 0-9 _ - and starts with a-z 0-9, got {self.namespace!r}")
+            raise ValueError(f"a namespace is {NAMESPACE_RULE}; got {self.namespace!r}")
 
     @property
     def pattern(self) -> str:
-        """For SCAN: all keys of the namespace."""
         return self._key("*")
 
     @property
@@ -92,7 +88,7 @@ class Keys:
         return self._key("texts")
 
     @property
-    def turn(self) -> str:
+    def writer_priority(self) -> str:
         return self._key("turn")
 
     @property
@@ -121,7 +117,6 @@ class Keys:
 
 
 def parse_key(key: str | bytes) -> ParsedKey | None:
-    """The inverse of ``Keys``; None for a key that is not ours."""
     text = key.decode("utf-8", "replace") if isinstance(key, bytes) else key
     match = _KEY.fullmatch(text)
     if match is None or not is_namespace(match["namespace"]):
@@ -141,7 +136,6 @@ def check_fingerprint(fingerprint: str) -> None:
 
 
 def make_label_id(revision: int, index: int, token: str) -> str:
-    """Id of the ``index``-th label that the step ``revision`` creates; ``token`` from ``random_token()``."""
     if not (0 <= revision < 32**8 and 0 <= index < MAX_LABELS_PER_STEP):
         raise ValueError(f"out of range: {revision = }, {index = }")
     return f"lbl_{_base32(revision, 8)}{_base32(index, 4)}{token}"
@@ -152,29 +146,26 @@ def is_label_id(text: str) -> bool:
 
 
 def random_token() -> str:
-    """60 random bits as 12 characters."""
     return _base32(secrets.randbits(60), 12)
 
 
 def text_entry(text: str, label_id: str) -> str:
-    """Member of ``texts``. No name holds a NUL, so a text sorts before all that it is a prefix of."""
+    # Names contain no NUL, so a text sorts before all texts that begin with it.
     return f"{text}\0{label_id}"
 
 
 def parse_text_entry(entry: bytes) -> tuple[str, str]:
-    """(text, label id)"""
     text, _, label_id = entry.decode().rpartition("\0")
     return text, label_id
 
 
 def text_range(prefix: str, after: str | None = None) -> tuple[bytes, bytes]:
-    """Borders for ZRANGE BYLEX: the members of ``texts`` that begin with ``prefix``, those after a member if given."""
+    """Bounds for ZRANGE BYLEX: the members of ``texts`` that begin with ``prefix`` and sort after ``after``."""
     start = f"[{prefix}" if after is None else f"({after}"
-    return start.encode(), b"(" + prefix.encode() + b"\xff"  # a byte that UTF-8 does not have
+    return start.encode(), b"(" + prefix.encode() + b"\xff"  # a byte that never occurs in UTF-8
 
 
 def change_entry_id(revision: int) -> str:
-    """The stream's entry id of a revision."""
     return f"{revision}-0"
 
 

@@ -1,4 +1,4 @@
-"""A label's vector as bytes: D little-endian float32, then the CRC-32 of those bytes. Never pickle."""
+"""A label's vector as bytes: D little-endian float32, then their CRC-32."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ _CHECKSUM = struct.Struct("<I")
 
 
 class VectorCorrupt(Exception):
-    """The stored bytes are not the vector that was written. The label counts as not encoded."""
+    """Wrong length or checksum. The label counts as not encoded."""
 
 
 def check_vector(vector: ArrayLike) -> NDArray[np.float32]:
-    """A finite [D >= 1] float32 vector, else ValueError."""
     array = np.asarray(vector, dtype=np.float32)
     if array.ndim != 1 or array.shape[0] < 1:
-        raise ValueError(f"a label's vector has one dimension and is not empty, got shape {list(array.shape)}")
+        raise ValueError(
+            f"a label's vector must have one dimension and at least one number, got shape {list(array.shape)}"
+        )
     if not np.isfinite(array).all():
         raise ValueError("a label's vector must be finite")
     return array
 
 
 def encode_vector(vector: NDArray[np.float32]) -> bytes:
-    """[D] float32 to 4 D + 4 bytes."""
     data = np.ascontiguousarray(vector, dtype="<f4").tobytes()
     return data + _CHECKSUM.pack(zlib.crc32(data))
 
 
 def decode_vector(raw: bytes, dim: int) -> NDArray[np.float32]:
-    """The [D] float32 vector in ``raw`` (read-only). Raises VectorCorrupt on a wrong length or checksum."""
+    """The [D] vector, read-only. Raises VectorCorrupt."""
     if len(raw) != 4 * dim + _CHECKSUM.size:
         raise VectorCorrupt(f"{len(raw)} bytes stored for a vector of {dim} numbers")
     data = memoryview(raw)[: 4 * dim]

@@ -1,4 +1,4 @@
-"""The label store's connection while the service runs: opened, migrated, watched; one LabelStore per namespace."""
+"""The connection to the label store: opened, migrated and monitored; one LabelStore per namespace."""
 
 from __future__ import annotations
 
@@ -20,34 +20,36 @@ from vidlex.service.settings import Settings
 
 ResultT = TypeVar("ResultT")
 
-log = structlog.get_logger("vidlex.runtime")
+_log = structlog.get_logger("vidlex.runtime")
 
-PING_SECONDS = 0.5
-SILENT_SECONDS = 3.0
-"""A store that has not answered a ping for so long counts as gone, even if the ping has not failed yet."""
-_MAX_PAUSE_SECONDS = 5.0
-
-
-class Stopped(Exception):
-    """The service is asked to stop while it starts."""
+PING_INTERVAL_SECONDS = 0.5
+# Without a reply to a ping for this long the store counts as unavailable, even if no ping has failed.
+PING_TIMEOUT_SECONDS = 3.0
+_MIN_RETRY_SECONDS = 0.2
+_MAX_RETRY_SECONDS = 5.0
 
 
-class Database:
-    """``open`` first, ``close`` last; the rest from any thread."""
+class StartCancelled(Exception):
+    """The service is being stopped while it starts."""
+
+
+class StoreConnection:
+    """Call ``open`` first and ``close`` last. Thread-safe."""
 
     def __init__(self, settings: Settings, stopping: threading.Event) -> None:
         self._settings = settings
         self._stopping = stopping
         self._embedded: EmbeddedStore | None = None
         self._client: redis.Redis | None = None
+        # Weak, because clients may request any number of namespaces.
         self._stores: WeakValueDictionary[str, LabelStore] = WeakValueDictionary()
         self._lock = threading.Lock()
-        self._answered_at = -SILENT_SECONDS
-        self._fails = True
-        self.schema_ok = False
+        self._replied_at = -PING_TIMEOUT_SECONDS
+        self._is_failing = True
+        self.is_schema_checked = False
 
     def open(self) -> None:
-        """Connect, wait for the store, migrate it and watch it. Raises Stopped, or what makes it unusable for good."""
+        """Raises StartCancelled, or any error that waiting cannot solve."""
         url = self._settings.redis_url
         if url is None:
             self._embedded = EmbeddedStore(self._settings.data_dir)
@@ -56,10 +58,10 @@ class Database:
         else:
             self._client = connect_url(url.get_secret_value(), self._settings.redis_password)
         store = self.store(self._settings.namespace)
-        self.when_it_answers(self._migrate)
-        self.when_it_answers(store.check_schema)
-        self.schema_ok = True
-        threading.Thread(target=self._watch, args=(store,), name="vidlex-ping", daemon=True).start()
+        self.retry_while_unavailable(self._migrate)
+        self.retry_while_unavailable(store.check_schema)
+        self.is_schema_checked = True
+        threading.Thread(target=self._ping_forever, args=(store,), name="vidlex-ping", daemon=True).start()
 
     def close(self) -> None:
         if self._client is not None:
@@ -69,14 +71,11 @@ class Database:
 
     @property
     def client(self) -> redis.Redis:
-        assert self._client is not None, "open() comes first"
+        assert self._client is not None, "call open() first"
         return self._client
 
     def store(self, namespace: str) -> LabelStore:
-        """The only one of its namespace, because its writers queue in it. Talks to nobody. Raises ValueError.
-
-        Forgotten with its last user: clients may ask for any number of namespaces.
-        """
+        """The one LabelStore of a namespace, which serializes its writes. Does no I/O. Raises ValueError."""
         with self._lock:
             store = self._stores.get(namespace)
             if store is None:
@@ -86,37 +85,36 @@ class Database:
             return store
 
     @property
-    def answers(self) -> bool:
-        return not self._fails and time.monotonic() - self._answered_at < SILENT_SECONDS
+    def is_available(self) -> bool:
+        return not self._is_failing and time.monotonic() - self._replied_at < PING_TIMEOUT_SECONDS
 
-    def when_it_answers(self, action: Callable[[], ResultT]) -> ResultT:
-        """Do ``action``; while the store does not answer, say so and try again. Raises Stopped."""
-        pause_seconds = 0.2
+    def retry_while_unavailable(self, action: Callable[[], ResultT]) -> ResultT:
+        pause_seconds = _MIN_RETRY_SECONDS
         while True:
             try:
                 return action()
             except StoreUnavailable as error:
-                log.warning("waiting_for_store", internal=error.internal)
+                _log.warning("waiting_for_store", internal=error.internal)
             if self._stopping.wait(pause_seconds):
-                raise Stopped
-            pause_seconds = min(_MAX_PAUSE_SECONDS, pause_seconds * 2)
+                raise StartCancelled
+            pause_seconds = min(_MAX_RETRY_SECONDS, pause_seconds * 2)
 
     def _migrate(self) -> None:
         with store_errors():
             for name in migrate(self.client):
-                log.info("migrated", migration=name)
+                _log.info("migrated", migration=name)
 
-    def _watch(self, store: LabelStore) -> None:
+    def _ping_forever(self, store: LabelStore) -> None:
         while True:
             try:
                 store.ping()
-                if self._fails:
-                    log.info("store_answers")
-                self._fails = False
-                self._answered_at = time.monotonic()
+                if self._is_failing:
+                    _log.info("store_available")
+                self._is_failing = False
+                self._replied_at = time.monotonic()
             except StoreUnavailable as error:
-                if not self._fails:
-                    log.error("store_lost", internal=error.internal)
-                self._fails = True
-            if self._stopping.wait(PING_SECONDS):
+                if not self._is_failing:
+                    _log.error("store_unavailable", internal=error.internal)
+                self._is_failing = True
+            if self._stopping.wait(PING_INTERVAL_SECONDS):
                 return

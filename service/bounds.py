@@ -1,0 +1,26 @@
+"""Bounds of user input that several rooms check or document."""
+
+from __future__ import annotations
+
+NAMESPACE_PATTERN = r"[a-z0-9][a-z0-9_-]{0,63}"
+NAMESPACE_RULE = "1 to 64 of a-z 0-9 _ -, the first a letter or digit"
+FINGERPRINT_PATTERN = r"[!-~]{1,200}"
+
+MAX_NAME_CHARS = 128
+"""Of a label's display name or alias, after NFKC."""
+MAX_ALIASES = 16
+MAX_CATEGORIES = 32
+MAX_PARENTS = 16
+MAX_METADATA_BYTES = 16_384
+"""Of the metadata's compact JSON in UTF-8."""
+
+MAX_BATCH_LABELS = 1000
+MAX_PREVIEWS = 32
+MAX_CANDIDATES = 1000
+MAX_LABEL_IDS = 30_000
+DEFAULT_PAGE_SIZE = 20
+MAX_PAGE_SIZE = 1000
+MAX_FILTER_CHARS = 200
+"""Of a query parameter that filters labels."""
+DEFAULT_MAX_LABELS = 1_000_000
+"""Per namespace."""

@@ -1,0 +1,145 @@
+"""Errors in the OpenAPI document, with one shared response per status."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vidlex.service.errors import (
+    DeadlineExceeded,
+    EncodeFailed,
+    Forbidden,
+    IdempotencyInFlight,
+    IdempotencyKeyReused,
+    InvalidParameter,
+    InvalidRequest,
+    LabelExists,
+    LabelTextInvalid,
+    ModelConflict,
+    ModelLoading,
+    NotFound,
+    Overloaded,
+    ParentCycle,
+    ParentNotFound,
+    PreconditionFailed,
+    QuotaExceeded,
+    RateLimited,
+    ResolutionTooLarge,
+    RevisionNotReached,
+    Stopping,
+    StoreUnavailable,
+    Unauthorized,
+    UndecodableVideo,
+    UnsupportedMedia,
+    UploadTimeout,
+    UploadTooLarge,
+    VideoTooLong,
+    VidlexError,
+)
+from vidlex.service.http.openapi.headers import header_refs
+from vidlex.service.http.problems import PROBLEM_TYPE
+
+Errors = tuple[type[VidlexError], ...]
+
+_PUBLIC: Errors = (Forbidden, VidlexError)
+_KEY: Errors = (*_PUBLIC, Unauthorized, RateLimited, ModelLoading)
+_COMMON: Errors = (*_KEY, InvalidRequest, Stopping, StoreUnavailable, Overloaded)
+_BODY: Errors = (InvalidParameter, UploadTimeout, UploadTooLarge, UnsupportedMedia)
+_TEXT: Errors = (LabelTextInvalid, EncodeFailed)
+_PARENT: Errors = (ParentNotFound, ParentCycle, PreconditionFailed)
+_IDEMPOTENCY: Errors = (IdempotencyInFlight, IdempotencyKeyReused)
+_VIDEO: Errors = (UndecodableVideo, VideoTooLong, ResolutionTooLarge)
+_READ: Errors = (InvalidParameter, NotFound, RevisionNotReached)
+
+# By operationId.
+ERRORS: dict[str, Errors] = {
+    "create_labels": (*_COMMON, *_BODY, *_TEXT, *_PARENT, *_IDEMPOTENCY, LabelExists, NotFound, QuotaExceeded),
+    "list_labels": (*_COMMON, *_READ, LabelTextInvalid),
+    "get_label": (*_COMMON, *_READ),
+    "update_label": (*_COMMON, *_BODY, *_TEXT, *_PARENT, LabelExists, NotFound),
+    "delete_label": (*_COMMON, InvalidParameter, NotFound, PreconditionFailed),
+    "get_label_card": (*_COMMON, *_READ, *_TEXT),
+    "preview_labels": (*_COMMON, *_BODY, *_TEXT, NotFound, RevisionNotReached),
+    "classify_video": (*_COMMON, *_BODY, *_TEXT, *_VIDEO, NotFound, RevisionNotReached, DeadlineExceeded),
+    "get_models": _COMMON,
+    "prepare_model": (*_COMMON, *_BODY, ModelConflict),
+    "activate_model": (*_COMMON, ModelConflict),
+    "rollback_model": (*_COMMON, ModelConflict),
+    "drop_model": (*_COMMON, *_BODY, ModelConflict, NotFound),
+    "diff_models": (*_COMMON, *_READ, EncodeFailed, ModelConflict),
+    "create_key": (*_COMMON, *_BODY),
+    "list_keys": _COMMON,
+    "revoke_key": (*_COMMON, NotFound),
+    "get_liveness": _PUBLIC,
+    "get_readiness": _PUBLIC,
+    "get_metrics": _KEY,
+}
+
+_NAMES = {
+    400: "BadRequest",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "NotFound",
+    408: "RequestTimeout",
+    409: "Conflict",
+    412: "PreconditionFailed",
+    413: "ContentTooLarge",
+    415: "UnsupportedMediaType",
+    422: "UnprocessableContent",
+    429: "TooManyRequests",
+    500: "InternalServerError",
+    503: "ServiceUnavailable",
+    504: "GatewayTimeout",
+}
+_EXTRA_MEMBERS: dict[type[VidlexError], dict[str, Any]] = {
+    InvalidParameter: {"errors": [{"pointer": "/name", "detail": "is missing"}]},
+    LabelExists: {"existing_id": "lbl_000000020000wn88xex5bvdb"},
+    RevisionNotReached: {"current_revision": 7},
+    UploadTooLarge: {"max_bytes": 536_870_912},
+}
+
+
+def error_codes(operation_id: str) -> list[str]:
+    return sorted({error.code for error in ERRORS[operation_id]})
+
+
+def error_refs(operation_id: str) -> dict[str, Any]:
+    statuses = {error.status for error in ERRORS[operation_id]}
+    return {str(status): {"$ref": f"#/components/responses/{_NAMES[status]}"} for status in statuses}
+
+
+def response_components() -> dict[str, Any]:
+    errors = sorted({error for errors in ERRORS.values() for error in errors}, key=lambda error: error.code)
+    components = {}
+    for status, name in _NAMES.items():
+        components[name] = _response(status, [error for error in errors if error.status == status])
+    return components
+
+
+def _response(status: int, errors: Sequence[type[VidlexError]]) -> dict[str, Any]:
+    names = ["X-Request-Id", *(["WWW-Authenticate"] if status == 401 else ["RateLimit", "RateLimit-Policy"])]
+    if any(error.retry_after_seconds is not None for error in errors):
+        names.append("Retry-After")
+    codes = "\n".join(f"- `{error.code}`: {error.title}." for error in errors)
+    examples = {error.code: {"summary": error.title, "value": example_problem(error)} for error in errors}
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {
+        "description": f"The `code` is one of:\n\n{codes}",
+        **header_refs(*names),
+        "content": {PROBLEM_TYPE: {"schema": schema, "examples": examples}},
+    }
+
+
+def example_problem(error: type[VidlexError]) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "type": "about:blank",
+        "title": error.title,
+        "status": error.status,
+        "detail": error.title,
+        "code": error.code,
+        "request_id": "0eebd98abb12c582eadd684670a3c118",
+        **_EXTRA_MEMBERS.get(error, {}),
+    }
+    if error.retry_after_seconds is not None:
+        body["retry_after_ms"] = error.retry_after_seconds * 1000
+    return body

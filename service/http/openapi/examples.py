@@ -1,0 +1,218 @@
+"""Examples of bodies in the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vidlex.service.errors import LabelExists
+from vidlex.service.http.openapi.errors import example_problem
+
+_TIME_MS = 1796057582384
+_DOG: dict[str, Any] = {
+    "object": "label",
+    "id": "lbl_000000010000vn7hc6x9xe2f",
+    "name": "dog",
+    "aliases": [],
+    "categories": ["animal"],
+    "parents": [],
+    "threshold": None,
+    "metadata": {},
+    "created_at_ms": _TIME_MS,
+    "updated_at_ms": _TIME_MS,
+    "revision": 1,
+    "etag": "1-1a22d5fcb30",
+}
+_RETRIEVER = _DOG | {
+    "id": "lbl_000000020000wn88xex5bvdb",
+    "name": "golden retriever",
+    "aliases": ["goldie"],
+    "parents": [{"id": _DOG["id"], "name": "dog"}],
+    "threshold": 0.6,
+    "revision": 2,
+    "etag": "2-1a22d5fcb30.6c1d2f",
+}
+_NEW_LABEL = {"name": "golden retriever", "aliases": ["goldie"], "categories": ["animal"], "parents": ["dog"]}
+_MODEL = {"id": "emoji-small", "fingerprint": "emoji-small-4f6c1a"}
+_NEXT_MODEL = {"id": "emoji-base", "fingerprint": "emoji-base-90b2de"}
+_CARD = {
+    "object": "label.card",
+    "id": _RETRIEVER["id"],
+    "name": "golden retriever",
+    "prompts": ["a video of a golden retriever"],
+    "attributes": [["dog", "fur", "golden"]],
+    "neighbours": [{"id": _DOG["id"], "name": "dog", "similarity": 0.81, "distance": 0.31}],
+    "warnings": [],
+    "model": _MODEL,
+    "vocabulary_revision": 2,
+}
+_PREVIEW = _CARD | {"id": None}
+_REFUSED = {"index": 1, "status": 409, "error": example_problem(LabelExists)}
+_KEY = {
+    "object": "api_key",
+    "id": "051f58579272",
+    "name": "importer",
+    "scope": "write",
+    "namespace": "zoo",
+    "created_at_ms": _TIME_MS,
+    "expires_at_ms": None,
+    "last_used_at_ms": None,
+    "requests_per_second": None,
+    "burst": None,
+    "max_labels": 1000,
+}
+_CLASSIFICATION = {
+    "object": "video.classification",
+    "video": {
+        "sha256": "14f852d77aab139e8492e3fd5c5859468ae1616e68fff77442efe90759f59fc4",
+        "duration_ms": 2000,
+        "width": 320,
+        "height": 240,
+        "fps": 24.0,
+        "codec": "h264",
+        "bytes": 183052,
+    },
+    "coverage": {"frames_requested": 4, "frames_decoded": 4, "timestamps_ms": [250, 750, 1250, 1750]},
+    "labels": [
+        {
+            "id": _RETRIEVER["id"],
+            "name": "golden retriever",
+            "score": 0.93,
+            "similarity": 0.31,
+            "threshold": 0.6,
+            "matched": True,
+            "categories": ["animal"],
+            "segments": [
+                {"start_ms": 0, "end_ms": 1000, "score": 0.12},
+                {"start_ms": 1000, "end_ms": 2000, "score": 0.93},
+            ],
+        }
+    ],
+    "model": _MODEL,
+    "vocabulary_revision": 2,
+    "usage": {"decode_ms": 21, "encode_ms": 64, "match_ms": 1, "queue_ms": 0, "cached": False},
+    "warnings": [],
+}
+
+
+def _loaded(model: dict[str, str], num_encoded: int) -> dict[str, Any]:
+    progress = {"loaded": True, "num_encoded": num_encoded, "num_refused": 0, "complete": num_encoded == 2}
+    return {"model": model["id"], **model, **progress}
+
+
+def _models(served: dict[str, str], **more: Any) -> dict[str, Any]:
+    return {
+        "object": "models",
+        "configured": "emoji-small",
+        "served": _loaded(served, 2),
+        "previous": None,
+        "prepared": None,
+        "loading": None,
+        "problem": None,
+        "num_labels": 2,
+        "generations": [{"namespace": "default", "fingerprint": served["fingerprint"], "num_labels": 2}],
+        **more,
+    }
+
+
+_PREPARED = _models(_MODEL, prepared=_loaded(_NEXT_MODEL, 1))
+_CHECKS = {
+    name: {"ok": True, "detail": detail}
+    for name, detail in {
+        "store": "answers",
+        "schema": "up to date",
+        "model": "emoji-small fast bfloat16",
+        "encoder": "the last forward pass succeeded",
+        "index": "2 labels",
+        "decoders": "4 of 4 alive",
+    }.items()
+}
+
+# By operationId and name.
+REQUEST_EXAMPLES: dict[str, dict[str, Any]] = {
+    "create_labels": {
+        "label": _NEW_LABEL,
+        "batch": {"labels": [{"name": "dog", "categories": ["animal"]}, _NEW_LABEL]},
+    },
+    "update_label": {"threshold": {"threshold": 0.6}, "name": {"name": "golden retriever", "aliases": ["goldie"]}},
+    "preview_labels": {
+        "label": {"name": "golden retriever"},
+        "batch": {"labels": [{"name": "golden retriever"}, {"name": "dog"}]},
+    },
+    "prepare_model": {"zoo": {"model": "emoji-base"}},
+    "drop_model": {"fingerprint": {"fingerprint": _NEXT_MODEL["fingerprint"]}},
+    "create_key": {
+        "writer": {"name": "importer", "scope": "write", "namespace": "zoo", "max_labels": 1000},
+        "reader": {"name": "dashboard", "scope": "read", "expires_in_seconds": 2_592_000},
+    },
+}
+
+# By operationId and status.
+RESPONSE_EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
+    ("create_labels", "201"): {"label": _RETRIEVER},
+    ("create_labels", "200"): {
+        "existing": _RETRIEVER,
+        "batch": {
+            "object": "list",
+            "data": [{"index": 0, "status": 201, "label": _RETRIEVER, "error": None}, _REFUSED | {"label": None}],
+        },
+    },
+    ("list_labels", "200"): {
+        "page": {
+            "object": "list",
+            "data": [_DOG, _RETRIEVER],
+            "has_more": False,
+            "first_id": _DOG["id"],
+            "last_id": _RETRIEVER["id"],
+        }
+    },
+    ("get_label", "200"): {"label": _RETRIEVER},
+    ("update_label", "200"): {"label": _RETRIEVER},
+    ("get_label_card", "200"): {"card": _CARD},
+    ("preview_labels", "200"): {
+        "card": _PREVIEW,
+        "batch": {
+            "object": "list",
+            "data": [{"index": 0, "status": 200, "card": _PREVIEW, "error": None}],
+        },
+    },
+    ("classify_video", "200"): {"segments": _CLASSIFICATION},
+    ("get_models", "200"): {"models": _PREPARED},
+    ("prepare_model", "202"): {"loading": _models(_MODEL, loading="emoji-base")},
+    ("activate_model", "200"): {"activated": _models(_NEXT_MODEL, previous=_loaded(_MODEL, 2))},
+    ("rollback_model", "200"): {"restored": _PREPARED},
+    ("drop_model", "200"): {"dropped": _models(_MODEL)},
+    ("diff_models", "200"): {
+        "diff": {
+            "object": "model.diff",
+            "old": _MODEL["fingerprint"],
+            "new": _NEXT_MODEL["fingerprint"],
+            "num_videos": 2,
+            "num_labels": 2,
+            "resized": False,
+            "rank_correlation": [0.97, None],
+            "labels": [
+                {
+                    "id": _RETRIEVER["id"],
+                    "name": "golden retriever",
+                    "mean_shift": 0.21,
+                    "mean_score_old": 0.4,
+                    "mean_score_new": 0.61,
+                    "num_gained": 1,
+                    "num_lost": 0,
+                    "mean_rank_move": -0.5,
+                }
+            ],
+        }
+    },
+    ("create_key", "201"): {"key": _KEY | {"key": "vdx_051f58579272_" + "0" * 64}},
+    ("list_keys", "200"): {"keys": {"object": "list", "data": [_KEY]}},
+    ("get_liveness", "200"): {"alive": {"status": "alive"}},
+    ("get_readiness", "200"): {"ready": {"status": "ready", "checks": _CHECKS}},
+    ("get_readiness", "503"): {
+        "starting": {"status": "starting", "checks": {"start": {"ok": False, "detail": "loading the model"}}}
+    },
+    ("get_metrics", "200"): {
+        "requests": "# TYPE vidlex_requests_total counter\n"
+        'vidlex_requests_total{method="GET",route="/labels",status="200"} 1.0\n'
+    },
+}

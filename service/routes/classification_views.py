@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from vidlex.service.classification.classifier import Classification
+from vidlex.service.classification.matching import ClassifyOptions, ScoredLabel
+from vidlex.service.schemas.classify import (
+    ClassificationView,
+    ClassifyParams,
+    CoverageView,
+    ModelView,
+    ScoredLabelView,
+    SegmentView,
+    UsageView,
+    VideoView,
+    WarningView,
+)
+
+
+def classify_options(params: ClassifyParams) -> ClassifyOptions:
+    return ClassifyOptions(
+        label_ids=params.label_ids,
+        candidate_labels=params.candidate_labels,
+        include_categories=params.include_categories,
+        exclude_categories=params.exclude_categories,
+        min_score=params.min_score,
+        top_k=params.top_k,
+        num_frames=params.num_frames,
+        frame_policy=params.frame_policy,
+        aggregate_by=params.aggregate_by,
+        segment_ms=params.segment_ms,
+        start_ms=params.start_ms,
+        end_ms=params.end_ms,
+        min_revision=params.min_revision,
+    )
+
+
+def classification_view(result: Classification) -> ClassificationView:
+    features, times = result.features, result.times
+    video = features.video
+    return ClassificationView(
+        video=VideoView(
+            sha256=result.sha256,
+            duration_ms=video.duration_ms,
+            width=video.width,
+            height=video.height,
+            fps=video.fps,
+            codec=video.codec,
+            bytes=video.num_bytes,
+        ),
+        coverage=CoverageView(
+            frames_requested=result.num_requested_frames,
+            frames_decoded=len(set(features.timestamps_ms)),
+            timestamps_ms=list(features.timestamps_ms),
+        ),
+        labels=[_scored_label_view(scored, result) for scored in result.labels],
+        model=ModelView(id=result.facts.id, fingerprint=result.facts.fingerprint),
+        vocabulary_revision=result.revision,
+        usage=UsageView(
+            decode_ms=_ms(times.decode_seconds),
+            encode_ms=_ms(times.encode_seconds),
+            match_ms=_ms(times.match_seconds),
+            queue_ms=_ms(times.queue_seconds),
+            cached=result.cached,
+        ),
+        warnings=[WarningView(code=code, detail=detail) for code, detail in result.warnings],
+    )
+
+
+def _scored_label_view(scored: ScoredLabel, result: Classification) -> ScoredLabelView:
+    label = scored.label
+    return ScoredLabelView(
+        id=None if label is None else label.id,
+        name=scored.name,
+        score=scored.score,
+        similarity=scored.similarity,
+        threshold=scored.threshold,
+        matched=scored.matched,
+        categories=[] if label is None else list(label.categories),
+        segments=[
+            SegmentView(start_ms=segment.start_ms, end_ms=segment.end_ms, score=score)
+            for segment, score in zip(result.features.segments, scored.segment_scores, strict=False)
+        ],
+    )
+
+
+def _ms(seconds: float) -> int:
+    return max(0, round(seconds * 1000))
