@@ -1,6 +1,6 @@
 """``python -m vidlex.migrations [--dry-run] URL``: migrate the store at a redis:// URL. Prints JSON.
 
-Status 1 when it was refused. With --dry-run nothing is written.
+Exit status 1 on failure. --dry-run writes nothing.
 """
 
 from __future__ import annotations

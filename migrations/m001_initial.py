@@ -1,4 +1,4 @@
-"""Schema 1: the first layout. Frozen: a later change of the layout is a later migration.
+"""Schema 1: the first layout. Frozen; a change of the layout needs another migration.
 
 Per namespace, with the namespace in braces as the cluster's hash tag:
 
@@ -10,8 +10,8 @@ Per namespace, with the namespace in braces as the cluster's hash tag:
     vidlex:{NS}:generations            hash    encoder fingerprint -> D
     vidlex:{NS}:vectors:<fingerprint>  hash    label id -> D little-endian float32 and their CRC-32
 
-An empty store already is a valid store of this schema, so nothing is written. A store that holds such keys without a
-recorded schema was not written by any released version, and is refused rather than guessed at.
+An empty store is a valid store of this schema, so nothing is written. A store with such keys but without a recorded
+schema was not written by any released version and is rejected.
 """
 
 from __future__ import annotations
@@ -23,4 +23,4 @@ NUMBER = 1
 
 def apply(client: Any) -> None:
     for key in client.scan_iter(match="vidlex:{*", count=1000):
-        raise ValueError(f"the store holds {key!r} but no schema number; restore it from a backup or empty it")
+        raise ValueError(f"the store has {key!r} but no schema number; restore it from a backup or empty it")

@@ -1,17 +1,17 @@
-"""Schema 2: labels have parents, and are found by the beginning of a name. Frozen.
+"""Schema 2: labels have parents and can be searched by prefix. Frozen.
 
-New beside the keys of schema 1, per namespace:
+New keys per namespace:
 
     vidlex:{NS}:texts                zset    normalised name or alias, NUL, label id; score 0
     vidlex:{NS}:children:<label id>  zset    ids of the labels that name this one as a parent, score 0
-    vidlex:{NS}:request:<digest>     hash    a request with an Idempotency-Key, for a day
-    vidlex:{NS}:lease:<digest>       string  who works on that request, for seconds
-    vidlex:{NS}:turn                 string  which writer the others let pass, for a second
+    vidlex:{NS}:request:<digest>     hash    state of a request with an Idempotency-Key, for a day
+    vidlex:{NS}:lease:<digest>       string  token of the request's worker, for seconds
+    vidlex:{NS}:turn                 string  token of the writer with priority, for two seconds
 
-and every record has ``parents``, a list of label ids. No label of schema 1 has any, so ``children`` starts empty.
+Every record has ``parents``, a list of label ids, which is empty at first; there are no ``children`` keys yet.
 
-Works in batches, each one transaction on keys of one namespace, so of one hash slot. A batch writes only what is
-missing: after a kill the next run reads what is done and goes on with the rest.
+Each batch is one transaction on keys of one namespace, and so of one hash slot. It writes only missing fields, so an
+interrupted run can be repeated.
 """
 
 from __future__ import annotations
@@ -28,12 +28,11 @@ _TRIES = 1000
 
 
 def plan(client: Any) -> dict[str, int]:
-    """What ``apply`` would still have to do."""
     counts = {"namespaces": 0, "records": 0, "texts": 0}
     for base in _namespaces(client):
         counts["namespaces"] += 1
         for ids in _pages(client, f"{base}:records"):
-            counts["records"] += len(_old_records(client, base, ids))
+            counts["records"] += len(_records_with_parents(client, base, ids))
         for texts in _pages(client, f"{base}:names"):
             counts["texts"] += len(_missing_texts(client, base, texts))
     return counts
@@ -42,19 +41,18 @@ def plan(client: Any) -> dict[str, int]:
 def apply(client: Any) -> None:
     for base in _namespaces(client):
         for ids in _pages(client, f"{base}:records"):
-            _in_step(client, base, _write_records, ids)
+            _write_batch(client, base, _write_records, ids)
         for texts in _pages(client, f"{base}:names"):
-            _in_step(client, base, _write_texts, texts)
+            _write_batch(client, base, _write_texts, texts)
 
 
-def _namespaces(client: Any) -> Iterator[str]:
-    """``vidlex:{NS}`` of every namespace that was ever written to."""
+def _namespaces(client: Any) -> Iterator[str]:  # vidlex:{NS}
     for key in client.scan_iter(match="vidlex:{*}:changes", count=1000):
         yield key.decode().removesuffix(":changes")
 
 
 def _pages(client: Any, key: str) -> Iterator[list[bytes]]:
-    """The fields of a hash. Those there all the time come at least once."""
+    """A field that exists throughout is returned at least once."""
     page: list[bytes] = []
     cursor = 0
     while True:
@@ -67,8 +65,7 @@ def _pages(client: Any, key: str) -> Iterator[list[bytes]]:
             return
 
 
-def _in_step(client: Any, base: str, write: Callable[[Any, str, list[bytes]], bool], fields: list[bytes]) -> None:
-    """One batch. A service that writes to the namespace meanwhile is not overwritten: the batch is done again."""
+def _write_batch(client: Any, base: str, write: Callable[[Any, str, list[bytes]], bool], fields: list[bytes]) -> None:
     for _ in range(_TRIES):
         with client.pipeline(transaction=True) as pipe:
             try:
@@ -77,16 +74,16 @@ def _in_step(client: Any, base: str, write: Callable[[Any, str, list[bytes]], bo
                     pipe.execute()
                 return
             except redis.WatchError:
-                continue
-    raise ValueError(f"{base} is being written to all the time; stop the services that use it")
+                continue  # a service wrote to the namespace at the same time
+    raise ValueError(f"{base} changed during every attempt; stop the services that use it")
 
 
 def _write_records(pipe: Any, base: str, ids: list[bytes]) -> bool:
-    old = _old_records(pipe, base, ids)
-    if not old:
+    records = _records_with_parents(pipe, base, ids)
+    if not records:
         return False
     pipe.multi()
-    pipe.hset(f"{base}:records", mapping=old)
+    pipe.hset(f"{base}:records", mapping=records)
     return True
 
 
@@ -99,8 +96,7 @@ def _write_texts(pipe: Any, base: str, texts: list[bytes]) -> bool:
     return True
 
 
-def _old_records(client: Any, base: str, ids: list[bytes]) -> dict[bytes, str]:
-    """Those without ``parents``, with it."""
+def _records_with_parents(client: Any, base: str, ids: list[bytes]) -> dict[bytes, str]:
     found = {}
     for label_id, raw in zip(ids, client.hmget(f"{base}:records", ids), strict=True):
         record = {} if raw is None else json.loads(raw)

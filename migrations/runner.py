@@ -1,10 +1,9 @@
-"""Brings a store to the newest schema: ``migrate(client)``. Imports nothing of ours, so history cannot change with it.
+"""Migrates a store to the newest schema. Imports no other code of the project, so migrations never change with it.
 
-Migrations are the modules ``m001_...``, ``m002_...`` of this package: numbered without gaps, frozen once released,
-each with ``NUMBER`` and ``apply(client)``, and if it changes data, ``plan(client)``: counts of what ``apply`` would
-change. ``apply`` must be safe to run again, since it may have been interrupted before its number was recorded; a long
-one works in batches and finds out what is done already. One process migrates at a time: a lock with a time limit is
-kept alive by a thread, and a number is recorded only by the process that still holds the lock.
+Migrations are the modules ``m001_...``, ``m002_...`` of this package, numbered without gaps and frozen once released.
+Each has ``NUMBER`` and ``apply(client)``; one that changes data has ``plan(client)``, which counts the changes.
+``apply`` may be interrupted before its number is recorded, so it must be safe to repeat. A lock, which expires and is
+renewed by a thread, ensures that one process migrates at a time; only its holder records a number.
 """
 
 from __future__ import annotations
@@ -33,15 +32,15 @@ _MODULE = re.compile(r"m(?P<number>\d{3})_\w+")
 
 
 class MigrationError(RuntimeError):
-    """The store was not migrated; what was recorded before stays."""
+    """The store was not migrated. Migrations recorded earlier remain."""
 
 
 class SchemaTooNew(MigrationError):
-    """The store was written by a newer version: this one must not touch it."""
+    """The store was written by a newer version."""
 
 
 class MigrationLocked(MigrationError):
-    """Another process holds the lock for longer than we wait, or took it over."""
+    """Another process held the lock until the timeout, or took it over."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +52,13 @@ class Migration:
 
 
 def find_migrations() -> tuple[Migration, ...]:
-    """All migrations of this package, in order. Raises MigrationError when the numbers are not 1, 2, 3 ..."""
     found = []
     for module_info in pkgutil.iter_modules(importlib.import_module(__package__).__path__):
         match = _MODULE.fullmatch(module_info.name)
         if match is not None:
             module = importlib.import_module(f"{__package__}.{module_info.name}")
             if int(match["number"]) != module.NUMBER:
-                raise MigrationError(f"{module_info.name} calls itself number {module.NUMBER}")
+                raise MigrationError(f"{module_info.name} has NUMBER {module.NUMBER}")
             found.append(Migration(module.NUMBER, module_info.name, module.apply, getattr(module, "plan", None)))
     found.sort(key=lambda migration: migration.number)
     if [m.number for m in found] != list(range(1, len(found) + 1)):
@@ -68,8 +66,7 @@ def find_migrations() -> tuple[Migration, ...]:
     return tuple(found)
 
 
-def schema_version(client: redis.Redis) -> int:
-    """The store's schema; 0 for a store that was never migrated."""
+def schema_version(client: redis.Redis) -> int:  # 0 if never migrated
     raw: Any = client.get(VERSION_KEY)
     return 0 if raw is None else int(raw)
 
@@ -81,7 +78,7 @@ def migrate(
     lock_timeout_seconds: float = 60.0,
     lock_seconds: float = LOCK_SECONDS,
 ) -> list[str]:
-    """Apply what is missing, in order; returns the names applied. Does nothing on a store that is up to date.
+    """Apply the missing migrations in order and return their names.
 
     Raises SchemaTooNew, MigrationLocked, MigrationError (a migration failed), redis.RedisError.
     """
@@ -103,7 +100,7 @@ def migrate(
 
 
 def pending(client: redis.Redis, migrations: tuple[Migration, ...] | None = None) -> dict[str, dict[str, int]]:
-    """What ``migrate`` would apply, with the counts of what each would change as things are. Writes nothing.
+    """The missing migrations, with the counts of each one's changes. Writes nothing.
 
     Raises SchemaTooNew, redis.RedisError.
     """
@@ -115,19 +112,18 @@ def pending(client: redis.Redis, migrations: tuple[Migration, ...] | None = None
 def _check(client: redis.Redis, known: tuple[Migration, ...]) -> int:
     version = schema_version(client)
     if version > len(known):
-        raise SchemaTooNew(f"the store has schema {version}, this version knows {len(known)}: upgrade the service")
+        raise SchemaTooNew(f"the store has schema {version}, this version supports {len(known)}: upgrade the service")
     return version
 
 
 def _record(client: redis.Redis, migration: Migration, token: str) -> None:
-    """Version and history in one transaction, which fails if the lock is no longer ours."""
     entry = json.dumps({"name": migration.name, "applied_at_ms": time.time_ns() // 1_000_000})
     for _ in range(_RECORD_TRIES):
         with client.pipeline(transaction=True) as any_pipe:
             pipe: Any = any_pipe
             pipe.watch(LOCK_KEY)
-            if not _is_ours(pipe.get(LOCK_KEY), token):
-                raise MigrationLocked(f"{migration.name} took so long that another process took the lock")
+            if not _is_token(pipe.get(LOCK_KEY), token):
+                raise MigrationLocked(f"another process took the lock during {migration.name}")
             pipe.multi()
             pipe.set(VERSION_KEY, migration.number)
             pipe.hset(HISTORY_KEY, str(migration.number), entry)
@@ -135,8 +131,8 @@ def _record(client: redis.Redis, migration: Migration, token: str) -> None:
                 pipe.execute()
                 return
             except redis.WatchError:
-                continue  # most likely our own keeper has renewed the lock just now
-    raise MigrationLocked(f"the lock kept changing while {migration.name} was being recorded")
+                continue  # probably the renewing thread changed the lock
+    raise MigrationLocked(f"the lock changed at every attempt to record {migration.name}")
 
 
 @contextmanager
@@ -149,30 +145,29 @@ def _lock(client: redis.Redis, timeout_seconds: float, lock_seconds: float) -> I
             raise MigrationLocked(f"another process has been migrating the store for {timeout_seconds} s")
         time.sleep(_POLL_SECONDS)
     done = threading.Event()
-    keeper = threading.Thread(target=_keep_lock, args=(client, token, lock_ms, done), daemon=True)
-    keeper.start()
+    renewer = threading.Thread(target=_renew_lock, args=(client, token, lock_ms, done), daemon=True)
+    renewer.start()
     try:
         yield token
     finally:
         done.set()
-        keeper.join()
-        _if_ours(client, token, lambda pipe: pipe.delete(LOCK_KEY))
+        renewer.join()
+        _write_if_locked(client, token, lambda pipe: pipe.delete(LOCK_KEY))
 
 
-def _keep_lock(client: redis.Redis, token: str, lock_ms: int, done: threading.Event) -> None:
-    """Renew the lock three times per lifetime, until ``done`` or until it is lost: then _record refuses."""
-    while not done.wait(lock_ms / 3000):
-        if not _if_ours(client, token, lambda pipe: pipe.pexpire(LOCK_KEY, lock_ms)):
+def _renew_lock(client: redis.Redis, token: str, lock_ms: int, done: threading.Event) -> None:
+    while not done.wait(lock_ms / 3000):  # three times per lifetime
+        if not _write_if_locked(client, token, lambda pipe: pipe.pexpire(LOCK_KEY, lock_ms)):
             return
 
 
-def _if_ours(client: redis.Redis, token: str, queue: Callable[[Any], object]) -> bool:
-    """Do something to the lock only if it is ours at that very moment. False when it is not, or the store is away."""
+def _write_if_locked(client: redis.Redis, token: str, queue: Callable[[Any], object]) -> bool:
+    """Send writes that fail without the lock. False if it was lost or the store is unavailable."""
     try:
         with client.pipeline(transaction=True) as any_pipe:
             pipe: Any = any_pipe
             pipe.watch(LOCK_KEY)
-            if not _is_ours(pipe.get(LOCK_KEY), token):
+            if not _is_token(pipe.get(LOCK_KEY), token):
                 return False
             pipe.multi()
             queue(pipe)
@@ -182,5 +177,5 @@ def _if_ours(client: redis.Redis, token: str, queue: Callable[[Any], object]) ->
         return False
 
 
-def _is_ours(raw: bytes | str | None, token: str) -> bool:
+def _is_token(raw: bytes | str | None, token: str) -> bool:
     return (raw.decode() if isinstance(raw, bytes) else raw) == token

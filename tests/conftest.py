@@ -1,17 +1,27 @@
-"""What all tests share: no example of a property has a deadline; a real store server, emptied before each test."""
+"""Shared fixtures: hypothesis without a deadline, and a real store server that is emptied before each test."""
 
 from __future__ import annotations
 
+import logging
+import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
+import structlog
 from hypothesis import HealthCheck, settings
 
 from support.stores import running_store
 from vidlex.service.labels.store.label_store import LabelStore
 
-# A busy machine is no failure: hypothesis measures each example against 200 ms unless it is told not to.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before torch is imported, here and in the processes that tests start: the workers share the cores, and threads of
+    # two processes that wait for one another are many times slower than one thread each.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# No deadline: on a busy machine an example may take longer than the 200 ms that hypothesis allows by default.
 settings.register_profile("vidlex", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("vidlex")
 
@@ -31,3 +41,23 @@ def client(server: redis.Redis) -> redis.Redis:
 @pytest.fixture
 def store(client: redis.Redis) -> LabelStore:
     return LabelStore(client)
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A store in this folder keeps the path of its socket when it restarts, which one in a long path does not."""
+    with tempfile.TemporaryDirectory(prefix="vidlex-test-", dir="/tmp") as name:
+        yield Path(name)
+
+
+@pytest.fixture(autouse=True)
+def _restored_logging() -> Iterator[None]:
+    """Commands that run in this process configure logging."""
+    root = logging.getLogger()
+    before, handlers, level = structlog.get_config(), root.handlers[:], root.level
+    yield
+    structlog.configure(**before)
+    root.handlers[:] = [handler for handler in root.handlers if handler in handlers]
+    root.setLevel(level)
+    logging.getLogger("vidlex").setLevel(logging.NOTSET)
+    logging.captureWarnings(False)

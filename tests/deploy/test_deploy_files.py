@@ -1,4 +1,4 @@
-"""The files of docker/ and docker-compose.yml, as far as no engine is needed to know that they are right."""
+"""The files of docker/ and docker-compose.yml, checked without a container engine."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_dockerfile_passes_its_linter() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_images_run_as_nobody_special_without_compilers() -> None:
+def test_images_run_as_an_ordinary_user_without_compilers() -> None:
     stages = re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE)[1:]
     by_name = {stage.split()[2]: stage for stage in stages}
     for target in ("cpu", "cuda"):

@@ -1,4 +1,4 @@
-"""The deployment as it runs: one store, two replicas, one proxy, from the very files that compose mounts."""
+"""The deployment as processes: one store, two replicas and one proxy, with the files that compose mounts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_label_of_one_replica_is_soon_on_the_other(top: Topology) -> None:
         answer = second.post("/classify", files={"file": video}).raise_for_status().json()
         return [label["name"] for label in answer["labels"]] == ["red"]
 
-    until(seen)  # a second where the machine is quiet
+    until(seen)  # takes a second on an idle machine
     assert proxy.post("/classify", files={"file": video}).json()["labels"][0]["matched"]
 
 
@@ -113,7 +113,7 @@ def test_a_replica_dies_under_load_and_the_service_goes_on(top: Topology) -> Non
         stop.set()
         for asker in askers:
             asker.join()
-    # What the dead one had in its hands is lost (at most one a connection); nothing that comes later is.
+    # Requests at the killed replica fail, at most one per connection; later requests succeed.
     lost = [at for at, status in answers if status != 200]
     assert len(lost) <= 4 and all(at < died + 1.0 for at in lost), answers
     top.start_replica("service-a")

@@ -1,4 +1,4 @@
-"""An encoder that fails under load, behind a real server: who pays for it, and what readiness says meanwhile."""
+"""An encoder that fails under load, behind a real server."""
 
 from __future__ import annotations
 
@@ -24,29 +24,28 @@ NUM_CLIENTS = 8
 NUM_REQUESTS = 48
 
 
-class Fails(DummyClassifier):
-    """On every black video, or while ``broken`` on any. Videos wait for each other while ``gate`` is shut."""
+class FailingClassifier(DummyClassifier):
+    """FailingClassifier on black videos, and on all while ``is_broken``. Passes wait for ``gate``."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.broken = False
+        self.is_broken = False
         self.gate, self.entered = threading.Event(), threading.Event()
         self.gate.set()
-        self.num_mixed = 0
-        """Batches with a black video beside others."""
+        self.num_mixed = 0  # batches that hold black and other videos
 
     def encode_video(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         self.entered.set()
         assert self.gate.wait(PATIENCE_SECONDS)
         black = [video.mean() < 20 for video in frames]
         self.num_mixed += any(black) and not all(black)
-        if self.broken or any(black):
-            raise RuntimeError("CUDA error in /home/somebody/kernel.py at 0xdeadbeef")
+        if self.is_broken or any(black):
+            raise RuntimeError("CUDA error in /home/user/kernel.py at 0xdeadbeef")
         return super().encode_video(frames)
 
 
 @contextmanager
-def served(folder: Path, classifier: Fails) -> Iterator[httpx.Client]:
+def served(folder: Path, classifier: FailingClassifier) -> Iterator[httpx.Client]:
     app = create_app(settings_for(folder, decode_workers=2), classifier=classifier)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -55,7 +54,7 @@ def served(folder: Path, classifier: Fails) -> Iterator[httpx.Client]:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         try:
             with httpx.Client(base_url=url, timeout=PATIENCE_SECONDS, trust_env=False) as client:
-                wait_until(lambda: client.get("/readyz").status_code == 200, "it is not ready")
+                wait_until(lambda: client.get("/readyz").status_code == 200, "not ready")
                 yield client
         finally:
             server.should_exit = True
@@ -74,8 +73,8 @@ def videos_of(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return {name: colour_video(folder / f"{name}.mp4", name).read_bytes() for name in ("red", "blue", "black")}
 
 
-def test_only_the_requests_that_the_encoder_fails_on_fail(tmp_path: Path, videos_of: dict[str, bytes]) -> None:
-    classifier = Fails()
+def test_only_requests_with_a_failing_video_fail(tmp_path: Path, videos_of: dict[str, bytes]) -> None:
+    classifier = FailingClassifier()
     names = [("red", "black", "blue")[number % 3] for number in range(NUM_REQUESTS)]
     with served(tmp_path, classifier) as client, ThreadPoolExecutor(NUM_CLIENTS) as clients:
         add(client, "red", "blue")
@@ -86,8 +85,10 @@ def test_only_the_requests_that_the_encoder_fails_on_fail(tmp_path: Path, videos
             held = clients.submit(classify, client, videos_of["red"])
             assert classifier.entered.wait(PATIENCE_SECONDS)
             sent = [clients.submit(classify, client, videos_of[name]) for name in names]
-            # While one batch is held in the encoder the other clients' videos come to wait, and share the next one.
-            wait_until(lambda: metric(client, "vidlex_queued_frames") == 4 * (NUM_CLIENTS - 1), "they do not wait")
+            # While one batch is held in the encoder, the videos of the other clients are queued for the next one.
+            wait_until(
+                lambda: metric(client, "vidlex_queued_frames") == 4 * (NUM_CLIENTS - 1), "the videos are not queued"
+            )
         finally:
             classifier.gate.set()
         assert held.result().status_code == 200
@@ -99,22 +100,20 @@ def test_only_the_requests_that_the_encoder_fails_on_fail(tmp_path: Path, videos
                 assert answer.status_code == 200, answer.text
                 assert answer.json()["labels"] == alone[name]
         assert classifier.num_mixed, "no batch held both kinds"
-        wait_until(lambda: client.get("/readyz").status_code == 200, "one bad video is not a broken encoder")
+        wait_until(lambda: client.get("/readyz").status_code == 200, "a bad video makes the service unready")
 
 
-def test_readiness_tells_when_the_encoder_is_broken_and_when_it_is_well(
-    tmp_path: Path, videos_of: dict[str, bytes]
-) -> None:
-    classifier = Fails()
+def test_readiness_follows_the_state_of_the_encoder(tmp_path: Path, videos_of: dict[str, bytes]) -> None:
+    classifier = FailingClassifier()
     with served(tmp_path, classifier) as client, ThreadPoolExecutor(NUM_CLIENTS) as clients:
         add(client, "red")
-        classifier.broken = True
+        classifier.is_broken = True
         for answer in clients.map(lambda _: classify(client, videos_of["red"]), range(NUM_CLIENTS)):
             assert_problem(answer, 503, "encode_failed")
-        told = client.get("/readyz")
-        assert told.status_code == 503, "nothing that was sent could be encoded, nor could a probe"
-        assert {name for name, check in told.json()["checks"].items() if not check["ok"]} == {"encoder"}
+        ready = client.get("/readyz")
+        assert ready.status_code == 503, "ready although requests and probes fail"
+        assert {name for name, check in ready.json()["checks"].items() if not check["ok"]} == {"encoder"}
         assert client.get("/livez").status_code == 200
-        classifier.broken = False
-        wait_until(lambda: client.get("/readyz").status_code == 200, "a probe finds out that it works")
+        classifier.is_broken = False
+        wait_until(lambda: client.get("/readyz").status_code == 200, "a probe does not detect the recovery")
         assert classify(client, videos_of["red"]).json()["labels"][0]["name"] == "red"

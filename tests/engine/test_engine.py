@@ -1,4 +1,4 @@
-"""The engine: batches, bounds, failures that stay alone, and its own death."""
+"""The engine: batches, bounds, isolated failures and shutdown."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def picture(red: int, green: int, blue: int, num_frames: int = 4) -> NDArray[np.
     return np.tile(np.array([red, green, blue], np.uint8), (num_frames, SIDE, SIDE, 1))
 
 
-class Held(DummyClassifier):
-    """Waits in encode_video until ``gate`` is open, and remembers the batches it was given."""
+class GatedClassifier(DummyClassifier):
+    """``encode_video`` waits until ``gate`` is set, except in the warm-up. Records its batches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Held(DummyClassifier):
             self.batches.append(len(frames))
             self.calls.append("video")
         if any(int(f[0, 0, 0, 0]) == 13 for f in frames):
-            raise RuntimeError("unlucky at /secret/path")
+            raise RuntimeError("failure at /secret/path")
         return super().encode_video(frames)
 
     def encode_labels(self, names: Sequence[str]) -> NDArray[np.float32]:
@@ -57,10 +57,10 @@ def running(classifier: DummyClassifier, limits: EngineLimits | None = None) -> 
     engine = Engine([classifier], limits or EngineLimits())
     engine.start()
     try:
-        wait_until(lambda: engine.healthy)
+        wait_until(lambda: engine.is_healthy)
         yield engine
     finally:
-        if isinstance(classifier, Held):
+        if isinstance(classifier, GatedClassifier):
             classifier.gate.set()
         engine.close()
 
@@ -68,7 +68,7 @@ def running(classifier: DummyClassifier, limits: EngineLimits | None = None) -> 
 def wait_until(condition: object, seconds: float = PATIENCE_SECONDS) -> None:
     end = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "timeout"
         time.sleep(0.005)
 
 
@@ -83,8 +83,8 @@ def test_encodes_a_video_and_labels() -> None:
         assert engine.encode_labels([]) == []
 
 
-def test_waiting_videos_share_a_forward_pass_and_agree_with_alone() -> None:
-    classifier = Held()
+def test_queued_videos_share_a_forward_pass_and_agree_with_single_ones() -> None:
+    classifier = GatedClassifier()
     rng = np.random.default_rng(0)
     videos = [rng.integers(0, 255, (n, SIDE, SIDE, 3), np.uint8) for n in (1, 4, 3, 2)]
     for video in videos:
@@ -94,7 +94,7 @@ def test_waiting_videos_share_a_forward_pass_and_agree_with_alone() -> None:
         first = pool.submit(engine.encode_video, picture(1, 2, 3))
         assert classifier.entered.wait(PATIENCE_SECONDS)
         rest = [pool.submit(engine.encode_video, v) for v in videos]
-        wait_until(lambda: engine.queued_frames == 10)
+        wait_until(lambda: engine.scheduler.queued_frames == 10)
         classifier.gate.set()
         together = [f.result(PATIENCE_SECONDS).vector for f in rest]
         first.result(PATIENCE_SECONDS)
@@ -102,13 +102,13 @@ def test_waiting_videos_share_a_forward_pass_and_agree_with_alone() -> None:
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
-def test_a_batch_stays_under_its_frame_limit() -> None:
-    classifier = Held()
+def test_batch_respects_the_frame_limit() -> None:
+    classifier = GatedClassifier()
     with running(classifier, EngineLimits(max_batch_frames=8)) as engine, ThreadPoolExecutor(8) as pool:
         futures = [pool.submit(engine.encode_video, picture(1, 2, 3))]
         assert classifier.entered.wait(PATIENCE_SECONDS)
         futures += [pool.submit(engine.encode_video, picture(1, 2, 3, num_frames=n)) for n in (4, 4, 4, 20)]
-        wait_until(lambda: engine.queued_frames == 32)
+        wait_until(lambda: engine.scheduler.queued_frames == 32)
         classifier.gate.set()
         for future in futures:
             future.result(PATIENCE_SECONDS)
@@ -116,112 +116,60 @@ def test_a_batch_stays_under_its_frame_limit() -> None:
     assert max(classifier.batches) <= 2
 
 
-PATIENT = EngineLimits(batch_delay_seconds=PATIENCE_SECONDS, max_batch_frames=12)
-
-
-def opened() -> Held:
-    classifier = Held()
-    classifier.gate.set()
-    return classifier
-
-
-def test_a_video_waits_for_another_on_its_way_and_both_share_a_pass() -> None:
-    classifier = opened()
-    with running(classifier, PATIENT) as engine, ThreadPoolExecutor(2) as pool, engine.expect() as coming:
-        first = pool.submit(engine.encode_video, picture(1, 2, 3))
-        wait_until(lambda: engine.queued_frames == 4)
-        time.sleep(0.05)
-        assert not first.done()
-        engine.encode_videos([picture(1, 2, 3)], coming=coming)
-        first.result(PATIENCE_SECONDS)
-    assert classifier.batches == [2]
-
-
-def test_a_video_waits_no_longer_when_the_other_does_not_come_or_the_batch_is_full_or_a_label_is_there() -> None:
-    classifier = opened()
-    with running(classifier, PATIENT) as engine, ThreadPoolExecutor(4) as pool:
-        with engine.expect():
-            first = pool.submit(engine.encode_video, picture(1, 2, 3))
-            wait_until(lambda: engine.queued_frames == 4)
-        first.result(PATIENCE_SECONDS)  # the other's file could not be decoded, say
-        with engine.expect():
-            engine.encode_videos([picture(1, 2, 3)] * 3)  # as many as a pass takes
-            waiting = pool.submit(engine.encode_video, picture(1, 2, 3))
-            wait_until(lambda: engine.queued_frames == 4)
-            assert len(engine.encode_labels(["red"])) == 1
-        waiting.result(PATIENCE_SECONDS)
-    assert classifier.batches == [1, 3, 1]
-
-
-def test_nothing_waits_where_nothing_comes_or_the_time_is_up() -> None:
-    classifier = opened()
-    with running(classifier, PATIENT) as engine:
-        engine.encode_video(picture(1, 2, 3))
-    short = EngineLimits(batch_delay_seconds=0.01)
-    with running(classifier, short) as engine, engine.expect():
-        assert engine.encode_video(picture(1, 2, 3)).queue_seconds >= 0.01
-    with running(classifier, PATIENT) as engine, ThreadPoolExecutor(1) as pool, engine.expect():
-        waiting = pool.submit(engine.encode_video, picture(1, 2, 3))
-        wait_until(lambda: engine.queued_frames == 4)
-        engine.close()
-        with pytest.raises(EncodeFailed):
-            waiting.result(PATIENCE_SECONDS)
-
-
-def test_one_bad_video_fails_alone_and_the_engine_recovers() -> None:
-    classifier = Held()
+def test_only_the_bad_video_fails_and_the_engine_recovers() -> None:
+    classifier = GatedClassifier()
     with running(classifier) as engine, ThreadPoolExecutor(8) as pool:
         first = pool.submit(engine.encode_video, picture(1, 2, 3))
         assert classifier.entered.wait(PATIENCE_SECONDS)
         good = [pool.submit(engine.encode_video, picture(255, 0, 0)) for _ in range(2)]
         bad = pool.submit(engine.encode_video, picture(13, 0, 0))
-        wait_until(lambda: engine.queued_frames == 12)
+        wait_until(lambda: engine.scheduler.queued_frames == 12)
         classifier.gate.set()
         for future in (first, *good):
             assert np.isfinite(future.result(PATIENCE_SECONDS).vector).all()
         with pytest.raises(EncodeFailed) as caught:
             bad.result(PATIENCE_SECONDS)
         assert "secret" not in str(caught.value) and "secret" in caught.value.internal
-        wait_until(lambda: engine.healthy)
+        wait_until(lambda: engine.is_healthy)
         engine.encode_video(picture(0, 255, 0))
 
 
-def test_one_bad_label_fails_alone() -> None:
-    with running(Held()) as engine:
+def test_only_the_bad_label_fails() -> None:
+    with running(GatedClassifier()) as engine:
         red, bomb, long, blue = engine.encode_labels(["red", "bomb", "word " * 20, "blue"])
     assert isinstance(red, np.ndarray) and isinstance(blue, np.ndarray)
     assert isinstance(bomb, EncodeFailed) and isinstance(long, LabelTextInvalid)
 
 
-def test_many_labels_do_not_keep_a_video_waiting() -> None:
-    classifier = Held()
+def test_many_labels_do_not_delay_a_video() -> None:
+    classifier = GatedClassifier()
     with running(classifier, EngineLimits(max_batch_labels=2)) as engine, ThreadPoolExecutor(4) as pool:
         first = pool.submit(engine.encode_video, picture(1, 2, 3))
         assert classifier.entered.wait(PATIENCE_SECONDS)
         labels = pool.submit(engine.encode_labels, [f"label {i}" for i in range(9)])
-        wait_until(lambda: engine.queued_labels == 9)
+        wait_until(lambda: engine.scheduler.queued_labels == 9)
         video = pool.submit(engine.encode_video, picture(1, 2, 3))
-        wait_until(lambda: engine.queued_frames == 4)
+        wait_until(lambda: engine.scheduler.queued_frames == 4)
         classifier.gate.set()
         first.result(PATIENCE_SECONDS)
         video.result(PATIENCE_SECONDS)
         assert len(labels.result(PATIENCE_SECONDS)) == 9
-        assert engine.queued_labels == 0
+        assert engine.scheduler.queued_labels == 0
     assert classifier.calls[:3] == ["video", "labels:2", "video"]
     assert classifier.calls[-1] == "labels:1"
 
 
-def test_slow_labels_take_short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Slow(Held):
+def test_slow_labels_get_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    class SlowClassifier(GatedClassifier):
         def encode_labels(self, names: Sequence[str]) -> NDArray[np.float32]:
             time.sleep(0.004 * len(names))
             return super().encode_labels(names)
 
-    fast, slow = Held(), Slow()
-    monkeypatch.setattr("vidlex.service.engine.device_worker.LABEL_STEP_SECONDS", 1e6)  # so that any machine is fast
+    fast, slow = GatedClassifier(), SlowClassifier()
+    monkeypatch.setattr("vidlex.service.engine.device_worker.LABEL_BATCH_SECONDS", 1e6)  # any machine is fast enough
     with running(fast) as engine:
         engine.encode_labels([f"label {i}" for i in range(70)])
-    monkeypatch.setattr("vidlex.service.engine.device_worker.LABEL_STEP_SECONDS", 0.01)
+    monkeypatch.setattr("vidlex.service.engine.device_worker.LABEL_BATCH_SECONDS", 0.01)
     with running(slow) as engine:
         engine.encode_labels([f"label {i}" for i in range(12)])
     assert slow.calls[0] == fast.calls[0] == "labels:4"
@@ -229,15 +177,15 @@ def test_slow_labels_take_short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(slow.calls[1:]) <= {"labels:1", "labels:2"}
 
 
-def test_a_full_queue_refuses_at_once() -> None:
-    classifier = Held()
+def test_full_queue_rejects_immediately() -> None:
+    classifier = GatedClassifier()
     limits = EngineLimits(max_queued_frames=8, max_queued_labels=3)
     with running(classifier, limits) as engine, ThreadPoolExecutor(8) as pool:
         futures = [pool.submit(engine.encode_video, picture(1, 2, 3))]
         assert classifier.entered.wait(PATIENCE_SECONDS)
         futures += [pool.submit(engine.encode_video, picture(1, 2, 3)) for _ in range(2)]
         labels = pool.submit(engine.encode_labels, ["a", "b"])
-        wait_until(lambda: engine.queued_frames == 8 and engine.queued_labels == 2)
+        wait_until(lambda: engine.scheduler.queued_frames == 8 and engine.scheduler.queued_labels == 2)
         with pytest.raises(Overloaded):
             engine.encode_video(picture(1, 2, 3))
         with pytest.raises(Overloaded):
@@ -248,41 +196,41 @@ def test_a_full_queue_refuses_at_once() -> None:
         labels.result(PATIENCE_SECONDS)
 
 
-def test_late_and_given_up_videos_are_dropped() -> None:
-    classifier = Held()
-    gone = threading.Event()
+def test_expired_and_cancelled_videos_are_dropped() -> None:
+    classifier = GatedClassifier()
+    cancelled = threading.Event()
     with running(classifier) as engine, ThreadPoolExecutor(8) as pool:
         first = pool.submit(engine.encode_video, picture(1, 2, 3))
         assert classifier.entered.wait(PATIENCE_SECONDS)
-        late = pool.submit(engine.encode_video, picture(1, 2, 3), timeout_seconds=0.01)
-        left = pool.submit(engine.encode_video, picture(1, 2, 3), cancelled=gone)
-        wait_until(lambda: engine.queued_frames == 8)
-        gone.set()
+        expired = pool.submit(engine.encode_video, picture(1, 2, 3), timeout_seconds=0.01)
+        dropped = pool.submit(engine.encode_video, picture(1, 2, 3), cancelled=cancelled)
+        wait_until(lambda: engine.scheduler.queued_frames == 8)
+        cancelled.set()
         time.sleep(0.02)
         classifier.gate.set()
         first.result(PATIENCE_SECONDS)
-        for future in (late, left):
+        for future in (expired, dropped):
             with pytest.raises(Overloaded):
                 future.result(PATIENCE_SECONDS)
     assert classifier.batches == [1]
 
 
-def test_unusable_numbers_are_an_error() -> None:
-    class NotANumber(DummyClassifier):
+def test_not_finite_features_are_an_error() -> None:
+    class NotFiniteClassifier(DummyClassifier):
         def encode_video(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
             vectors = super().encode_video(frames)
             vectors[[int(f[0, 0, 0, 0]) == 1 for f in frames]] = np.nan
             return vectors
 
-    with running(NotANumber()) as engine:
+    with running(NotFiniteClassifier()) as engine:
         with pytest.raises(EncodeFailed):
             engine.encode_video(picture(1, 0, 0))
         engine.encode_video(picture(2, 0, 0))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_dead_thread_fails_its_waiters_and_is_not_healthy() -> None:
-    class Dies(Held):
+def test_crashed_worker_fails_its_requests_and_is_not_healthy() -> None:
+    class CrashingClassifier(GatedClassifier):
         def encode_video(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
             if int(frames[0][0, 0, 0, 0]) == 1:
                 self.entered.set()
@@ -290,48 +238,48 @@ def test_a_dead_thread_fails_its_waiters_and_is_not_healthy() -> None:
                 raise SystemExit
             return DummyClassifier.encode_video(self, frames)
 
-    classifier = Dies()
+    classifier = CrashingClassifier()
     with running(classifier) as engine, ThreadPoolExecutor(4) as pool:
         running_one = pool.submit(engine.encode_video, picture(1, 0, 0))
         assert classifier.entered.wait(PATIENCE_SECONDS)
         waiting = pool.submit(engine.encode_video, picture(2, 0, 0))
-        wait_until(lambda: engine.queued_frames == 4)
+        wait_until(lambda: engine.scheduler.queued_frames == 4)
         classifier.gate.set()
         for future in (running_one, waiting):
             with pytest.raises(EncodeFailed):
                 future.result(PATIENCE_SECONDS)
-        wait_until(lambda: not engine.alive)
-        assert not engine.healthy
+        wait_until(lambda: not engine.is_alive)
+        assert not engine.is_healthy
         with pytest.raises(EncodeFailed):
             engine.encode_video(picture(2, 0, 0))
 
 
-def test_a_classifier_that_never_works_is_not_healthy() -> None:
-    class Broken(DummyClassifier):
+def test_classifier_that_always_fails_is_not_healthy() -> None:
+    class FailingClassifier(DummyClassifier):
         def encode_video(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
             raise RuntimeError("no device")
 
-    engine = Engine([Broken()])
+    engine = Engine([FailingClassifier()])
     engine.start()
     try:
         with pytest.raises(EncodeFailed):
             engine.encode_video(picture(1, 0, 0))
-        assert engine.alive and not engine.healthy
+        assert engine.is_alive and not engine.is_healthy
     finally:
         engine.close()
 
 
-def test_close_ends_the_thread_and_refuses_work() -> None:
+def test_close_stops_the_worker_and_rejects_requests() -> None:
     engine = Engine([DummyClassifier()])
     engine.start()
     engine.close()
-    assert not engine.alive
+    assert not engine.is_alive
     with pytest.raises(EncodeFailed):
         engine.encode_labels(["red"])
 
 
 def test_labels_of_several_requests_share_a_batch() -> None:
-    classifier = Held()
+    classifier = GatedClassifier()
     with running(classifier) as engine, ThreadPoolExecutor(6) as pool:
         classifier.batches.append(0)
         video = pool.submit(engine.encode_video, picture(255, 0, 0))
@@ -339,13 +287,13 @@ def test_labels_of_several_requests_share_a_batch() -> None:
         requests = []
         for number, names in enumerate((["a"], ["b", "bomb"], ["c", "d", "e"]), 1):
             requests.append(pool.submit(engine.encode_labels, names))
-            wait_until(lambda n=number: engine.queued_labels == (1, 3, 6)[n - 1])
+            wait_until(lambda n=number: engine.scheduler.queued_labels == (1, 3, 6)[n - 1])
         classifier.gate.set()
         results = [request.result() for request in requests]
         video.result()
-        assert engine.queued_labels == 0
+        assert engine.scheduler.queued_labels == 0
     steps = [call for call in classifier.calls if call.startswith("labels")]
-    assert steps[0] == "labels:4", "the first turn takes from all three requests"
+    assert steps[0] == "labels:4", "the first batch takes from all three requests"
     assert isinstance(results[1][1], EncodeFailed)
     alone = DummyClassifier()
     for names, got in zip((["a"], ["b"], ["c", "d", "e"]), results, strict=True):

@@ -1,4 +1,4 @@
-"""Kept video features: found, evicted by bytes, made once for many, apart between namespaces."""
+"""FeatureCache: eviction, concurrent requests, and separate namespaces."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support.processes import PATIENCE_SECONDS
 from support.serving import add, classify, clear, colour_video, serving, wait_until
 from vidlex.model.types import VideoInfo
 from vidlex.service.classification.features import FeatureCache, FeatureKey, VideoFeatures
-from vidlex.service.classification.matching import Part
+from vidlex.service.classification.matching import Segment
 from vidlex.service.errors import Overloaded, UndecodableVideo
 
 KEY = FeatureKey("default", "dummy-1", "00", 4, "video", None, None, None)
@@ -25,29 +25,29 @@ INFO = VideoInfo(duration_ms=1000, width=8, height=8, fps=10.0, codec="h264", nu
 
 
 def features(dim: int = 16) -> VideoFeatures:
-    return VideoFeatures(INFO, (0, 500), (Part(0, 1000),), np.zeros((1, dim), np.float32))
+    return VideoFeatures(INFO, (0, 500), (Segment(0, 1000),), np.zeros((1, dim), np.float32))
 
 
-def look(cache: FeatureCache, key: FeatureKey, make: Callable[[], VideoFeatures] = features) -> bool:
-    return cache.get(key, make, deadline=time.monotonic() + PATIENCE_SECONDS, cancelled=threading.Event())[1]
+def is_hit(cache: FeatureCache, key: FeatureKey, compute: Callable[[], VideoFeatures] = features) -> bool:
+    return cache.get(key, compute, deadline=time.monotonic() + PATIENCE_SECONDS, cancelled=threading.Event())[1]
 
 
-def test_the_longest_unused_goes_first() -> None:
+def test_least_recently_used_features_are_evicted() -> None:
     keys = [replace(KEY, sha256=str(i)) for i in range(3)]
     cache = FeatureCache(2 * features().num_bytes)
-    assert [look(cache, key) for key in keys[:2]] == [False, False]
-    assert look(cache, keys[0])
-    assert not look(cache, keys[2])  # keys[1] makes room
-    assert look(cache, keys[0]) and look(cache, keys[2])
+    assert [is_hit(cache, key) for key in keys[:2]] == [False, False]
+    assert is_hit(cache, keys[0])
+    assert not is_hit(cache, keys[2])  # evicts keys[1]
+    assert is_hit(cache, keys[0]) and is_hit(cache, keys[2])
     assert (len(cache), cache.num_bytes) == (2, 2 * features().num_bytes)
-    assert not look(cache, keys[1])
+    assert not is_hit(cache, keys[1])
 
 
-def test_off_and_too_large() -> None:
+def test_disabled_cache_and_too_large_features_are_never_hits() -> None:
     off, small = FeatureCache(0), FeatureCache(features().num_bytes)
-    assert not look(off, KEY) and not look(off, KEY)
+    assert not is_hit(off, KEY) and not is_hit(off, KEY)
     large = lambda: features(10_000)  # noqa: E731
-    assert not look(small, KEY, large) and not look(small, KEY, large)
+    assert not is_hit(small, KEY, large) and not is_hit(small, KEY, large)
     assert small.num_bytes == 0
 
 
@@ -55,68 +55,68 @@ def test_off_and_too_large() -> None:
     "other",
     [{"namespace": "b"}, {"fingerprint": "x"}, {"num_frames": 5}, {"aggregate_by": "timestamps"}, {"start_ms": 1}],
 )
-def test_whatever_changes_the_features_is_another_key(other: dict[str, Any]) -> None:
+def test_other_parameters_are_another_key(other: dict[str, Any]) -> None:
     cache = FeatureCache(1 << 20)
-    assert not look(cache, KEY)
-    assert not look(cache, replace(KEY, **other))
+    assert not is_hit(cache, KEY)
+    assert not is_hit(cache, replace(KEY, **other))
 
 
-def test_many_at_once_are_made_once() -> None:
+def test_concurrent_requests_compute_features_once() -> None:
     cache = FeatureCache(1 << 20)
-    gate, made = threading.Event(), []
+    gate, calls = threading.Event(), []
 
-    def make() -> VideoFeatures:
-        made.append(1)
+    def compute() -> VideoFeatures:
+        calls.append(1)
         assert gate.wait(PATIENCE_SECONDS)
         return features()
 
     with ThreadPoolExecutor(8) as pool:
-        answers = [pool.submit(look, cache, KEY, make) for _ in range(8)]
-        wait_until(lambda: made, "nobody makes them")
+        answers = [pool.submit(is_hit, cache, KEY, compute) for _ in range(8)]
+        wait_until(lambda: calls, "compute was not called")
         gate.set()
         assert sorted(answer.result(PATIENCE_SECONDS) for answer in answers) == [False] + [True] * 7
-    assert len(made) == 1
+    assert len(calls) == 1
 
 
-def test_a_failure_is_not_shared() -> None:
+def test_error_is_not_shared_with_waiting_request() -> None:
     cache = FeatureCache(1 << 20)
-    gate, tried = threading.Event(), []
+    gate, calls = threading.Event(), []
 
     def fail_first() -> VideoFeatures:
-        tried.append(1)
-        if len(tried) == 1:
+        calls.append(1)
+        if len(calls) == 1:
             assert gate.wait(PATIENCE_SECONDS)
             raise UndecodableVideo
         return features()
 
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(look, cache, KEY, fail_first)
-        wait_until(lambda: tried, "nobody tries")
-        second = pool.submit(look, cache, KEY, fail_first)
+        first = pool.submit(is_hit, cache, KEY, fail_first)
+        wait_until(lambda: calls, "compute was not called")
+        second = pool.submit(is_hit, cache, KEY, fail_first)
         gate.set()
         with pytest.raises(UndecodableVideo):
             first.result(PATIENCE_SECONDS)
         assert second.result(PATIENCE_SECONDS) is False
 
 
-@pytest.mark.parametrize("reason", ["late", "left"])
-def test_waiting_for_another_ends(reason: str) -> None:
+@pytest.mark.parametrize("reason", ["deadline", "disconnect"])
+def test_wait_for_another_request_ends(reason: str) -> None:
     cache, gate, entered = FeatureCache(1 << 20), threading.Event(), threading.Event()
 
-    def make() -> VideoFeatures:
+    def compute() -> VideoFeatures:
         entered.set()
         assert gate.wait(PATIENCE_SECONDS)
         return features()
 
-    gone = threading.Event()
-    if reason == "left":
-        gone.set()
+    cancelled = threading.Event()
+    if reason == "disconnect":
+        cancelled.set()
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(look, cache, KEY, make)
+        first = pool.submit(is_hit, cache, KEY, compute)
         assert entered.wait(PATIENCE_SECONDS)
-        deadline = time.monotonic() + (PATIENCE_SECONDS if reason == "left" else 0)
+        deadline = time.monotonic() + (PATIENCE_SECONDS if reason == "disconnect" else 0)
         with pytest.raises(Overloaded):
-            cache.get(KEY, make, deadline=deadline, cancelled=gone)
+            cache.get(KEY, compute, deadline=deadline, cancelled=cancelled)
         gate.set()
         assert first.result(PATIENCE_SECONDS) is False
 
@@ -127,7 +127,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield client
 
 
-def test_the_same_video_against_new_labels(client: Any, tmp_path: Path) -> None:
+def test_repeated_video_is_not_decoded_for_new_labels(client: Any, tmp_path: Path) -> None:
     clear(client)
     add(client, "red")
     video = colour_video(tmp_path / "video.mp4", "red", "blue")
@@ -147,7 +147,7 @@ def test_the_same_video_against_new_labels(client: Any, tmp_path: Path) -> None:
     assert "vidlex_feature_cache_bytes 0.0" not in metrics
 
 
-def test_segments_are_kept_with_their_times(client: Any, tmp_path: Path) -> None:
+def test_cached_segments_have_their_times(client: Any, tmp_path: Path) -> None:
     video = colour_video(tmp_path / "video.mp4", "green", "blue")
     for cached in (False, True):
         answer = classify(client, video, aggregate_by="segments", segment_ms=1000, candidate_labels=["green"]).json()
@@ -157,7 +157,7 @@ def test_segments_are_kept_with_their_times(client: Any, tmp_path: Path) -> None
     assert not classify(client, video, candidate_labels=["green"]).json()["usage"]["cached"]
 
 
-def test_a_namespace_does_not_see_what_another_uploaded(client: Any, tmp_path: Path) -> None:
+def test_other_namespace_does_not_hit(client: Any, tmp_path: Path) -> None:
     data = colour_video(tmp_path / "video.mp4", "red", "green").read_bytes()
     for namespace, cached in (("a", False), ("b", False), ("a", True)):
         answer = client.post("/classify", files={"file": data}, headers={"X-Vidlex-Namespace": namespace})

@@ -1,4 +1,4 @@
-"""A rename that another request overtakes: nothing is lost, and no error reaches the client."""
+"""Labeler: concurrent writes by other requests and replicas."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from vidlex.model.dummy import DummyClassifier
 from vidlex.service.labels.store.records import Label, LabelChanges, NewLabel
 from vidlex.service.registration.candidate_cache import CandidateCache
 from vidlex.service.registration.label_cache import LabelCache
-from vidlex.service.registration.labeler import Labeler, Registered
+from vidlex.service.registration.labeler import Labeler, RegisteredLabel
 
 
 @dataclass
-class OvertakenStore:
-    """Says at first that the label is called "red"; by the time of the update it is called "green"."""
+class RenamedStore:
+    """A concurrent request renames the label "red" to "green" between the read and the update."""
 
     names: list[str] = field(default_factory=lambda: ["red", "green"])
     written: list[Any] = field(default_factory=list)
@@ -39,28 +39,31 @@ class Engine:
 
 
 class Sync:
-    def caught_up(self, *_: Any, **__: Any) -> bool:
+    def wait_for_revision(self, *_: Any, **__: Any) -> bool:
         return True
+
+
+def make_labeler(engine: Any, store: Any, sync: Any) -> Labeler:
+    label_cache = LabelCache(Path(), 0)
+    return Labeler(engine, store, sync, label_cache, CandidateCache(0), fingerprint="dummy-1", device="cpu")
 
 
 def _label(label_id: str, name: str) -> Label:
     return Label(label_id, name, (), (), (), None, {}, 0, 0, 1)
 
 
-def test_a_name_that_stopped_being_the_present_one_is_encoded() -> None:
-    store: Any = OvertakenStore()
+def test_update_encodes_name_after_concurrent_rename() -> None:
+    store: Any = RenamedStore()
     engine: Any = Engine()
     sync: Any = Sync()
-    kept = LabelCache(Path(), 0).within("default", "dummy-1")
-    labeler = Labeler(engine, store, sync, "dummy-1", kept, candidates=CandidateCache(0), timeout_seconds=5.0)
-    assert labeler.update("lbl_1", LabelChanges(name="red")).name == "red"
+    assert make_labeler(engine, store, sync).update("lbl_1", LabelChanges(name="red")).name == "red"
     assert store.written == [(np.array([1.0, 0.0, 0.0]).tolist(), "dummy-1")]
 
 
-def test_a_label_that_another_replica_has_just_written_is_waited_for_too() -> None:
-    """With if_exists=return the answer says that the label is there: the next search here must know it."""
+def test_register_waits_until_index_has_existing_label() -> None:
+    """Another replica may have written the label that if_exists=return returns."""
 
-    class Store(OvertakenStore):
+    class Store(RenamedStore):
         def find_many(self, names: list[str]) -> list[Label]:
             return [replace(_label("lbl_1", name), revision=7) for name in names]
 
@@ -70,17 +73,14 @@ def test_a_label_that_another_replica_has_just_written_is_waited_for_too() -> No
 
     waited_for: list[int] = []
 
-    class Behind(Sync):
-        def caught_up(self, min_revision: int, _: float) -> bool:
+    class RecordingSync(Sync):
+        def wait_for_revision(self, min_revision: int, _: float) -> bool:
             waited_for.append(min_revision)
             return True
 
     store: Any = Store()
     engine: Any = Engine()
-    sync: Any = Behind()
-    kept = LabelCache(Path(), 0).within("default", "dummy-1")
-    (found,) = Labeler(engine, store, sync, "dummy-1", kept, candidates=CandidateCache(0)).register(
-        [NewLabel("red")], return_existing=True
-    )
-    assert isinstance(found, Registered) and not found.created
+    sync: Any = RecordingSync()
+    (result,) = make_labeler(engine, store, sync).register([NewLabel("red")], return_existing=True)
+    assert isinstance(result, RegisteredLabel) and not result.created
     assert waited_for == [7]

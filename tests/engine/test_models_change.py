@@ -1,4 +1,4 @@
-"""A change of model: prepared beside, activated and rolled back under load, never mixed, kept through restarts."""
+"""Model changes: prepare, activate, roll back and drop, under load and across restarts."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 from support.processes import PATIENCE_SECONDS
 from support.serving import add, assert_problem, classify, colour_video, serving, wait_until
 from vidlex.model.dummy import DummyClassifier
-from vidlex.service.http.context import NAMESPACE_HEADER
+from vidlex.service.classification.matching import ClassifyOptions
+from vidlex.service.http.openapi.headers import NAMESPACE_HEADER
 from vidlex.service.labels.embedded.server import EmbeddedStore
+from vidlex.service.models.recent_videos import RecentVideos
+from vidlex.service.routes.classification_views import classification_view
 from vidlex.service.runtime.runtime import Runtime
-from vidlex.service.schemas.classify import ClassifyParams
 
-BEST = {"dummy-1": "red", "dummy-2": "blue"}
-"""The label that a red video gets: see model/dummy.py."""
+BEST = {"dummy-1": "red", "dummy-2": "blue"}  # The best label of a red video, by fingerprint: see model/dummy.py.
 OTHER = {"headers": {NAMESPACE_HEADER: "other"}}
 
 
@@ -54,7 +55,7 @@ def prepare(client: Any, model: str = "dummy:2") -> dict[str, Any]:
 
 
 def change(client: Any, step: str) -> dict[str, Any]:
-    """Activate or roll back. A label that is just being written may have an activation refused for the moment."""
+    """Activate or roll back; an activation is retried while labels are being encoded."""
     answers: list[Any] = []
 
     def accepted() -> bool:
@@ -63,14 +64,14 @@ def change(client: Any, step: str) -> dict[str, Any]:
             return "num_missing" not in answers[-1].json()
         return True
 
-    wait_until(accepted, f"{step} is refused all the time")
+    wait_until(accepted, f"{step} is always refused")
     assert answers[-1].status_code == 200, answers[-1].text
     state: dict[str, Any] = answers[-1].json()
     return state
 
 
 def check_consistent(answer: dict[str, Any]) -> str:
-    """The scores are those of the model that the answer names, for each of the two labels. Returns its fingerprint."""
+    """Asserts that both labels' scores are those of the model that the response names; returns its fingerprint."""
     fingerprint = str(answer["model"]["fingerprint"])
     scores = {x["name"]: x["score"] for x in answer["labels"] if x["name"] in BEST.values()}
     assert set(scores) == {"red", "blue"}
@@ -79,8 +80,7 @@ def check_consistent(answer: dict[str, Any]) -> str:
     return fingerprint
 
 
-def test_a_change_under_load_fails_no_request_and_mixes_nothing(tmp_path: Path, red: Path) -> None:
-    """Classifications and registrations go on through prepare, activate, rollback and activate again."""
+def test_model_changes_under_load_fail_no_request_and_never_mix_models(tmp_path: Path, red: Path) -> None:
     video = red.read_bytes()
     ended = threading.Event()
     answers: list[str] = []
@@ -88,23 +88,24 @@ def test_a_change_under_load_fails_no_request_and_mixes_nothing(tmp_path: Path, 
     with two_models(tmp_path) as client, ThreadPoolExecutor(8) as pool:
         add(client, "red", "blue")
 
-        def watch(number: int) -> None:
+        def classify_repeatedly(number: int) -> None:
             while not ended.is_set():
                 answer = classify(client, video, top_k=0)
                 assert answer.status_code == 200, answer.text
                 answers.append(check_consistent(answer.json()))
                 done[number] += 1
 
-        def write(number: int) -> None:
+        def register_repeatedly(number: int) -> None:
             while not ended.is_set():
                 answer = client.post("/labels", json={"name": f"thing {number} {done[number]}"})
                 assert answer.status_code == 201, answer.text
                 seen = classify(client, video, label_ids=[answer.json()["id"]])
-                assert seen.status_code == 200, seen.text  # whichever model serves by now: it knows the label
+                assert seen.status_code == 200, seen.text
                 assert len(seen.json()["labels"]) == 1
                 done[number] += 1
 
-        busy = [pool.submit(watch, n) for n in (0, 1)] + [pool.submit(write, n) for n in (2, 3, 4)]
+        clients = [pool.submit(classify_repeatedly, n) for n in (0, 1)]
+        clients += [pool.submit(register_repeatedly, n) for n in (2, 3, 4)]
         try:
             prepare(client)
             for step, expected in (("activate", "dummy-2"), ("rollback", "dummy-1"), ("activate", "dummy-2")):
@@ -112,12 +113,12 @@ def test_a_change_under_load_fails_no_request_and_mixes_nothing(tmp_path: Path, 
                 assert check_consistent(classify(client, video, top_k=0).json()) == expected  # the next request
                 enough = [count + 2 for count in done]
                 wait_until(
-                    lambda enough=enough: all(map(ge, done, enough)) or any(f.done() for f in busy),  # type: ignore[misc]
-                    "somebody does not get on",
+                    lambda enough=enough: all(map(ge, done, enough)) or any(f.done() for f in clients),  # type: ignore[misc]
+                    "a client makes no progress",
                 )
         finally:
             ended.set()
-        for future in busy:
+        for future in clients:
             future.result(PATIENCE_SECONDS)
         assert set(answers) == {"dummy-1", "dummy-2"}
         state = client.get("/models").json()
@@ -125,7 +126,7 @@ def test_a_change_under_load_fails_no_request_and_mixes_nothing(tmp_path: Path, 
         assert state["previous"]["fingerprint"] == "dummy-1"
 
 
-def test_every_namespace_is_encoded_and_the_choice_survives_a_restart(tmp_path: Path, red: Path) -> None:
+def test_every_namespace_is_encoded_and_activation_survives_restart(tmp_path: Path, red: Path) -> None:
     with two_models(tmp_path) as client:
         add(client, "red", "blue")
         assert client.post("/labels", json={"name": "red"}, **OTHER).status_code == 201  # type: ignore[arg-type]
@@ -147,7 +148,7 @@ def test_every_namespace_is_encoded_and_the_choice_survives_a_restart(tmp_path: 
         assert check_consistent(classify(client, red).json()) == "dummy-1"
 
 
-def test_who_edits_the_setting_wins_over_an_older_choice(tmp_path: Path, red: Path) -> None:
+def test_changed_setting_overrides_older_activation(tmp_path: Path, red: Path) -> None:
     with two_models(tmp_path) as client:
         add(client, "red", "blue")
         prepare(client)
@@ -157,58 +158,60 @@ def test_who_edits_the_setting_wins_over_an_older_choice(tmp_path: Path, red: Pa
         assert classify(client, red).json()["model"]["fingerprint"] == "dummy-3"
         state = client.get("/models").json()
         assert (state["served"]["fingerprint"], state["previous"], state["prepared"]) == ("dummy-3", None, None)
-    with two_models(tmp_path) as client:  # edited back: the choice made under that setting holds again
+    with two_models(tmp_path) as client:  # the activation under this setting applies again
         assert check_consistent(classify(client, red).json()) == "dummy-2"
     with two_models(tmp_path, **edited) as client:
         prepare(client, "dummy:2")
-    with two_models(tmp_path) as client:  # somebody chose anew under another setting: that choice is not for this one
+    with two_models(tmp_path) as client:  # the pointer now belongs to the other setting
         assert check_consistent(classify(client, red).json()) == "dummy-1"
 
 
-def test_what_was_encoded_before_a_crash_is_not_encoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoding_progress_survives_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[str] = []
-    room = threading.Semaphore(0)
+    permits = threading.Semaphore(0)
 
-    class Slow(DummyClassifier):
-        """Stops in the middle until it is let go on."""
+    class LimitedClassifier(DummyClassifier):
+        """Encodes one batch per permit."""
 
         def encode_labels(self, names: Sequence[str]) -> NDArray[np.float32]:
-            if not room.acquire(timeout=0.0):
-                raise RuntimeError("the machine is going down")
+            if not permits.acquire(timeout=0.0):
+                raise RuntimeError("no permit")
             encoded.extend(names)
             return super().encode_labels(names)
 
     load = Runtime._load_copies
     monkeypatch.setattr(
-        Runtime, "_load_copies", lambda self, spec: [Slow(2)] if spec == "dummy:2" else load(self, spec)
+        Runtime, "_load_copies", lambda self, spec: [LimitedClassifier(2)] if spec == "dummy:2" else load(self, spec)
     )
-    monkeypatch.setattr("vidlex.service.registration.backfill._PART_LABELS", 5)
+    monkeypatch.setattr("vidlex.service.registration.backfill._BATCH_LABELS", 5)
     names = [f"label {n}" for n in range(40)]
     with two_models(tmp_path, max_batch_labels=5) as client:
         answer = client.post("/labels", json={"labels": [{"name": name} for name in names]})
         assert answer.status_code == 200
-        room.release()
-        room.release()
+        permits.release()
+        permits.release()
         client.post("/models:prepare", json={"model": "dummy:2"})
-        wait_until(lambda: (client.get("/models").json()["prepared"] or {}).get("num_encoded", 0) > 0, "none is done")
+        wait_until(
+            lambda: (client.get("/models").json()["prepared"] or {}).get("num_encoded", 0) > 0, "no label is encoded"
+        )
         assert_problem(client.post("/models:activate"), 409, "model_conflict")
         done = client.get("/models").json()["prepared"]["num_encoded"]
     assert 0 < done < len(names)
     before = len(encoded)
     for _ in range(1000):
-        room.release()
+        permits.release()
     with two_models(tmp_path) as client:
 
         def complete() -> bool:
             prepared = client.get("/models").json()["prepared"]
             return bool(prepared["loaded"] and prepared["complete"])
 
-        wait_until(complete, "it does not go on by itself")
+        wait_until(complete, "encoding does not continue")
         assert len(encoded) - before == len(names) - done
         assert client.post("/models:activate").status_code == 200
 
 
-def test_only_what_the_operator_allows_is_loaded(tmp_path: Path) -> None:
+def test_only_allowed_models_are_loaded(tmp_path: Path) -> None:
     with two_models(tmp_path) as client:
         for bad in ("dummy:9", "/etc", "open_clip:local-dir:/tmp", "../x"):
             problem = assert_problem(client.post("/models:prepare", json={"model": bad}), 422, "invalid_parameter")
@@ -221,7 +224,7 @@ def test_only_what_the_operator_allows_is_loaded(tmp_path: Path) -> None:
         assert_problem(client.post("/models:drop", json={"fingerprint": "dummy-2"}), 404, "not_found")
 
 
-def test_a_dropped_model_is_unloaded_and_its_vectors_are_gone(tmp_path: Path, red: Path) -> None:
+def test_dropped_model_is_unloaded_and_its_vectors_deleted(tmp_path: Path, red: Path) -> None:
     with two_models(tmp_path) as client:
         add(client, "red", "blue")
         prepare(client)
@@ -229,7 +232,7 @@ def test_a_dropped_model_is_unloaded_and_its_vectors_are_gone(tmp_path: Path, re
         state = client.post("/models:drop", json={"fingerprint": "dummy-2"}).json()
         assert_problem(client.post("/models:drop", json={"fingerprint": "dummy-2"}), 404, "not_found")
         assert state["prepared"] is None and {g["fingerprint"] for g in state["generations"]} == {"dummy-1"}
-        add(client, "green")  # and nobody writes them again
+        add(client, "green")  # is not encoded by the dropped model
         assert {g["fingerprint"] for g in client.get("/models").json()["generations"]} == {"dummy-1"}
         prepare(client, "dummy:3")
         client.post("/models:activate")
@@ -238,16 +241,16 @@ def test_a_dropped_model_is_unloaded_and_its_vectors_are_gone(tmp_path: Path, re
         first = weakref.ref(runtime.context.parts.models.state().loaded["dummy-1"])
         assert client.post("/models:drop", json={"fingerprint": "dummy-1"}).status_code == 200
 
-        def gone() -> bool:
+        def is_freed() -> bool:
             gc.collect()
             return first() is None
 
-        wait_until(gone, "the first model's weights are still in memory")
+        wait_until(is_freed, "the dropped model is still in memory")
 
 
-def test_a_lost_store_with_two_models_loaded(tmp_path: Path, red: Path) -> None:
-    """Both go on classifying from memory; when the store is back, both follow it again, and can change places."""
-    store = EmbeddedStore(tmp_path / "store")
+def test_store_outage_with_two_models_loaded(tmp_path: Path, short_folder: Path, red: Path) -> None:
+    """Both models keep classifying from memory, and follow the store once it returns."""
+    store = EmbeddedStore(short_folder)
     path = store.start()
     try:
         with two_models(tmp_path, redis_url=f"unix://{path}") as client:
@@ -259,23 +262,22 @@ def test_a_lost_store_with_two_models_loaded(tmp_path: Path, red: Path) -> None:
             assert set(loaded) == set(BEST)
 
             def answer_of(fingerprint: str) -> dict[str, Any]:
-                vocabulary = loaded[fingerprint].take("default")
+                vocabulary = loaded[fingerprint].acquire("default")
                 try:
-                    view = parts.videos.classify(
+                    result = parts.videos.classify(
                         red,
-                        ClassifyParams(),
+                        ClassifyOptions(),
                         vocabulary,
                         sha256="red",
                         timeout_seconds=PATIENCE_SECONDS,
                         cancelled=threading.Event(),
                     )
                 finally:
-                    vocabulary.give_back()
-                answer: dict[str, Any] = view.model_dump()
-                return answer
+                    vocabulary.release()
+                return classification_view(result).model_dump()
 
             store.stop()
-            wait_until(lambda: client.get("/readyz").status_code == 503, "the loss is not seen")
+            wait_until(lambda: client.get("/readyz").status_code == 503, "the outage is not detected")
             answer = classify(client, red).json()
             assert check_consistent(answer) == "dummy-2"
             assert [w["code"] for w in answer["warnings"]] == ["store_unavailable"]
@@ -284,16 +286,16 @@ def test_a_lost_store_with_two_models_loaded(tmp_path: Path, red: Path) -> None:
             for path_of, body in (("/models:rollback", None), ("/labels", {"name": "late"})):
                 assert_problem(client.post(path_of, json=body), 503, "store_unavailable")
 
-            store = EmbeddedStore(tmp_path / "store")
+            store = EmbeddedStore(short_folder)
             assert store.start() == path
-            wait_until(lambda: client.get("/readyz").status_code == 200, "the return is not seen")
+            wait_until(lambda: client.get("/readyz").status_code == 200, "the recovery is not detected")
             (late,) = add(client, "late")
             for fingerprint in BEST:
                 wait_until(
                     lambda fingerprint=fingerprint: (  # type: ignore[misc]
                         late["id"] in {label["id"] for label in answer_of(fingerprint)["labels"]}
                     ),
-                    f"{fingerprint} does not follow the store any more",
+                    f"{fingerprint} does not follow the store",
                 )
             assert client.post("/models:rollback").status_code == 200
             answer = classify(client, red).json()
@@ -303,7 +305,7 @@ def test_a_lost_store_with_two_models_loaded(tmp_path: Path, red: Path) -> None:
         store.stop()
 
 
-def test_the_difference_is_measured_on_the_namespaces_own_videos(tmp_path: Path, red: Path) -> None:
+def test_diff_uses_only_the_namespaces_own_videos(tmp_path: Path, red: Path) -> None:
     with two_models(tmp_path) as client:
         for options in ({}, OTHER):
             for name in ("red", "blue", "white"):
@@ -326,19 +328,17 @@ def test_the_difference_is_measured_on_the_namespaces_own_videos(tmp_path: Path,
         assert client.get("/models:diff", **OTHER).json()["num_videos"] == 0  # type: ignore[arg-type]
 
 
-def test_kept_videos_are_bounded_and_can_be_turned_off() -> None:
-    from vidlex.service.models.recent_videos import KeptVideos
-
+def test_recent_videos_are_bounded_and_can_be_disabled() -> None:
     frames = np.zeros((2, 4, 4, 3), np.uint8)  # 96 bytes
-    kept = KeptVideos(2, 300)
+    recent = RecentVideos(2, 300)
     for n in range(3):
-        kept.add("a", str(n), frames + np.uint8(n))
-    kept.add("b", "0", frames)
-    assert [int(f[0, 0, 0, 0]) for f in kept.videos("a")] == [1, 2] and len(kept.videos("b")) == 1
-    kept.add("b", "1", frames)  # too many bytes together: the oldest goes
-    assert len(kept.videos("a")) == 1 and kept.num_bytes == 288
-    kept.add("b", "1", np.zeros((100, 4, 4, 3), np.uint8))  # larger than all room: not kept
-    assert kept.num_bytes == 288
-    off = KeptVideos(0, 300)
-    off.add("a", "0", frames)
-    assert off.videos("a") == [] and off.num_bytes == 0
+        recent.add("a", str(n), frames + np.uint8(n))
+    recent.add("b", "0", frames)
+    assert [int(f[0, 0, 0, 0]) for f in recent.videos("a")] == [1, 2] and len(recent.videos("b")) == 1
+    recent.add("b", "1", frames)  # exceeds max_bytes: the oldest is evicted
+    assert len(recent.videos("a")) == 1 and recent.num_bytes == 288
+    recent.add("b", "1", np.zeros((100, 4, 4, 3), np.uint8))  # larger than max_bytes: not stored
+    assert recent.num_bytes == 288
+    disabled = RecentVideos(0, 300)
+    disabled.add("a", "0", frames)
+    assert disabled.videos("a") == [] and disabled.num_bytes == 0

@@ -1,4 +1,4 @@
-"""A change of model with two service processes: the one that was not asked follows, and neither ever mixes models."""
+"""Model changes with two replicas: both follow, and neither mixes models."""
 
 from __future__ import annotations
 
@@ -31,50 +31,50 @@ def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[httpx.Cl
 
 
 class Load:
-    """Two clients that look and two that write, at both replicas, until the block is left. None may ever fail."""
+    """Context manager: two clients classify and two register labels on both replicas; no request may fail."""
 
     def __init__(self, replicas: list[httpx.Client], video: bytes) -> None:
         self.replicas = replicas
         self.video = video
-        self.fingerprints: list[set[str]] = [set(), set()]
-        """Those that each replica answered with."""
+        self.fingerprints: list[set[str]] = [set(), set()]  # by replica
         self._ended = threading.Event()
         self._done = [0] * 4
         self._pool = ThreadPoolExecutor(4)
 
     def __enter__(self) -> Load:
-        work = (self._look, self._look, self._write, self._write)
-        self._busy = [self._pool.submit(task, number) for number, task in enumerate(work)]
+        work = (self._classify, self._classify, self._register, self._register)
+        self._clients = [self._pool.submit(task, number) for number, task in enumerate(work)]
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        for future in self._busy:
+        for future in self._clients:
             future.result(PATIENCE_SECONDS)
         self._pool.shutdown()
 
-    def goes_on(self) -> None:
-        """Returns when each client has had two answers more."""
+    def wait_for_progress(self) -> None:
+        """Returns when each client has received two more responses."""
         enough = [count + 2 for count in self._done]
         wait_until(
-            lambda: all(map(ge, self._done, enough)) or any(f.done() for f in self._busy), "somebody does not get on"
+            lambda: all(map(ge, self._done, enough)) or any(f.done() for f in self._clients),
+            "a client makes no progress",
         )
 
-    def look(self, client: httpx.Client, **params: Any) -> dict[str, Any]:
-        """All labels' scores, found to be of the model that the answer names."""
+    def classify(self, client: httpx.Client, **params: Any) -> dict[str, Any]:
+        """The response for all labels, checked to be of one model."""
         answer = classify(client, self.video, top_k=0, **params)
         assert answer.status_code == 200, answer.text
         body: dict[str, Any] = answer.json()
         self.fingerprints[self.replicas.index(client)].add(check_consistent(body))
         return body
 
-    def _look(self, number: int) -> None:
+    def _classify(self, number: int) -> None:
         while not self._ended.is_set():
-            self.look(self.replicas[number])
+            self.classify(self.replicas[number])
             self._done[number] += 1
 
-    def _write(self, number: int) -> None:
-        """Whichever model either replica serves by then: it has the label."""
+    def _register(self, number: int) -> None:
+        """Both replicas find a new label, no matter which model they serve."""
         here, there = self.replicas[number % 2], self.replicas[1 - number % 2]
         while not self._ended.is_set():
             answer = here.post("/labels", json={"name": f"thing {number} {self._done[number]}"})
@@ -84,35 +84,35 @@ class Load:
             assert found.status_code == 200, found.text
 
             def followed(wanted: str = label_id, revision: int = revision) -> bool:
-                return wanted in {x["id"] for x in self.look(there, min_revision=revision)["labels"]}
+                return wanted in {x["id"] for x in self.classify(there, min_revision=revision)["labels"]}
 
             wait_until(followed, "the other replica's model does not have the label")
             self._done[number] += 1
 
 
-def test_the_other_process_follows_activation_and_rollback(replicas: list[httpx.Client], tmp_path: Path) -> None:
+def test_other_replica_follows_activation_and_rollback(replicas: list[httpx.Client], tmp_path: Path) -> None:
     video = colour_video(tmp_path / "red.mp4", "red").read_bytes()
-    asked, other = replicas
-    for label in add(asked, "red", "blue"):  # whoever asks for its revision sees it
-        assert classify(other, video, min_revision=label["revision"]).status_code == 200
+    first, second = replicas
+    for label in add(first, "red", "blue"):
+        assert classify(second, video, min_revision=label["revision"]).status_code == 200
     with Load(replicas, video) as load:
 
         def both_serve(fingerprint: str) -> bool:
-            return all(load.look(client)["model"]["fingerprint"] == fingerprint for client in replicas)
+            return all(load.classify(client)["model"]["fingerprint"] == fingerprint for client in replicas)
 
         def change_at(client: httpx.Client, step: str, fingerprint: str) -> None:
             assert change(client, step)["served"]["fingerprint"] == fingerprint
-            assert load.look(client)["model"]["fingerprint"] == fingerprint, "the next request"
-            wait_until(lambda: both_serve(fingerprint), "the other process does not follow")
-            load.goes_on()
+            assert load.classify(client)["model"]["fingerprint"] == fingerprint
+            wait_until(lambda: both_serve(fingerprint), "the other replica does not follow")
+            load.wait_for_progress()
 
-        load.goes_on()
-        prepare(asked)
-        wait_until(lambda: is_prepared(other), "the other process does not load the prepared model")
-        change_at(asked, "activate", "dummy-2")
-        change_at(asked, "rollback", "dummy-1")
-        change_at(other, "activate", "dummy-2")
-        change_at(asked, "rollback", "dummy-1")
+        load.wait_for_progress()
+        prepare(first)
+        wait_until(lambda: is_prepared(second), "the other replica does not load the prepared model")
+        change_at(first, "activate", "dummy-2")
+        change_at(first, "rollback", "dummy-1")
+        change_at(second, "activate", "dummy-2")
+        change_at(first, "rollback", "dummy-1")
     assert load.fingerprints == [{"dummy-1", "dummy-2"}] * 2
     for client in replicas:
         state = client.get("/models").json()
@@ -125,8 +125,8 @@ def is_prepared(client: httpx.Client) -> bool:
     return bool(prepared and prepared["loaded"] and prepared["complete"])
 
 
-def test_dropping_what_is_not_there_fails_on_the_command_line(replicas: list[httpx.Client]) -> None:
+def test_drop_of_unknown_model_fails_on_command_line(replicas: list[httpx.Client]) -> None:
     url = str(replicas[0].base_url)
-    told = CliRunner().invoke(app, ["models", "drop", "nothing", "--url", url])
-    assert told.exit_code != 0
-    assert "not_found" in told.output and "fingerprint" in told.output
+    result = CliRunner().invoke(app, ["models", "drop", "nothing", "--url", url])
+    assert result.exit_code != 0
+    assert "not_found" in result.output and "fingerprint" in result.output

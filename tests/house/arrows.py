@@ -1,4 +1,4 @@
-"""Which room may import which, and what a room must not import: data for `test_structure.py`."""
+"""Allowed and forbidden imports of each room: data for `test_structure.py`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ MODEL_BASE = (
     "model.scoring",
     "model.config",
     "model.classifier",
+    "model.specs",
     "model.weights",
     "model.packed_linear",
+    "model.files",
+    "model.seeds",
 )
-STORE = ("service.errors", "service.labels.store")
+STORE = ("service.bounds", "service.errors", "service.labels.store")
 ARROWS: dict[str, tuple[str, ...]] = {
+    "model.files": (),
+    "model.seeds": (),
     "model.types": (),
     "model.scoring": (),
     "model.config": (),
+    "model.specs": (),
     "model.weights": (),
     "model.packed_linear": (),
     "model.classifier": ("model.scoring", "model.types"),
@@ -28,10 +34,12 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "model.data": (),
     "model.emoji": ("model.data",),
     "model.baselines": (*MODEL_BASE, "model.text"),
+    "model.torch_classifier": (*MODEL_BASE, "model.video", "model.text", "model.baselines"),
     "model.factory": (
         *MODEL_BASE,
         "model.dummy",
         "model.checkpoint",
+        "model.torch_classifier",
         "model.video",
         "model.text",
         "model.baselines",
@@ -60,12 +68,13 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "migrations": (),
     "service.errors": (),
-    "service.settings": (),
+    "service.bounds": (),
+    "service.settings": ("service.bounds",),
     "service.logs": (),
     "service.metrics": (),
     "service.tracing": (),
-    "service.schemas": ("service.errors",),
-    "service.labels.store": ("service.errors",),
+    "service.schemas": ("service.bounds", "service.errors"),
+    "service.labels.store": ("service.bounds", "service.errors"),
     "service.labels.index": STORE,
     "service.labels.embedded": STORE,
     "service.access": STORE,
@@ -74,7 +83,6 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "service.registration": (*STORE, "service.tracing", "service.labels.index", "service.engine"),
     "service.models": (
         *STORE,
-        "service.schemas",
         "service.labels.index",
         "service.engine",
         "service.registration",
@@ -86,7 +94,6 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *STORE,
         "service.metrics",
         "service.tracing",
-        "service.schemas",
         "service.decode",
         "service.registration",
         "service.models",
@@ -112,7 +119,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "service.classification",
         "service.http",
     ),
-    # The parts meet here: the application with its running parts, and the command line above it.
+    # The application, and the command line above it.
     "service.runtime": (
         *STORE,
         "service.labels",
@@ -142,6 +149,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "service.routes",
         "model.classifier",
     ),
+    "service.print_openapi": ("service.app", "service.settings"),
     "service.server": (
         "service.access",
         "service.app",
@@ -151,7 +159,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "service.tracing",
     ),
     "service.__main__": ("service.server", "service.settings"),
-    # Benchmarks read every part; only the command line imports them.
+    # Only the command line imports the benchmarks.
     "service.bench": (
         "service.errors",
         "service.settings",
@@ -163,8 +171,10 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "migrations",
     ),
     "service.commands": (
+        "service.bounds",
         "service.access",
         "service.errors",
+        "service.logs",
         "service.settings",
         "service.server",
         "service.labels",
@@ -175,20 +185,34 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "service.cli": ("service.commands",),
 }
 
+# Direct imports.
 DIRECTLY_FORBIDDEN = {
     "service.routes": ("torch", "faiss", "model", "open_clip", "transformers"),
     "service.schemas": ("fastapi", "torch", "numpy"),
     "migrations": ("service", "model"),
     "model": ("service", "fastapi", "redis"),
 }
-"""What no file of a room may import by itself."""
 
+# Over any number of our own files.
 TRANSITIVELY_FORBIDDEN = {
     "service.labels": ("torch", "fastapi", "starlette", "model", "open_clip", "transformers"),
     "service.access": ("torch", "fastapi", "starlette", "model", "open_clip", "transformers"),
+    "service.models": ("service.schemas", "fastapi", "starlette", "pydantic"),
+    "service.classification": ("service.schemas", "fastapi", "starlette", "pydantic"),
     "service.decode.worker": ("torch", "fastapi", "starlette", "redis", "open_clip", "transformers"),
     "model.decode": ("torch", "open_clip", "transformers"),
     "model.types": ("torch",),
     "model.scoring": ("torch",),
 }
-"""What must not come along with a room, over any number of our own files: it is kept small on purpose."""
+
+# Folders of more than 12 modules, and the one subject of each.
+LARGE_FOLDERS = {
+    "model": "what a checkpoint is: types, configuration, files, loading; the parts have folders of their own",
+    "model/suite": "the experiment: its rows, their training, their report",
+    "service/bench": "one benchmark per file, and how they are run",
+    "service/commands": "one command or group of commands per file, and their output",
+    "service/http": "the way of a request to its route and back",
+    "service/labels/store": "the label store: one Redis structure or operation per file",
+    "tests/labels": "tests of the store, the index and the embedded server",
+    "tests/support": "one helper per file",
+}

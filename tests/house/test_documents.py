@@ -1,112 +1,165 @@
-"""The README tells the truth: every setting, route and command is named, and the blocks marked `run` do run."""
+"""The documents: tables equal the code, links lead to files, blocks marked `run` are executed as they are written."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-import httpx
 import pytest
-import typer.main
 
+from house.diagram import draw
+from house.tables import DOCUMENTS, REGION, TABLES, generated
 from support.live import live_service
 from support.paths import ROOT
-from vidlex.service.cli import app
-from vidlex.service.commands.bench import benchmarks
-from vidlex.service.commands.sample_videos import write_colour_video
-from vidlex.service.settings import ENV_PREFIX, Settings, unknown_variables
+from support.serving import add, classify, colour_video, serving, wait_until
+from vidlex.service.settings import unknown_variables
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+OTHERS = ("SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md")
+TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in (*DOCUMENTS, *OTHERS)}
 DEFAULT_URL = "http://127.0.0.1:8000"
-RUNNABLE = re.compile(r"^<!-- run -->\n```(?P<language>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
-TABLE_ROW = re.compile(r"^\| `(?P<name>VIDLEX_\w+)` \| (?P<default>.*?) \|", re.MULTILINE)
+RUNNABLE = re.compile(r"^<!-- run(?:: (?P<model>\S+))? -->\n```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S)
+ANSWER = re.compile(r"^<!-- answer -->\n```json\n(?P<answer>.*?)^```$", re.M | re.S)
+MAX_README_LINES = 200
+MAX_FILES_OF_A_PATH = 15
 
-BLOCKS = [(match["language"], match["code"]) for match in RUNNABLE.finditer(README)]
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with live_service(tmp_path_factory.mktemp("readme") / "data") as address:
-        yield address
+DOCUMENTS_WITH_BLOCKS = sorted(name for name, text in TEXTS.items() if RUNNABLE.search(text))
 
 
-def test_every_setting_is_in_the_table_with_its_default() -> None:
-    table = {match["name"]: match["default"] for match in TABLE_ROW.finditer(README)}
-    for name, field in Settings.model_fields.items():
-        variable = ENV_PREFIX + name.upper()
-        assert variable in table, f"{variable} is not documented"
-        if field.default_factory is None and field.default is not None:
-            assert table[variable] == f"`{field.default}`", variable
+def test_generated_tables_equal_the_code() -> None:
+    found = [region["name"] for text in TEXTS.values() for region in REGION.finditer(text)]
+    assert sorted(found) == sorted(TABLES)
+    outdated = [name for name, text in TEXTS.items() if generated(text) != text]
+    assert not outdated, f"run `make docs`: {outdated}"
 
 
-def test_every_variable_of_the_readme_exists() -> None:
-    named = dict.fromkeys(re.findall(r"VIDLEX_[A-Z_]+", README), "x")
-    assert unknown_variables(named) == []
+def test_the_diagram_equals_the_code() -> None:
+    assert (ROOT / "service/pictures/structure.svg").read_text(encoding="utf-8") == draw(), "run `make docs`"
 
 
-def test_every_route_is_named(url: str) -> None:
-    paths = httpx.get(f"{url}/openapi.json", timeout=60, trust_env=False).json()["paths"]
-    assert len(paths) >= 6
-    for path, methods in paths.items():
-        assert f"{path}`" in README, f"{path} is not documented"
-        for method in methods:
-            assert method.upper() in README
+def test_the_readme_is_short() -> None:
+    assert len(TEXTS["README.md"].splitlines()) <= MAX_README_LINES
 
 
-def test_every_command_is_named() -> None:
-    """But for the single benchmarks, which `vidlex bench --list` names."""
-    for command in commands(typer.main.get_command(app), "vidlex"):
-        if command.removeprefix("vidlex bench ") not in benchmarks():
-            assert command in README, f"`{command}` is not documented"
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_variable_exists(name: str) -> None:
+    named = set(re.findall(r"VIDLEX_[A-Z_]*[A-Z]", TEXTS[name]))
+    if name == "CHANGELOG.md":
+        named -= {"VIDLEX_BATCH_DELAY_MS"}  # removed
+    assert unknown_variables(dict.fromkeys(named, "x")) == []
 
 
-def commands(command: Any, name: str) -> Iterator[str]:
-    children = getattr(command, "commands", None)
-    if children is None:
-        yield name
-        return
-    for word, child in children.items():
-        if not child.hidden:
-            yield from commands(child, f"{name} {word}")
+@pytest.mark.parametrize("name", TEXTS)
+def test_links_lead_to_files_and_headings(name: str) -> None:
+    folder = (ROOT / name).parent
+    for target in re.findall(r"\]\(([^)\s]+)\)", TEXTS[name]):
+        path, _, anchor = target.partition("#")
+        if ":" in path:
+            continue
+        file = (folder / path).resolve() if path else ROOT / name
+        assert file.exists(), target
+        if anchor:
+            assert anchor in headings(file.read_text(encoding="utf-8")), target
 
 
-def test_links_inside_the_readme_lead_somewhere() -> None:
-    titles = re.findall(r"^#+ (.+)$", README, re.MULTILINE)
-    headings = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
-    for anchor in re.findall(r"\]\(#([\w-]+)\)", README):
-        assert anchor in headings
-    for path in re.findall(r"`((?:service|model|migrations|tests)/[\w./-]+)`", README):
-        assert (ROOT / path).exists(), path
+@pytest.mark.parametrize("name", TEXTS)
+def test_named_files_exist(name: str) -> None:
+    """Relative to the root or to the document's folder."""
+    folder = (ROOT / name).parent
+    pattern = r"`((?:service|model|migrations|tests|docker|\.ci|http|labels|engine|decode|house)/[\w./-]*)`"
+    for path in re.findall(pattern, TEXTS[name]):
+        assert (ROOT / path).exists() or (folder / path).exists(), path
+
+
+def headings(text: str) -> set[str]:
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def listed_files(request_name: str) -> list[str]:
+    """The numbered files below the line "A `POST /...`" of the service's README."""
+    (section,) = re.findall(rf"^A `{request_name}`.*?:\n\n((?:\d+\. .*\n)+)", TEXTS["service/README.md"], re.MULTILINE)
+    return re.findall(r"^\d+\. `([^`]+)`", section, re.MULTILINE)
+
+
+def test_a_request_takes_the_listed_files(tmp_path: Path) -> None:
+    """Except those of the decode process and of the label encoder, which the dummy model does not have."""
+    entered: set[str] = set()
+
+    def record(frame: FrameType, event: str, arg: Any) -> None:
+        entered.add(frame.f_code.co_filename)
+
+    threading.setprofile(record)  # of threads that start from here on, those of the service
+    try:
+        with serving(tmp_path, label_cache_bytes=1 << 20) as client:
+            for path, send, elsewhere in (
+                ("/labels", lambda: add(client, "red"), {"model/text/label_encoder.py"}),
+                (
+                    "/classify",
+                    lambda: classify(client, colour_video(tmp_path / "red.mp4", "red")).raise_for_status(),
+                    {"service/decode/worker.py", "model/decode/decoder.py"},
+                ),
+            ):
+                files = listed_files(f"POST {path}")
+                assert 5 < len(files) <= MAX_FILES_OF_A_PATH and len(set(files)) == len(files)
+                assert elsewhere <= set(files)
+                entered.clear()
+                send()
+                wanted = {str(ROOT / file) for file in files if file not in elsewhere}
+                wait_until(lambda wanted=wanted: wanted <= set(map(os.path.realpath, list(entered))), path)  # type: ignore[misc]
+    finally:
+        threading.setprofile(None)
 
 
 def test_there_are_blocks_to_run() -> None:
-    assert [language for language, _ in BLOCKS] == ["bash", "python", "bash"]
+    assert set(DOCUMENTS_WITH_BLOCKS) >= {"README.md", "service/README.md"}
+    assert [block["language"] for block in RUNNABLE.finditer(TEXTS["README.md"])] == ["bash", "bash", "python", "bash"]
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_the_block_runs(number: int, url: str, tmp_path: Path) -> None:
-    language, code = BLOCKS[number]
-    write_colour_video(tmp_path / "clip.mp4", (255, 0, 0))
-    (tmp_path / ".curlrc").write_text("fail-with-body\nnoproxy = *\n")  # an HTTP error must fail the block
+@pytest.mark.parametrize("name", DOCUMENTS_WITH_BLOCKS)
+def test_the_blocks_run_in_order(name: str, tmp_path: Path) -> None:
+    """Against the model that the document names, as it ships. Printed answers are those of the service."""
+    blocks = list(RUNNABLE.finditer(TEXTS[name]))
+    (model,) = {block["model"] or "dummy" for block in blocks}
+    with live_service(tmp_path / "data", model=model) as url:
+        outputs = [run_block(block["language"], block["code"], url, tmp_path) for block in blocks]
+    for answer in ANSWER.finditer(TEXTS[name]):
+        documented, actual = json.loads(answer["answer"]), json.loads(outputs[0].splitlines()[-1])
+        assert comparable(documented) == comparable(actual)
+        scores = [[label["score"] for label in labels["labels"]] for labels in (documented, actual)]
+        assert scores[0] == pytest.approx(scores[1], abs=0.01)
+
+
+def run_block(language: str, code: str, url: str, folder: Path) -> str:
+    (folder / ".curlrc").write_text("fail-with-body\nnoproxy = *\nwrite-out = \\n\n")  # an HTTP error fails the block
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "CURL_HOME": str(tmp_path),
+        "CURL_HOME": str(folder),
         "VIDLEX_URL": url,
         "NO_PROXY": "*",
     }
     command = [sys.executable, "-c"] if language == "python" else ["bash", "-euo", "pipefail", "-c"]
     done = subprocess.run(
         [*command, code.replace(DEFAULT_URL, url)],
-        cwd=tmp_path,
+        cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "red" in done.stdout
+    assert done.returncode == 0, code + done.stdout + done.stderr
+    return done.stdout
+
+
+def comparable(answer: dict[str, Any]) -> dict[str, Any]:
+    """Without what differs between two runs, or is left out or shortened in a document."""
+    video = {key: value for key, value in answer["video"].items() if key != "sha256"}
+    left_out = ("id", "similarity", "score")
+    labels = [{key: value for key, value in label.items() if key not in left_out} for label in answer["labels"]]
+    return {**answer, "video": video, "labels": labels, "usage": sorted(answer["usage"])}

@@ -1,4 +1,4 @@
-"""Who is let in, who is told to come back when, and deadlines."""
+"""Admission: the bound on classify requests, Retry-After and its slots, deadlines."""
 
 from __future__ import annotations
 
@@ -18,39 +18,115 @@ from vidlex.service.http.admission import Admission, Entry
 
 
 @contextmanager
-def at_work(admission: Admission, client: str = "somebody") -> Iterator[None]:
+def at_work(admission: Admission, client: str = "client") -> Iterator[None]:
     with admission.enter(client) as entry, entry.admit():
         yield
 
 
-def refused(admission: Admission, client: str) -> int:
-    """The Retry-After that the client is told."""
+def retry_after(admission: Admission, client: str) -> int:
+    """Seconds in the refusal of a request."""
     with pytest.raises(Overloaded) as error, admission.enter(client):
         pass
     assert error.value.retry_after_seconds is not None
     return error.value.retry_after_seconds
 
 
-def test_refused_clients_are_told_to_come_back_one_after_another() -> None:
-    """Two workers, half a second each: 4 places in a second, of which 3.2 are promised."""
-    with ExitStack() as work:
-        admission = Admission(8, 2, clock=Clock())  # keeps 4
-        for _ in range(8):
-            work.enter_context(at_work(admission))
-        told = [refused(admission, f"client-{number}") for number in range(1200)]
-        assert told[:11] == [1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]  # 3.2 a second, from a quarter of a second on
-        assert max(told) == 300
-    admission = Admission(1, 2, clock=Clock())  # keeps none: two who come at once find one place at best
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def fill(admission: Admission, stack: ExitStack, num_requests: int) -> None:
+    for _ in range(num_requests):
+        stack.enter_context(at_work(admission))
+
+
+def test_slots_are_handed_out_at_half_the_rate_of_finished_requests() -> None:
+    """Two workers and half a second a request: 4 requests finish in a second."""
+    with ExitStack() as stack:
+        admission = Admission(8, 2, clock=Clock())
+        fill(admission, stack, 8)
+        seconds = [retry_after(admission, f"client-{number}") for number in range(1200)]
+        assert seconds[:8] == [1, 1, 2, 2, 3, 3, 4, 4]
+        assert seconds[599] == 300 and set(seconds[600:]) == {300}
+
+
+def test_the_measured_rate_sets_the_slots() -> None:
+    clock = Clock()
+    admission = Admission(4, 1, clock=clock)
+    for _ in range(40):
+        with at_work(admission):
+            clock.now += 3.0
+    assert admission.seconds_until_done(2) == pytest.approx(6.0)
+    with ExitStack() as stack:
+        fill(admission, stack, 4)
+        assert [retry_after(admission, f"client-{number}") for number in range(3)] == [6, 12, 18]
+
+
+def test_one_place_is_never_reserved() -> None:
+    admission = Admission(1, 2, clock=Clock())
     with at_work(admission):
-        told = [refused(admission, f"client-{number}") for number in range(310)]
-    assert told == [*range(1, 301), *[300] * 10]
-    with at_work(admission):  # and a free place is given to whoever comes
+        retry_after(admission, "first")
+    with at_work(admission, "second"):
         pass
+
+
+def test_half_of_the_places_are_reserved_for_returning_clients() -> None:
+    clock = Clock()
+    admission = Admission(4, 1, clock=clock)
+    with ExitStack() as stack:
+        fill(admission, stack, 4)
+        assert retry_after(admission, "returning") == 1
+        assert retry_after(admission, "late") == 2
+    with ExitStack() as stack:
+        clock.now += 1.0
+        fill(admission, stack, 2)
+        assert retry_after(admission, "new") >= 1  # two places are free, and two slots are outstanding
+        with at_work(admission, "returning"):
+            assert retry_after(admission, "returning") >= 1  # a slot is used once
+        clock.now += 300.0
+        with at_work(admission, "new"):  # expired slots reserve nothing
+            assert admission.num_slots == 0
+
+
+def test_a_client_holds_at_most_four_slots() -> None:
+    admission = Admission(4, 1, clock=Clock())
+    with ExitStack() as stack:
+        fill(admission, stack, 4)
+        seconds = [retry_after(admission, "greedy") for _ in range(1000)]
+        assert admission.num_slots == 4
+        assert seconds[:4] == [1, 2, 3, 4] and set(seconds[4:]) == {4}
+        assert retry_after(admission, "modest") == 5
+
+
+def test_a_request_counts_while_it_uploads() -> None:
+    admission = Admission(2, 1, clock=Clock())
+    with admission.enter("uploading") as uploading, at_work(admission):
+        assert retry_after(admission, "other") >= 1
+        with uploading.admit():
+            assert admission.num_working == 2
+    assert admission.num_working == 0
+
+
+def test_uploads_take_at_most_half_of_the_places() -> None:
+    admission = Admission(4, 1, clock=Clock())
+    with ExitStack() as stack:
+        entries = [stack.enter_context(admission.enter(f"slow-{number}")) for number in range(20)]
+        fill(admission, stack, 2)
+        with pytest.raises(Overloaded), admission.enter("new"):
+            pass
+        stack.enter_context(entries[0].admit())
+        stack.enter_context(entries[1].admit())
+        with pytest.raises(Overloaded), entries[2].admit():
+            pass
 
 
 def test_a_deadline_that_the_queue_cannot_meet_is_refused_at_once() -> None:
     admission = Admission(8, 1)
-    admission.check_deadline(0.001)  # nobody waits: it may be tried
+    admission.check_deadline(0.001)  # nothing is waiting
     with at_work(admission), at_work(admission):
         admission.check_deadline(2.0)
         with pytest.raises(DeadlineExceeded):
@@ -69,47 +145,10 @@ def test_a_deadline_over_http(tmp_path: Path) -> None:
         assert_problem(classify(client, video), 422, "invalid_parameter")
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_a_promised_place_is_kept_from_newcomers_until_it_is_not_used() -> None:
-    clock = Clock()
-    admission = Admission(4, 1, clock=clock)  # keeps two
-    with ExitStack() as work:
-        for _ in range(4):
-            work.enter_context(at_work(admission))
-        assert refused(admission, "patient") == 2
-        clock.now += 2.0
-        work.close()
-        for _ in range(3):
-            work.enter_context(at_work(admission, "newcomer"))
-        assert refused(admission, "newcomer") >= 1  # one place is free, and promised
-        with at_work(admission, "patient"):
-            assert refused(admission, "patient") >= 1  # a promise is for one request
-        clock.now += 30.0
-        with at_work(admission, "late newcomer"):  # nobody came for it
-            pass
-
-
-def test_one_client_cannot_hold_all_promises() -> None:
-    admission = Admission(4, 1, clock=Clock())
-    with at_work(admission), at_work(admission), at_work(admission), at_work(admission):
-        told = [refused(admission, "greedy") for _ in range(1000)]
-        assert admission.num_promises == 4
-        assert told[:4] == [2, 2, 3, 4] and set(told[4:]) == {4}
-        assert refused(admission, "modest") == 4
-
-
 class Crowd:
-    """A service of 2 workers, half a second a video, 16 places, and 64 clients that are never content: half come back
-    when told, half ask again at once. Time is made up; only the admission is real."""
+    """2 workers, half a second a video, 16 places; half of 64 clients obey Retry-After, half retry after 0.1 s."""
 
-    WORKERS, SECONDS, PLACES, CLIENTS, IMPATIENCE = 2, 0.5, 16, 64, 0.1
+    WORKERS, SECONDS, PLACES, CLIENTS, RETRY_SECONDS = 2, 0.5, 16, 64, 0.1
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -120,10 +159,10 @@ class Crowd:
         self.idle_workers = self.WORKERS
         self.places: dict[int, ExitStack] = {}
         self.admitted_at: dict[int, float] = {}
-        self.came_as_told: dict[int, bool] = {}
+        self.in_slot: dict[int, bool] = {}
         self.num_done = 0
         self.longest_seconds = 0.0
-        self.kept_promises: list[bool] = []
+        self.returned_admitted: list[bool] = []
 
     def at(self, seconds: float, kind: str, client: int) -> None:
         heapq.heappush(self.events, (self.clock.now + seconds, next(self.order), kind, client))
@@ -140,20 +179,20 @@ class Crowd:
                 self.at(self.SECONDS, "finish", self.queue.popleft())
 
     def ask(self, client: int) -> None:
-        patient = client % 2 == 0
+        obeys = client % 2 == 0
         place = ExitStack()
         try:
             place.enter_context(at_work(self.admission, f"client-{client}"))
         except Overloaded as error:
-            if self.came_as_told.pop(client, False):
-                self.kept_promises.append(False)
+            if self.in_slot.pop(client, False):
+                self.returned_admitted.append(False)
             assert error.retry_after_seconds is not None
-            if patient:
-                self.came_as_told[client] = error.retry_after_seconds < 300
-            self.at(error.retry_after_seconds if patient else self.IMPATIENCE, "ask", client)
+            if obeys:
+                self.in_slot[client] = error.retry_after_seconds < 300
+            self.at(error.retry_after_seconds if obeys else self.RETRY_SECONDS, "ask", client)
             return
-        if self.came_as_told.pop(client, False):
-            self.kept_promises.append(True)
+        if self.in_slot.pop(client, False):
+            self.returned_admitted.append(True)
         self.places[client] = place
         self.admitted_at[client] = self.clock.now
         self.queue.append(client)
@@ -166,66 +205,48 @@ class Crowd:
         self.at(0.0, "ask", client)
 
 
-def test_at_four_times_the_capacity_whoever_comes_back_as_told_is_let_in() -> None:
+def test_obeying_clients_are_admitted_among_clients_that_ignore_retry_after() -> None:
     crowd = Crowd()
     crowd.run(240.0)
     capacity = 240.0 * Crowd.WORKERS / Crowd.SECONDS
     assert crowd.num_done >= 0.95 * capacity
     assert crowd.longest_seconds <= 1.1 * Crowd.PLACES * Crowd.SECONDS / Crowd.WORKERS
-    assert len(crowd.kept_promises) > 100
-    assert sum(crowd.kept_promises) >= 0.95 * len(crowd.kept_promises)
-
-
-def test_a_place_is_held_while_the_video_is_sent_but_not_for_long() -> None:
-    clock = Clock()
-    admission = Admission(2, 1, clock=clock)
-    with admission.enter("quick") as quick, at_work(admission):
-        assert refused(admission, "another") >= 1
-        with quick.admit():
-            pass
-        with at_work(admission, "another"):  # done is done: the place went with the video
-            pass
-    clock.now += 60.0
-    with admission.enter("slow") as slow:
-        clock.now += 5.0
-        with at_work(admission), at_work(admission), pytest.raises(Overloaded), slow.admit():
-            pass
-    with admission.enter("slow") as slow, admission.enter("slow too"), at_work(admission):
-        assert admission.count == 1, "one that only holds a place keeps out one, not all"
+    assert len(crowd.returned_admitted) > 80
+    assert sum(crowd.returned_admitted) >= 0.95 * len(crowd.returned_admitted)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_stream_that_obeys_and_is_encoded_in_batches_is_let_in_as_told(seed: int) -> None:
-    """Clients that come once, at four times the capacity: whole seconds bring them back in crowds."""
-    chance = random.Random(seed)
+def test_a_stream_at_four_times_the_capacity_is_admitted_on_return(seed: int) -> None:
+    """Each client retries once, in its slot. Whole seconds bring them back in groups; encoding is in batches."""
+    rng = random.Random(seed)
     clock, events, order = Clock(), [], itertools.count()  # type: ignore[var-annotated]
     admission = Admission(16, 2, clock=clock)
     queue: list[ExitStack] = []
-    kept: list[bool] = []
+    admitted: list[bool] = []
     encoding = False
 
     def at(seconds: float, what: Callable[[], None]) -> None:
         heapq.heappush(events, (clock.now + seconds, next(order), what))
 
-    def come(client: str, as_told: bool) -> None:
+    def arrive(client: str, returning: bool) -> None:
         place = ExitStack()
         try:
             entry = place.enter_context(admission.enter(client))
         except Overloaded as error:
-            if as_told:
-                kept.append(False)
+            if returning:
+                admitted.append(False)
             elif (error.retry_after_seconds or 300) < 300:
-                at(float(error.retry_after_seconds or 0), lambda: come(client, True))
+                at(float(error.retry_after_seconds or 0), lambda: arrive(client, True))
             return
-        if as_told:
-            kept.append(True)
-        at(chance.uniform(0.01, 0.1), lambda: sent(place, entry, as_told))
+        if returning:
+            admitted.append(True)
+        at(rng.uniform(0.01, 0.1), lambda: uploaded(place, entry, returning))
 
-    def sent(place: ExitStack, entry: Entry, as_told: bool) -> None:
+    def uploaded(place: ExitStack, entry: Entry, returning: bool) -> None:
         try:
             place.enter_context(entry.admit())
         except Overloaded:
-            assert not as_told  # its place was held
+            assert not returning  # its place was reserved
             place.close()
         else:
             at(0.02, lambda: decoded(place))
@@ -249,9 +270,9 @@ def test_a_stream_that_obeys_and_is_encoded_in_batches_is_let_in_as_told(seed: i
         encode()
 
     for number in range(1000):
-        at(number * 0.01, lambda number=number: come(f"client-{number}", False))  # type: ignore[misc]
+        at(number * 0.01, lambda number=number: arrive(f"client-{number}", False))  # type: ignore[misc]
     while events:
         clock.now, _, what = heapq.heappop(events)
         what()
-    assert len(kept) > 200
-    assert sum(kept) >= 0.97 * len(kept)
+    assert len(admitted) > 200
+    assert sum(admitted) >= 0.97 * len(admitted)

@@ -1,4 +1,4 @@
-"""POST /classify over HTTP with real video files: scores, filters, parts, warnings, and independence."""
+"""POST /classify with real video files: scores, filters, segments, warnings and independence."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from support import videos
 from support.serving import add, assert_problem, classify, clear, colour_video, serving
 from vidlex.service.classification.matching import top_rows
 
-RED = 1 / (1 + np.exp(-5.0))
-"""The dummy's score of a label that fits perfectly."""
+RED = 1 / (1 + np.exp(-5.0))  # of an exact match, with the dummy model
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +46,7 @@ def ranked(answer: Any) -> list[tuple[str, float]]:
     return [(label["name"], label["score"]) for label in answer.json()["labels"]]
 
 
-def test_the_answer_is_whole(client: TestClient, red: Path) -> None:
+def test_classification_contains_all_fields(client: TestClient, red: Path) -> None:
     (label, _) = add(client, "red", "green", categories=["colour"])
     answer = classify(client, red)
     assert answer.status_code == 200
@@ -84,7 +83,7 @@ def test_the_answer_is_whole(client: TestClient, red: Path) -> None:
     assert body["warnings"] == []
 
 
-def test_a_new_label_is_used_by_the_very_next_request(client: TestClient, red: Path) -> None:
+def test_label_changes_apply_to_the_next_request(client: TestClient, red: Path) -> None:
     for i in range(5):
         add(client, f"label {i}")
         assert f"label {i}" in dict(ranked(classify(client, red)))
@@ -96,8 +95,7 @@ def test_a_new_label_is_used_by_the_very_next_request(client: TestClient, red: P
     assert "green" not in dict(ranked(classify(client, red)))
 
 
-def test_adding_labels_changes_no_digit_of_the_others(tmp_path: Path, red_then_blue: Path) -> None:
-    """The promise of independence: the same text of every number, whatever else is registered or asked for."""
+def test_scores_do_not_depend_on_other_labels(tmp_path: Path, red_then_blue: Path) -> None:
     with serving(tmp_path) as client:
         _check_independence(client, red_then_blue)
 
@@ -107,7 +105,7 @@ def _check_independence(client: TestClient, red_then_blue: Path) -> None:
 
     def numbers(**params: Any) -> dict[str, tuple[float, float]]:
         answer = classify(client, red_then_blue, top_k=0, **params)
-        raw = json.loads(answer.content, parse_float=str)  # digits as written, not as rounded
+        raw = json.loads(answer.content, parse_float=str)  # the digits of the response
         return {label["name"]: (label["score"], label["similarity"]) for label in raw["labels"]}
 
     before = numbers()
@@ -122,13 +120,13 @@ def _check_independence(client: TestClient, red_then_blue: Path) -> None:
         assert numbers(label_ids=[ids[name]]) == {name: value}
 
 
-def test_an_empty_vocabulary_is_an_answer_with_a_warning(client: TestClient, red: Path) -> None:
+def test_empty_vocabulary_gives_a_warning(client: TestClient, red: Path) -> None:
     body = classify(client, red).json()
     assert body["labels"] == []
     assert [warning["code"] for warning in body["warnings"]] == ["vocabulary_empty"]
 
 
-def test_candidates_are_scored_and_not_stored(client: TestClient, red: Path) -> None:
+def test_candidate_labels_are_scored_and_not_stored(client: TestClient, red: Path) -> None:
     add(client, "stored")
     body = classify(client, red, candidate_labels=["Red", "blue", "red", "blue"]).json()
     assert [(x["name"], x["id"]) for x in body["labels"]] == [("Red", None), ("red", None), ("blue", None)]
@@ -155,7 +153,7 @@ def test_filters_by_id_and_category(client: TestClient, red: Path) -> None:
     assert [w["code"] for w in answer.json()["warnings"]] == ["no_label_selected"]
 
 
-def test_unknown_ids_are_pointed_at(client: TestClient, red: Path) -> None:
+def test_unknown_label_ids_are_named_in_the_error(client: TestClient, red: Path) -> None:
     (label,) = add(client, "red")
     answer = classify(client, red, label_ids=[label["id"], "lbl_gone"])
     problem = assert_problem(answer, 422, "invalid_parameter")
@@ -171,22 +169,22 @@ def test_top_k_and_min_score(client: TestClient, red: Path) -> None:
     assert found and all(score >= 0.9 for _, score in found)
 
 
-def test_equal_scores_are_ordered_by_name_and_cut_by_name(client: TestClient, red: Path) -> None:
-    names = ["zzz", "bbb", "mmm", "aaa", "yyy"]  # all of one length: one axis, one score
+def test_equal_scores_are_sorted_and_truncated_by_name(client: TestClient, red: Path) -> None:
+    names = ["zzz", "bbb", "mmm", "aaa", "yyy"]  # equal lengths give equal scores
     add(client, *names)
     found = ranked(classify(client, red, top_k=3))
     assert len({score for _, score in found}) == 1
     assert [name for name, _ in found] == ["aaa", "bbb", "mmm"]
 
 
-def test_a_label_s_own_threshold_decides(client: TestClient, red: Path) -> None:
+def test_label_threshold_overrides_the_default(client: TestClient, red: Path) -> None:
     add(client, "red", threshold=0.999)
     add(client, "green", threshold=0.0)
     matched = {x["name"]: (x["matched"], x["threshold"]) for x in classify(client, red).json()["labels"]}
     assert matched == {"red": (False, 0.999), "green": (True, 0.0)}
 
 
-def test_segments_tell_when(client: TestClient, red_then_blue: Path) -> None:
+def test_segments_are_scored_separately(client: TestClient, red_then_blue: Path) -> None:
     add(client, "red", "blue", "green")
     body = classify(client, red_then_blue, aggregate_by="segments", segment_ms=1000).json()
     assert body["coverage"]["frames_requested"] == 16
@@ -200,7 +198,7 @@ def test_segments_tell_when(client: TestClient, red_then_blue: Path) -> None:
     assert found["red"]["matched"] and found["blue"]["matched"]
 
 
-def test_the_last_segment_ends_with_the_window(client: TestClient, red_then_blue: Path) -> None:
+def test_last_segment_ends_with_the_window(client: TestClient, red_then_blue: Path) -> None:
     add(client, "red")
     body = classify(
         client, red_then_blue, aggregate_by="segments", segment_ms=1500, start_ms=500, end_ms=3000, num_frames=2
@@ -209,7 +207,7 @@ def test_the_last_segment_ends_with_the_window(client: TestClient, red_then_blue
     assert spans == [(500, 2000), (2000, 3000)]
 
 
-def test_segments_shorter_than_a_frame_show_what_is_on_screen(client: TestClient, tmp_path: Path) -> None:
+def test_segments_shorter_than_a_frame_use_the_visible_frame(client: TestClient, tmp_path: Path) -> None:
     video = colour_video(tmp_path / "slow.mp4", "red", "blue", frames_each=2)
     add(client, "red")
     body = classify(client, video, aggregate_by="segments", segment_ms=100, num_frames=3).json()
@@ -225,7 +223,7 @@ def test_timestamps_score_each_frame(client: TestClient, red_then_blue: Path) ->
     assert [part["score"] > 0.5 for part in found["red"]] == [True] * 4 + [False] * 4
 
 
-def test_a_window_of_the_video(client: TestClient, red_then_blue: Path) -> None:
+def test_start_ms_and_end_ms_select_a_window(client: TestClient, red_then_blue: Path) -> None:
     add(client, "red", "blue")
     assert ranked(classify(client, red_then_blue, end_ms=1900))[0][0] == "red"
     body = classify(client, red_then_blue, start_ms=2100).json()
@@ -265,19 +263,19 @@ def test_num_frames(client: TestClient, red: Path) -> None:
         ({"start_ms": -1}, "/start_ms"),
     ],
 )
-def test_wrong_params_are_pointed_at(client: TestClient, red: Path, params: dict[str, Any], pointer: str) -> None:
+def test_invalid_params_are_named(client: TestClient, red: Path, params: dict[str, Any], pointer: str) -> None:
     problem = assert_problem(classify(client, red, **params), 422, "invalid_parameter")
     assert pointer in [error["pointer"] for error in problem["errors"]]
 
 
-def test_params_may_be_wrong_in_other_ways(client: TestClient, red: Path) -> None:
+def test_malformed_params_are_refused(client: TestClient, red: Path) -> None:
     files = {"file": red.read_bytes()}
     assert_problem(client.post("/classify", files=files, data={"params": "{"}), 400, "malformed")
     assert_problem(client.post("/classify", files=files, data={"params": "[]"}), 422, "invalid_parameter")
     assert_problem(client.post("/classify", files=files, data={"top_k": "5"}), 422, "invalid_parameter")
 
 
-def test_params_may_stand_before_or_after_the_file(client: TestClient, red: Path) -> None:
+def test_params_are_accepted_before_and_after_the_file(client: TestClient, red: Path) -> None:
     add(client, "red", "green")
     for order in (("params", "file"), ("file", "params")):
         parts = {"params": (None, '{"top_k": 1}', "application/json"), "file": ("v", red.read_bytes())}
@@ -285,7 +283,7 @@ def test_params_may_stand_before_or_after_the_file(client: TestClient, red: Path
         assert len(ranked(answer)) == 1
 
 
-def test_ranking_agrees_with_sorting_everything() -> None:
+def test_top_rows_equals_full_sort() -> None:
     rng = np.random.default_rng(1)
     for _ in range(50):
         n = int(rng.integers(1, 40))
@@ -296,7 +294,7 @@ def test_ranking_agrees_with_sorting_everything() -> None:
             assert top_rows(scores, names, top_k, 0.4) == wanted[: top_k or None]
 
 
-def test_the_frame_policy_decides_which_frames_are_read(client: TestClient, tmp_path: Path) -> None:
+def test_frame_policy_selects_the_decoded_frames(client: TestClient, tmp_path: Path) -> None:
     path = videos.write_video(tmp_path / "v.mp4", num_frames=40, gop=20, options={"x264-params": "scenecut=0"})
     times = {
         policy: classify(client, path, num_frames=2, frame_policy=policy).json()["coverage"]["timestamps_ms"]

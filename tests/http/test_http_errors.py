@@ -1,4 +1,4 @@
-"""What the service answers to wrong, foreign, broken and oversized requests, and what it never tells."""
+"""Responses to invalid, cross-site, malformed and oversized requests."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def red(folder: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _no_upload_is_left(client: TestClient, folder: Path) -> Iterator[None]:
+def _no_upload_remains(client: TestClient, folder: Path) -> Iterator[None]:
     yield
     assert not list((folder / "uploads").glob("*/*"))
     assert client.get("/readyz").status_code == 200
@@ -55,19 +55,19 @@ def send(client: TestClient, body: Any) -> Any:
     return client.post("/classify", content=body, headers=HEADERS)
 
 
-# --- routes and requests
+# Routes and requests
 
 
 def test_unknown_paths_and_methods(client: TestClient) -> None:
     assert_problem(client.get("/nothing"), 404, "not_found")
     assert_problem(client.get("/labels/"), 404, "not_found")
-    assert_problem(client.get("/docs"), 404, "not_found")
+    assert_problem(client.get("/docs/"), 404, "not_found")
     answer = client.put("/labels")
     assert_problem(answer, 405, "method_not_allowed")
-    assert answer.headers["allow"]
+    assert answer.headers["allow"] == "GET, HEAD, OPTIONS, POST"
 
 
-def test_a_query_parameter_that_nobody_knows_is_refused_on_every_path(client: TestClient, red: Path) -> None:
+def test_unknown_query_parameters_are_refused_on_every_path(client: TestClient, red: Path) -> None:
     document = client.get("/openapi.json").json()
     for path, operations in document["paths"].items():
         for method in operations:
@@ -86,26 +86,26 @@ def test_a_query_parameter_that_nobody_knows_is_refused_on_every_path(client: Te
     assert client.post("/labels", params={"if_exists": "return"}, json={"name": "red"}).status_code == 200
 
 
-def test_a_request_id_is_kept_if_it_is_harmless(client: TestClient) -> None:
+def test_valid_request_id_is_returned_and_invalid_one_replaced(client: TestClient) -> None:
     assert client.get("/livez", headers={"X-Request-Id": "my-id.1:2"}).headers["x-request-id"] == "my-id.1:2"
     seen = set()
     for bad in ("", "a b", "x" * 200, '{"a":1}', "é".encode()):
-        given = client.get("/livez", headers={"X-Request-Id": bad}).headers["x-request-id"]
-        assert given.isalnum() and len(given) == 32
-        seen.add(given)
+        generated = client.get("/livez", headers={"X-Request-Id": bad}).headers["x-request-id"]
+        assert generated.isalnum() and len(generated) == 32
+        seen.add(generated)
     assert len(seen) == 5
     answer = client.get("/labels/none", headers={"X-Request-Id": "abc"})
     assert answer.json()["request_id"] == "abc"
 
 
-def test_an_unexpected_failure_tells_only_its_request_id(
+def test_unexpected_error_exposes_only_its_request_id(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, red: Path
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("native text at /home/secret with 0xdeadbeef")
 
     parts = client.app.state.context.parts  # type: ignore[attr-defined]
-    monkeypatch.setattr(parts.models.take_open("default").store, "list", fail)
+    monkeypatch.setattr(parts.models.served.try_acquire("default").store, "list", fail)
     monkeypatch.setattr(parts.videos, "classify", fail)
     for answer in (client.get("/labels"), classify(client, red)):
         assert_problem(answer, 500, "internal_error")
@@ -122,12 +122,13 @@ def test_security_headers_and_no_cors(client: TestClient) -> None:
     preflight = client.options(
         "/labels", headers={"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
     )
-    assert preflight.status_code == 405
+    assert preflight.status_code == 204
+    assert not [name for name in preflight.headers if name.startswith("access-control-")]
 
 
-def test_a_web_page_of_another_site_is_kept_out(client: TestClient, red: Path) -> None:
-    rebound = client.get("/labels", headers={"Host": "evil.example:8000"})
-    assert_problem(rebound, 403, "forbidden")
+def test_cross_site_requests_are_refused(client: TestClient, red: Path) -> None:
+    other_host = client.get("/labels", headers={"Host": "evil.example:8000"})
+    assert_problem(other_host, 403, "forbidden")
     for host in ("127.0.0.1:1234", "localhost", "[::1]:80"):
         assert client.get("/labels", headers={"Host": host}).status_code == 200
     foreign = client.post("/classify", files={"file": red.read_bytes()}, headers={"Sec-Fetch-Site": "cross-site"})
@@ -136,7 +137,7 @@ def test_a_web_page_of_another_site_is_kept_out(client: TestClient, red: Path) -
     assert own.status_code == 200
 
 
-def test_the_page_needs_nothing_from_elsewhere(client: TestClient) -> None:
+def test_page_loads_nothing_from_other_hosts(client: TestClient) -> None:
     page = client.get("/")
     assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
     for path, kind in (("/app.js", "text/javascript"), ("/style.css", "text/css")):
@@ -148,7 +149,7 @@ def test_the_page_needs_nothing_from_elsewhere(client: TestClient) -> None:
     assert "innerHTML" not in client.get("/app.js").text
 
 
-def test_openapi_describes_what_is_there(client: TestClient) -> None:
+def test_openapi_lists_all_paths_and_schemas(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     assert document == client.get("/v1/openapi.json").json()
     health = {"/livez", "/readyz", "/metrics"}
@@ -157,16 +158,18 @@ def test_openapi_describes_what_is_there(client: TestClient) -> None:
     assert set(document["paths"]) == health | labels | models | {"/classify", "/keys", "/keys/{key_id}"}
     text = json.dumps(document)
     assert "HTTPValidationError" not in text and "application/problem+json" in text
-    params = document["paths"]["/classify"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
-    assert {"top_k", "candidate_labels", "segment_ms"} <= set(params["properties"]["params"]["properties"])
+    body = document["paths"]["/classify"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert body["properties"]["params"]["$ref"] == "#/components/schemas/ClassifyParams"
+    params = document["components"]["schemas"]["ClassifyParams"]
+    assert {"top_k", "candidate_labels", "segment_ms"} <= set(params["properties"])
     for name in {reference.split('"')[0] for reference in text.split("#/components/schemas/")[1:]}:
         assert name in document["components"]["schemas"]
 
 
-# --- bodies
+# Bodies
 
 
-def test_json_is_bounded(client: TestClient) -> None:
+def test_json_body_size_is_limited(client: TestClient) -> None:
     body = json.dumps({"name": "a", "metadata": {"x": "y" * 60_000}}).encode()
     headers = {"Content-Type": "application/json"}
     assert_problem(client.post("/labels", content=body, headers=headers), 413, "upload_too_large")
@@ -174,7 +177,7 @@ def test_json_is_bounded(client: TestClient) -> None:
     assert_problem(client.post("/labels", content=chunks, headers=headers), 413, "upload_too_large")
 
 
-def test_a_video_must_come_as_the_multipart_field_file(client: TestClient, red: Path) -> None:
+def test_video_must_be_the_multipart_field_file(client: TestClient, red: Path) -> None:
     data = red.read_bytes()
     assert_problem(client.post("/classify", content=data), 400, "malformed")
     assert_problem(client.post("/classify", content=data, headers={"Content-Type": "video/mp4"}), 400, "malformed")
@@ -206,12 +209,12 @@ def test_broken_multipart_is_malformed(client: TestClient, body: bytes) -> None:
     assert_problem(send(client, (body[i : i + 3] for i in range(0, len(body), 3))), 400, "malformed")
 
 
-def test_many_parts_are_refused(client: TestClient) -> None:
+def test_too_many_parts_are_refused(client: TestClient) -> None:
     answer = send(client, b"".join(part("params", b"{}") for _ in range(10_000)) + END)
     assert_problem(answer, 400, "malformed")
 
 
-def test_an_upload_is_counted_whatever_its_header_says(client: TestClient) -> None:
+def test_upload_size_is_limited_regardless_of_content_length(client: TestClient) -> None:
     rng = np.random.default_rng(0)
     big = rng.bytes(MAX_UPLOAD + 1)
     body = part("file", big) + END
@@ -225,23 +228,23 @@ def test_an_upload_is_counted_whatever_its_header_says(client: TestClient) -> No
     )
 
 
-def test_every_byte_arrives_however_it_is_cut(client: TestClient, red: Path) -> None:
+def test_upload_is_intact_for_any_chunk_size(client: TestClient, red: Path) -> None:
     decoy = f"\r\n--{BOUNDARY[:-1]}x\r\n--\r\r\n".encode()
-    data = red.read_bytes() + decoy * 50  # looks like a boundary on both sides of every cut
+    data = red.read_bytes() + decoy * 50  # resembles a boundary
     body = part("file", data) + END
-    wanted = hashlib.sha256(data).hexdigest()
+    digest = hashlib.sha256(data).hexdigest()
     for size in (1, 7, len(BOUNDARY) + 3, 4096, len(body)):
         answer = send(client, (body[i : i + size] for i in range(0, len(body), size)))
         assert answer.status_code == 200, answer.text
-        assert (answer.json()["video"]["sha256"], answer.json()["video"]["bytes"]) == (wanted, len(data))
+        assert (answer.json()["video"]["sha256"], answer.json()["video"]["bytes"]) == (digest, len(data))
 
 
-def test_an_empty_file(client: TestClient) -> None:
+def test_empty_file_is_undecodable(client: TestClient) -> None:
     answer = send(client, part("file", b"") + END)
     assert_problem(answer, 422, "undecodable_video")
 
 
-def test_a_full_spool_is_told_and_recovers(folder: Path, red: Path, tmp_path: Path) -> None:
+def test_full_spool_is_overloaded_and_recovers(folder: Path, red: Path, tmp_path: Path) -> None:
     with serving(tmp_path, max_spool_bytes=1000) as small:
         assert_problem(send(small, part("file", b"x" * 2000) + END), 429, "overloaded")
         assert_problem(send(small, part("file", b"x" * 900) + END), 415, "unsupported_media")

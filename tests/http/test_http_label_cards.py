@@ -1,4 +1,4 @@
-"""Label cards and previews over HTTP, with a real store, and what encoders say of themselves."""
+"""Label cards and previews over HTTP, with a real store."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def client(shared: TestClient) -> TestClient:
     return shared
 
 
-def test_a_card_tells_prompt_neighbours_and_model(client: TestClient) -> None:
+def test_card_contains_prompts_neighbours_and_model(client: TestClient) -> None:
     red, yellow, green = add(client, "red", "yellow", "green")
     card = client.get(f"/labels/{red['id']}/card").json()
     assert (card["object"], card["id"], card["name"]) == ("label.card", red["id"], "red")
@@ -42,8 +42,8 @@ def test_a_card_tells_prompt_neighbours_and_model(client: TestClient) -> None:
     assert card["vocabulary_revision"] == green["revision"]
 
 
-def test_labels_that_the_model_confuses_are_named(client: TestClient) -> None:
-    (first,) = add(client, "abc")  # the dummy puts all words of equal length modulo 3 on one axis
+def test_near_duplicates_give_a_warning(client: TestClient) -> None:
+    (first,) = add(client, "abc")  # the dummy model maps words of equal length modulo 3 to one axis
     (second,) = add(client, "xyz")
     card = client.get(f"/v1/labels/{first['id']}/card").json()
     assert [warning["code"] for warning in card["warnings"]] == ["near_duplicate"]
@@ -51,24 +51,24 @@ def test_labels_that_the_model_confuses_are_named(client: TestClient) -> None:
     assert card["neighbours"][0]["distance"] == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize(("num_labels", "confused"), [(2, True), (60, False)])
-def test_the_vocabulary_sets_the_measure(num_labels: int, confused: bool) -> None:
-    """Where all labels lie at a cosine of 0.9, one at 0.95 is no duplicate; among two there is nothing to go by."""
+@pytest.mark.parametrize(("num_labels", "is_duplicate"), [(2, True), (60, False)])
+def test_distance_is_relative_to_the_vocabulary(num_labels: int, is_duplicate: bool) -> None:
+    """If all labels have a cosine of 0.9 to each other, 0.95 is no duplicate; with two labels it is."""
     axes = np.eye(num_labels + 1, dtype=np.float32)
     vectors = axes[:1] * 3 + axes[1:]  # cosine 0.9 to each other
     index = LabelIndex(num_labels + 1, "f")
-    index.upsert([label_of(i) for i in range(num_labels)], vectors)
+    index.apply([label_of(i) for i in range(num_labels)], vectors)
     probe = vectors[0] + 0.45 * vectors[1]
     found = nearest(cast(Vocabulary, SimpleNamespace(index=index)), probe)
     assert len(found) == min(num_labels, MAX_NEIGHBOURS)
     assert found[0].label.id == label_id(0) and 0.95 < found[0].similarity < 0.995
-    assert (found[0].distance <= COLLISION_DISTANCE) is confused
+    assert (found[0].distance <= COLLISION_DISTANCE) is is_duplicate
     assert label_id(0) not in [
         n.label.id for n in nearest(cast(Vocabulary, SimpleNamespace(index=index)), probe, label_id(0))
     ]
 
 
-def test_a_preview_stores_nothing(client: TestClient) -> None:
+def test_preview_stores_nothing(client: TestClient) -> None:
     (red,) = add(client, "red", aliases=["rot"])
     card = client.post("/v1/labels:preview", json={"name": " Rot ", "categories": ["colour"]}).json()
     assert (card["id"], card["name"]) == (None, "Rot")
@@ -78,7 +78,7 @@ def test_a_preview_stores_nothing(client: TestClient) -> None:
     assert fresh["warnings"] == [] and fresh["neighbours"][0]["name"] == "red"
 
 
-def test_a_batch_is_previewed_item_by_item(client: TestClient) -> None:
+def test_preview_batch_items_are_independent(client: TestClient) -> None:
     items = [{"name": "red"}, {"name": ""}, {"nome": "x"}, {"name": "a " * 20}, {"name": "blue"}]
     answer = client.post("/labels:preview", json={"labels": items})
     data = answer.json()["data"]
@@ -91,18 +91,18 @@ def test_a_batch_is_previewed_item_by_item(client: TestClient) -> None:
     assert_problem(too_many, 422, "invalid_parameter")
 
 
-def test_what_is_refused_elsewhere_is_refused_here(client: TestClient) -> None:
+def test_preview_validates_like_registration(client: TestClient) -> None:
     assert_problem(client.get("/labels/lbl_none/card"), 404, "not_found")
     assert_problem(client.post("/labels:preview", json={"name": "\u202e"}), 422, "label_text_invalid")
     assert_problem(client.post("/labels:preview", json={"name": "a", "thresold": 1}), 422, "invalid_parameter")
 
 
-def test_an_encoder_that_cannot_describe_answers_encode_failed(tmp_path_factory: pytest.TempPathFactory) -> None:
-    class Mute(DummyClassifier):
+def test_failing_description_gives_encode_failed(tmp_path_factory: pytest.TempPathFactory) -> None:
+    class FailingDescriptions(DummyClassifier):
         def describe_labels(self, names: object) -> list[object]:  # type: ignore[override]
-            raise RuntimeError("native trouble at /tmp/secret.py")
+            raise RuntimeError("native error at /tmp/secret.py")
 
-    with serving(tmp_path_factory.mktemp("mute"), classifier=Mute()) as client:
+    with serving(tmp_path_factory.mktemp("failing"), classifier=FailingDescriptions()) as client:
         (red,) = add(client, "red")
         assert_problem(client.get(f"/labels/{red['id']}/card"), 503, "encode_failed")
         assert client.get("/readyz").status_code == 200

@@ -1,4 +1,4 @@
-"""/labels over HTTP: the whole contract, with a real store."""
+"""/labels over HTTP, with a real store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vidlex.model.dummy import DummyClassifier
 
 
 class Counting(DummyClassifier):
-    """Remembers which names it encoded, and fails on "bomb"."""
+    """Records the encoded names, and fails on "bomb"."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Counting(DummyClassifier):
 
     def encode_labels(self, names: Sequence[str]) -> NDArray[np.float32]:
         if "bomb" in names:
-            raise RuntimeError("native trouble at /tmp/secret.py")
+            raise RuntimeError("native error at /tmp/secret.py")
         self.encoded += names
         return super().encode_labels(names)
 
@@ -46,7 +46,7 @@ def client(shared: TestClient) -> TestClient:
     return shared
 
 
-def test_register_gives_the_stored_label_and_its_place(client: TestClient) -> None:
+def test_register_returns_the_label_and_its_location(client: TestClient) -> None:
     body = {
         "name": "  Golden   Retriever ",
         "aliases": ["retriever"],
@@ -67,24 +67,24 @@ def test_register_gives_the_stored_label_and_its_place(client: TestClient) -> No
     assert CLASSIFIER.encoded == ["Golden Retriever"]
 
 
-def test_the_same_paths_under_v1(client: TestClient) -> None:
+def test_labels_are_served_under_v1(client: TestClient) -> None:
     answer = client.post("/v1/labels", json={"name": "red"})
     assert answer.status_code == 201 and answer.headers["location"].startswith("/v1/labels/lbl_")
     assert client.get(answer.headers["location"]).json()["name"] == "red"
     assert [x["name"] for x in client.get("/v1/labels").json()["data"]] == ["red"]
 
 
-def test_the_same_name_again_is_a_conflict_that_names_the_first(client: TestClient) -> None:
+def test_existing_name_is_a_conflict_with_its_id(client: TestClient) -> None:
     (label,) = add(client, "Straße")
     CLASSIFIER.encoded.clear()
     problem = assert_problem(client.post("/labels", json={"name": "STRASSE "}), 409, "label_exists")
     assert problem["existing_id"] == label["id"]
     again = client.post("/labels?if_exists=return", json={"name": "strasse", "threshold": 0.1})
     assert (again.status_code, again.json()) == (200, label)
-    assert CLASSIFIER.encoded == []  # nobody waits for the encoder to learn of a conflict
+    assert CLASSIFIER.encoded == []
 
 
-def test_an_alias_that_is_taken_is_a_conflict_even_with_return(client: TestClient) -> None:
+def test_existing_alias_is_a_conflict_with_if_exists_return(client: TestClient) -> None:
     (label,) = add(client, "car")
     answer = client.post("/labels?if_exists=return", json={"name": "automobile", "aliases": ["Car"]})
     assert assert_problem(answer, 409, "label_exists")["existing_id"] == label["id"]
@@ -93,18 +93,18 @@ def test_an_alias_that_is_taken_is_a_conflict_even_with_return(client: TestClien
 @pytest.mark.parametrize(
     "name", ["", "   ", "\ud800", "x" * 129, "a\u202eb", "a\x00b", "\u0378", "two\nlines", "e" + "\u0301" * 2000]
 )
-def test_a_name_that_is_no_text_is_refused(client: TestClient, name: str) -> None:
+def test_invalid_names_are_refused(client: TestClient, name: str) -> None:
     content = json.dumps({"name": name})
     answer = client.post("/labels", content=content, headers={"Content-Type": "application/json"})
     assert_problem(answer, 422, "label_text_invalid")
     assert client.get("/labels").json()["data"] == []
 
 
-def test_a_name_too_long_for_the_encoder_is_refused_not_cut(client: TestClient) -> None:
+def test_name_too_long_for_the_encoder_is_refused(client: TestClient) -> None:
     assert_problem(client.post("/labels", json={"name": "a " * 20}), 422, "label_text_invalid")
 
 
-def test_an_encoder_failure_is_a_503_that_tells_nothing_and_stores_nothing(client: TestClient) -> None:
+def test_encoder_failure_gives_503_and_stores_nothing(client: TestClient) -> None:
     assert_problem(client.post("/labels", json={"name": "bomb"}), 503, "encode_failed")
     assert client.get("/labels").json()["data"] == []
     add(client, "red")
@@ -128,14 +128,14 @@ def test_an_encoder_failure_is_a_503_that_tells_nothing_and_stores_nothing(clien
         ({"labels": [{"name": "a"}], "name": "b"}, "/name"),
     ],
 )
-def test_a_wrong_value_is_pointed_at(client: TestClient, body: Any, pointer: str) -> None:
+def test_invalid_values_are_named_in_the_error(client: TestClient, body: Any, pointer: str) -> None:
     answer = client.post("/labels", content=json.dumps(body), headers={"Content-Type": "application/json"})
     problem = assert_problem(answer, 422, "invalid_parameter")
     assert pointer in [error["pointer"] for error in problem["errors"]]
 
 
 @pytest.mark.parametrize("metadata", [{"a": "\ud800"}, {"a": "x" * 20_000}])
-def test_metadata_is_bounded_and_storable(client: TestClient, metadata: dict[str, Any]) -> None:
+def test_metadata_size_and_values_are_limited(client: TestClient, metadata: dict[str, Any]) -> None:
     content = json.dumps({"name": "a", "metadata": metadata})
     answer = client.post("/labels", content=content, headers={"Content-Type": "application/json"})
     assert_problem(answer, 422, "invalid_parameter")
@@ -144,12 +144,12 @@ def test_metadata_is_bounded_and_storable(client: TestClient, metadata: dict[str
 @pytest.mark.parametrize(
     "content", [b"", b"{", b'{"name": NaN}', b"\xff\xfe", b"[" * 100_000, b'{"name": 1' + b"0" * 5000 + b"}"]
 )
-def test_what_is_no_json_is_malformed(client: TestClient, content: bytes) -> None:
+def test_invalid_json_is_malformed(client: TestClient, content: bytes) -> None:
     answer = client.post("/labels", content=content, headers={"Content-Type": "application/json"})
     assert_problem(answer, 400, "malformed")
 
 
-def test_json_must_be_declared(client: TestClient) -> None:
+def test_json_content_type_is_required(client: TestClient) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded"):
         answer = client.post("/labels", content=b'{"name": "a"}', headers={"Content-Type": kind})
         assert_problem(answer, 415, "unsupported_media")
@@ -159,7 +159,7 @@ def test_json_must_be_declared(client: TestClient) -> None:
     assert answer.status_code == 201
 
 
-def test_a_batch_answers_item_by_item(client: TestClient) -> None:
+def test_batch_items_are_independent(client: TestClient) -> None:
     (red,) = add(client, "red")
     items = [{"name": "blue"}, {"name": "RED"}, {"name": ""}, {"nome": "x"}, 5, {"name": "bomb"}, {"name": "Blue"}]
     answer = client.post("/labels", json={"labels": items})
@@ -184,16 +184,16 @@ def test_a_batch_answers_item_by_item(client: TestClient) -> None:
     assert [item["status"] for item in again.json()["data"]] == [200, 201]
 
 
-def test_a_batch_has_a_largest_size(client: TestClient, tmp_path: Path) -> None:
+def test_batch_size_is_limited(client: TestClient, tmp_path: Path) -> None:
     many = [{"name": f"label {i}"} for i in range(1001)]
     assert_problem(client.post("/labels", json={"labels": many}), 422, "invalid_parameter")
-    with serving(tmp_path) as other:  # of its own: removing a thousand labels one by one takes long
+    with serving(tmp_path) as other:  # separate: removing a thousand labels takes long
         answer = other.post("/labels", json={"labels": many[:1000]})
         assert {item["status"] for item in answer.json()["data"]} == {201}
         assert len(other.get("/labels?limit=1000").json()["data"]) == 1000
 
 
-def test_pages_follow_each_other_and_hold_everything_once(client: TestClient) -> None:
+def test_pages_contain_every_label_once(client: TestClient) -> None:
     names = [f"label {i}" for i in range(7)]
     client.post("/labels", json={"labels": [{"name": name} for name in names]})
     seen: list[str] = []
@@ -227,11 +227,11 @@ def test_listing_filters(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=x", "after=nonsense", "after=" + "x" * 200])
-def test_wrong_queries_are_told(client: TestClient, query: str) -> None:
+def test_invalid_queries_are_refused(client: TestClient, query: str) -> None:
     assert_problem(client.get(f"/labels?{query}"), 422, "invalid_parameter")
 
 
-def test_only_a_new_name_is_encoded_anew(client: TestClient) -> None:
+def test_only_a_new_name_is_encoded(client: TestClient) -> None:
     (label,) = add(client, "red", categories=["colour"])
     CLASSIFIER.encoded.clear()
     path = f"/labels/{label['id']}"
@@ -245,10 +245,10 @@ def test_only_a_new_name_is_encoded_anew(client: TestClient) -> None:
     assert client.patch(path, json={"name": "blue"}).json()["name"] == "blue"
     assert CLASSIFIER.encoded == ["blue"]
     assert client.get(path).json()["name"] == "blue"
-    add(client, "red")  # the old name is free again
+    add(client, "red")  # the old name is free
 
 
-def test_change_refuses_what_register_refuses(client: TestClient) -> None:
+def test_change_validates_like_register(client: TestClient) -> None:
     red, _ = add(client, "red", "blue")
     path = f"/labels/{red['id']}"
     assert_problem(client.patch(path, json={"name": "Blue"}), 409, "label_exists")
@@ -259,7 +259,7 @@ def test_change_refuses_what_register_refuses(client: TestClient) -> None:
     assert client.get(path).json() == red
 
 
-def test_remove(client: TestClient) -> None:
+def test_remove_label(client: TestClient) -> None:
     (label,) = add(client, "red")
     path = f"/labels/{label['id']}"
     answer = client.delete(path)
@@ -269,6 +269,6 @@ def test_remove(client: TestClient) -> None:
     assert_problem(client.patch(path, json={"threshold": 0.5}), 404, "not_found")
 
 
-def test_an_id_that_is_none_is_not_found(client: TestClient) -> None:
+def test_invalid_id_is_not_found(client: TestClient) -> None:
     for label_id in ("lbl_nothing", "x", "%00", "a" * 1000, "..%2f..%2fetc"):
         assert_problem(client.get(f"/labels/{label_id}"), 404, "not_found")

@@ -1,4 +1,4 @@
-"""/labels over HTTP: parents, prefix, conditional requests, idempotency keys, quota."""
+"""/labels over HTTP: parents, prefixes, conditional requests, idempotency keys and quotas."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from support.processes import PATIENCE_SECONDS
 from support.serving import add, assert_problem, clear, serving
 from vidlex.model.dummy import DummyClassifier
-from vidlex.service.labels.store.idempotency import RequestLog
+from vidlex.service.labels.store.idempotency import IdempotencyStore
 
 
 class Slow(DummyClassifier):
-    """Waits where "slow" is among the names."""
+    """Blocks on the name "slow", and fails on "bomb", until ``leave`` is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ def post(client: TestClient, key: str, body: Any, query: str = "") -> Any:
     return client.post(f"/labels{query}", json=body, headers={"Idempotency-Key": key})
 
 
-def test_parents_are_shown_by_id_and_name(client: TestClient) -> None:
+def test_parents_are_returned_with_id_and_name(client: TestClient) -> None:
     (animal,) = add(client, "Animal")
     (dog,) = add(client, "dog", parents=["animal"])
     assert dog["parents"] == [{"id": animal["id"], "name": "Animal"}]
@@ -77,7 +77,7 @@ def test_parents_are_shown_by_id_and_name(client: TestClient) -> None:
     assert client.get(f"/labels/{dog['id']}").json()["parents"] == []
 
 
-def test_prefix(client: TestClient) -> None:
+def test_prefix_filters_and_pages(client: TestClient) -> None:
     add(client, "red car", "blue", "Red")
     page = client.get("/labels", params={"prefix": "RE", "limit": 1}).json()
     assert ([x["name"] for x in page["data"]], page["has_more"]) == (["Red"], True)
@@ -103,7 +103,7 @@ def test_conditional_requests(client: TestClient) -> None:
     assert client.delete(path, headers={"If-Match": f"{tag}, {newest}"}).status_code == 204
 
 
-def test_a_repeated_request_is_answered_alike_and_done_once(client: TestClient) -> None:
+def test_idempotency_key_replays_the_response(client: TestClient) -> None:
     first = post(client, "key-1", {"name": "red", "threshold": 0.5})
     assert first.status_code == 201 and "idempotency-replayed" not in first.headers
     client.patch(first.headers["location"], json={"threshold": 0.9})
@@ -123,13 +123,13 @@ def test_a_repeated_request_is_answered_alike_and_done_once(client: TestClient) 
         assert_problem(post(client, bad, {"name": "z"}), 422, "invalid_parameter")
 
 
-def test_a_refused_request_may_come_again_in_a_better_form(client: TestClient) -> None:
+def test_idempotency_key_of_a_failed_request_can_be_reused(client: TestClient) -> None:
     add(client, "red")
     assert_problem(post(client, "key-2", {"name": "RED"}), 409, "label_exists")
     assert post(client, "key-2", {"name": "green"}).status_code == 201
 
 
-def test_in_flight(client: TestClient) -> None:
+def test_concurrent_requests_with_one_idempotency_key_conflict(client: TestClient) -> None:
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(post, client, "key-3", {"name": "slow"})
         assert CLASSIFIER.entered.wait(PATIENCE_SECONDS)
@@ -140,7 +140,7 @@ def test_in_flight(client: TestClient) -> None:
     assert post(client, "key-3", {"name": "slow"}).headers["idempotency-replayed"] == "true"
 
 
-def test_a_batch_that_failed_in_part_goes_on(client: TestClient) -> None:
+def test_partly_failed_batch_is_resumed(client: TestClient) -> None:
     body = {"labels": [{"name": "red"}, {"name": ""}, {"name": "bomb"}]}
     first = post(client, "key-4", body)
     assert [item["status"] for item in first.json()["data"]] == [201, 422, 503]
@@ -152,10 +152,10 @@ def test_a_batch_that_failed_in_part_goes_on(client: TestClient) -> None:
     assert third.content == second.content and third.headers["idempotency-replayed"] == "true"
 
 
-def test_a_process_that_died_after_the_write_is_taken_over(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The label is stored, the answer was never kept: the next try finds what was created, and creates nothing."""
+def test_retry_after_a_lost_response_creates_nothing(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The label was stored, but not the response."""
     with monkeypatch.context() as patch:
-        patch.setattr(RequestLog, "finish", lambda *_: None)
+        patch.setattr(IdempotencyStore, "save_response", lambda *_: None)
         first = post(client, "key-5", {"name": "red"})
     assert first.status_code == 201
     again = post(client, "key-5", {"name": "red"})
@@ -164,7 +164,7 @@ def test_a_process_that_died_after_the_write_is_taken_over(client: TestClient, m
     assert len(client.get("/labels").json()["data"]) == 1
 
 
-def test_answers_survive_a_restart(folder: Path, tmp_path: Path) -> None:
+def test_idempotent_responses_survive_a_restart(folder: Path, tmp_path: Path) -> None:
     with serving(tmp_path) as one:
         first = post(one, "key-6", {"labels": [{"name": "red"}]})
     with serving(tmp_path) as two:
@@ -172,7 +172,7 @@ def test_answers_survive_a_restart(folder: Path, tmp_path: Path) -> None:
         assert (again.content, again.headers["idempotency-replayed"]) == (first.content, "true")
 
 
-def test_quota(client: TestClient) -> None:
+def test_label_quota(client: TestClient) -> None:
     answer = client.post("/labels", json={"labels": [{"name": f"label {i}"} for i in range(13)]})
     assert [item["status"] for item in answer.json()["data"]] == [201] * 12 + [403]
     assert_problem(client.post("/labels", json={"name": "more"}), 403, "quota_exceeded")

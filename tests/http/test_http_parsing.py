@@ -1,4 +1,4 @@
-"""Whatever bytes come as a body, or text as its type, the answer is never a failure of the service."""
+"""Arbitrary bodies and content types never cause a server error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.serving import colour_video, serving
 
 MULTIPART = "multipart/form-data; boundary=b"
 JSON = "application/json"
-some = settings(
+few_examples = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
@@ -26,8 +26,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A body that the service takes: a video and its parameters."""
+def valid_body(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A valid request: a video and its parameters."""
     video = colour_video(tmp_path_factory.mktemp("videos") / "red.mp4", "red").read_bytes()
     return (
         b'--b\r\nContent-Disposition: form-data; name="params"\r\n\r\n{"top_k": 3, "candidate_labels": ["red"]}\r\n'
@@ -37,8 +37,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     )
 
 
-def sent(client: TestClient, path: str, body: bytes, content_type: str, method: str = "POST") -> int:
-    """The status, of an answer that is either right or a problem that the client can do something about."""
+def send(client: TestClient, path: str, body: bytes, content_type: str, method: str = "POST") -> int:
+    """The status of the response, which must be a success or a 4xx problem."""
     answer = client.request(method, path, content=body, headers={"Content-Type": content_type.encode("latin-1")})
     assert answer.status_code < 500, (answer.status_code, answer.text)
     if answer.status_code >= 400:
@@ -47,41 +47,41 @@ def sent(client: TestClient, path: str, body: bytes, content_type: str, method: 
     return answer.status_code
 
 
-def test_the_body_that_is_mangled_below_is_sound(client: TestClient, whole: bytes) -> None:
-    assert sent(client, "/classify", whole, MULTIPART) == 200
+def test_unmodified_body_is_accepted(client: TestClient, valid_body: bytes) -> None:
+    assert send(client, "/classify", valid_body, MULTIPART) == 200
 
 
-@some
+@few_examples
 @given(st.binary(max_size=400))
 @example(b"--b")
 @example(b"--b\r\n\r\n\r\n--b--")
 @example(b'--b\r\nContent-Disposition: form-data; name="\xff"\r\n\r\n\r\n--b--\r\n')
 @example(b"--b\r\nContent-Disposition: form-data; name=\"file\"; filename*=utf-9''%ff\r\n\r\nx\r\n--b--\r\n")
 @example(b"--b\r\nContent-Disposition: \xff\xfe;;;=\r\n\r\nx\r\n--b--\r\n")
-def test_any_bytes_as_multipart(client: TestClient, body: bytes) -> None:
+def test_arbitrary_multipart_bodies(client: TestClient, body: bytes) -> None:
     for prefix in (b"", b"--b\r\n", b'--b\r\nContent-Disposition: form-data; name="params"\r\n\r\n'):
-        assert 400 <= sent(client, "/classify", prefix + body, MULTIPART) < 500
+        assert 400 <= send(client, "/classify", prefix + body, MULTIPART) < 500
 
 
-@some
+@few_examples
 @given(st.data())
-def test_pieces_of_a_sound_multipart_body(client: TestClient, whole: bytes, data: st.DataObject) -> None:
-    """Cut, joined with other pieces of itself, and with bytes put between; mostly around the headers."""
-    place = st.integers(0, 300) | st.integers(len(whole) - 40, len(whole)) | st.integers(0, len(whole))
-    pieces = data.draw(st.lists(st.tuples(place, place, st.binary(max_size=8)), min_size=1, max_size=4))
-    body = b"".join(whole[min(a, b) : max(a, b)] + between for a, b, between in pieces)
-    sent(client, "/classify", body, MULTIPART)
+def test_recombined_multipart_bodies(client: TestClient, valid_body: bytes, data: st.DataObject) -> None:
+    """Slices of a valid body, mostly around the headers, joined with random bytes."""
+    offset = st.integers(0, 300) | st.integers(len(valid_body) - 40, len(valid_body)) | st.integers(0, len(valid_body))
+    pieces = data.draw(st.lists(st.tuples(offset, offset, st.binary(max_size=8)), min_size=1, max_size=4))
+    body = b"".join(valid_body[min(a, b) : max(a, b)] + between for a, b, between in pieces)
+    send(client, "/classify", body, MULTIPART)
 
 
-@some
+@few_examples
 @given(st.text(st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f"), max_size=120))
 @example("multipart/form-data; boundary=" + "b" * 71)
 @example('multipart/form-data; boundary="')
 @example("multipart/form-data; boundary*=utf-8''b")
 @example("multipart/form-data; boundary*0=b; boundary*x=b")
-def test_any_content_type(client: TestClient, whole: bytes, content_type: str) -> None:
+def test_arbitrary_content_types(client: TestClient, valid_body: bytes, content_type: str) -> None:
     for text in (content_type, f"multipart/form-data; {content_type}", f"multipart/form-data; boundary={content_type}"):
-        sent(client, "/classify", whole[:600], text.strip())
+        send(client, "/classify", valid_body[:600], text.strip())
 
 
 VALUES = st.recursive(
@@ -105,7 +105,7 @@ OPERATIONS = (
 
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
-@settings(some, max_examples=40)
+@settings(few_examples, max_examples=40)
 @given(body=BODIES)
 @example(body=b'{"name": "\\ud800"}')
 @example(body=b'{"name": "\xed\xa0\x80"}')
@@ -115,20 +115,20 @@ OPERATIONS = (
 @example(body=b'{"name": "x", "threshold": 1e999}')
 @example(body=b'{"name": "a", "name": "b"}')
 @example(body=b"\xef\xbb\xbf{}")
-def test_any_bytes_as_json(client: TestClient, method: str, path: str, body: bytes) -> None:
-    sent(client, path, body, JSON, method)
+def test_arbitrary_json_bodies(client: TestClient, method: str, path: str, body: bytes) -> None:
+    send(client, path, body, JSON, method)
 
 
-@settings(some, max_examples=40)
+@settings(few_examples, max_examples=40)
 @given(cut=st.integers(0, 80), rest=st.binary(max_size=10), again=st.booleans())
-def test_pieces_of_a_sound_json_body(client: TestClient, cut: int, rest: bytes, again: bool) -> None:
-    sound = json.dumps({"name": "red", "threshold": 0.5, "metadata": {"a": "\u00e9"}}, ensure_ascii=False).encode()
-    sent(client, "/labels?if_exists=return", sound[:cut] + rest + (sound if again else b""), JSON)
+def test_truncated_and_extended_json_bodies(client: TestClient, cut: int, rest: bytes, again: bool) -> None:
+    valid = json.dumps({"name": "red", "threshold": 0.5, "metadata": {"a": "\u00e9"}}, ensure_ascii=False).encode()
+    send(client, "/labels?if_exists=return", valid[:cut] + rest + (valid if again else b""), JSON)
 
 
-@some
+@few_examples
 @given(body=VALUES)
-def test_any_params(client: TestClient, whole: bytes, body: object) -> None:
-    sound = b'{"top_k": 3, "candidate_labels": ["red"]}'
-    assert whole.count(sound) == 1
-    sent(client, "/classify", whole.replace(sound, json.dumps(body).encode()), MULTIPART)
+def test_arbitrary_params(client: TestClient, valid_body: bytes, body: object) -> None:
+    valid = b'{"top_k": 3, "candidate_labels": ["red"]}'
+    assert valid_body.count(valid) == 1
+    send(client, "/classify", valid_body.replace(valid, json.dumps(body).encode()), MULTIPART)

@@ -1,4 +1,4 @@
-"""The embedded store as real processes: kill -9 of the service and of the server, locks, leftovers, paths."""
+"""The embedded store as real processes: kill -9 of the service and the server, locks, orphaned servers, paths."""
 
 from __future__ import annotations
 
@@ -18,14 +18,19 @@ import redis
 
 from support.paths import ROOT
 from support.processes import PATIENCE_SECONDS
-from support.stores import FINGERPRINT, vector_of
+from support.stores import add, restart_server
 from vidlex.service.errors import StoreUnavailable
 from vidlex.service.labels.embedded import launch
 from vidlex.service.labels.embedded.server import EmbeddedStore
-from vidlex.service.labels.embedded.server_files import DataFolderInUse, ServerFiles, server_binary
+from vidlex.service.labels.embedded.server_files import (
+    MAX_SOCKET_PATH_BYTES,
+    DataFolderInUse,
+    ServerFiles,
+    server_binary,
+)
 from vidlex.service.labels.store.connection import connect_socket
 from vidlex.service.labels.store.label_store import LabelStore
-from vidlex.service.labels.store.records import Label, NewLabel
+from vidlex.service.labels.store.records import Label
 
 SERVICE = """
 import sys, threading
@@ -38,7 +43,7 @@ client = embedded.client()
 number = 0
 while True:
     client.rpush("numbers", number)
-    print(number, flush=True)  # only now it counts as acknowledged
+    print(number, flush=True)  # acknowledged
     number += 1
 """
 
@@ -52,7 +57,7 @@ def wait_until(condition: Callable[[], Any], what: str) -> None:
 
 
 def is_running(pid: int) -> bool:
-    """Alive, and not merely a dead child that nobody has asked for yet."""
+    """Alive and not a zombie."""
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -61,7 +66,7 @@ def is_running(pid: int) -> bool:
 
 @contextmanager
 def service_process(folder: Path) -> Iterator[tuple[subprocess.Popen[str], int, str]]:
-    """A service that writes without end; yields it with the store server's pid and socket."""
+    """A service that writes continuously, with the store server's pid and socket."""
     process = subprocess.Popen(
         [sys.executable, "-c", SERVICE, str(folder)], stdout=subprocess.PIPE, text=True, cwd=ROOT
     )
@@ -75,7 +80,7 @@ def service_process(folder: Path) -> Iterator[tuple[subprocess.Popen[str], int, 
 
 
 def acknowledged(process: subprocess.Popen[str]) -> int:
-    """Number of writes that a killed service had confirmed."""
+    """Number of further writes that a killed service acknowledged."""
     assert process.stdout is not None
     return len([line for line in process.stdout.read().splitlines(keepends=True) if line.endswith("\n")])
 
@@ -85,8 +90,8 @@ def numbers_in(client: redis.Redis) -> list[int]:
     return [int(number) for number in raw]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
-def test_kill_9_of_the_service_loses_nothing_and_leaves_no_server(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux stops a child with its parent")
+def test_kill_9_of_the_service_loses_no_acknowledged_write(tmp_path: Path) -> None:
     num_before = 0
     for _ in range(3):
         with service_process(tmp_path) as (process, server_pid, _socket):
@@ -97,69 +102,69 @@ def test_kill_9_of_the_service_loses_nothing_and_leaves_no_server(tmp_path: Path
             process.send_signal(signal.SIGKILL)
             process.wait()
             num_acknowledged = 200 + acknowledged(process)
-            # At once, while the server may still be on its way out: the next start has to cope with that.
+            # The old server may still be running when the next one starts.
             with EmbeddedStore(tmp_path) as embedded:
                 assert not is_running(server_pid)
-                kept = numbers_in(embedded.client())[num_before:]
-            # One write may have been stored without its confirmation having been printed.
-            assert kept[:num_acknowledged] == list(range(num_acknowledged))
-            assert len(kept) <= num_acknowledged + 1
-            num_before += len(kept)
+                stored = numbers_in(embedded.client())[num_before:]
+            # One write may have been stored before it was acknowledged.
+            assert stored[:num_acknowledged] == list(range(num_acknowledged))
+            assert len(stored) <= num_acknowledged + 1
+            num_before += len(stored)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
-def test_no_orphan_after_kill_9(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux stops a child with its parent")
+def test_kill_9_of_the_service_stops_the_server(tmp_path: Path) -> None:
     with service_process(tmp_path) as (process, server_pid, _socket):
         process.send_signal(signal.SIGKILL)
         process.wait()
-        wait_until(lambda: not is_running(server_pid), "the server outlives its service")
+        wait_until(lambda: not is_running(server_pid), "the server is still running")
     assert not ServerFiles(tmp_path).server_is_locked()
 
 
 def test_labels_survive_restarts(tmp_path: Path) -> None:
     with EmbeddedStore(tmp_path) as embedded:
-        dog = LabelStore(embedded.client()).add(NewLabel("dog"), vector_of("dog"), FINGERPRINT)
+        dog = add(LabelStore(embedded.client()), "dog")
     with EmbeddedStore(tmp_path) as embedded:
         store = LabelStore(embedded.client())
         assert store.get(dog.id) == dog and store.revision() == 1
-        embedded.restart()
+        restart_server(embedded)
         assert store.get(dog.id) == dog
     with pytest.raises(StoreUnavailable):
         store.get(dog.id)
 
 
-def test_a_killed_server_comes_back_under_the_running_service(tmp_path: Path) -> None:
+def test_a_killed_server_is_restarted(tmp_path: Path) -> None:
     with EmbeddedStore(tmp_path) as embedded:
         store = LabelStore(embedded.client())
-        dog = store.add(NewLabel("dog"), vector_of("dog"), FINGERPRINT)
+        dog = add(store, "dog")
         for _ in range(3):
             server_pid = embedded.pid
             assert server_pid is not None
             os.kill(server_pid, signal.SIGKILL)
-            wait_until(lambda: not is_running(server_pid), "kill -9 did not kill")  # noqa: B023
-            wait_until(lambda: _is_there(store, dog), "it does not come back")
-            wait_until(lambda: embedded.pid not in (None, server_pid), "the supervisor did not notice")  # noqa: B023
-        assert store.add(NewLabel("cat"), vector_of("cat"), FINGERPRINT).revision == 2
+            wait_until(lambda: not is_running(server_pid), "the server is still running")  # noqa: B023
+            wait_until(lambda: _can_read(store, dog), "the server was not restarted")
+            wait_until(lambda: embedded.pid not in (None, server_pid), "the supervisor did not restart the server")  # noqa: B023
+        assert add(store, "cat").revision == 2
 
 
-def _is_there(store: LabelStore, label: Label) -> bool:
+def _can_read(store: LabelStore, label: Label) -> bool:
     try:
         return store.get(label.id) == label
     except StoreUnavailable:
         return False
 
 
-def test_a_deleted_socket_is_noticed(tmp_path: Path) -> None:
+def test_a_server_whose_socket_was_deleted_is_restarted(tmp_path: Path) -> None:
     with EmbeddedStore(tmp_path) as embedded:
         client = embedded.client()
         client.set("key", "value")
         server_pid = embedded.pid
         embedded.socket_path.unlink()
-        wait_until(lambda: embedded.pid not in (None, server_pid), "the server was not started again")
+        wait_until(lambda: embedded.pid not in (None, server_pid), "the server was not restarted")
         assert client.get("key") == b"value"
 
 
-def test_a_second_service_gets_a_clear_error_and_disturbs_nothing(tmp_path: Path) -> None:
+def test_a_second_service_on_the_folder_is_rejected(tmp_path: Path) -> None:
     with EmbeddedStore(tmp_path) as embedded:
         server_pid = embedded.pid
         with pytest.raises(DataFolderInUse, match="Another Vidlex service") as caught:
@@ -179,7 +184,7 @@ def test_a_second_service_gets_a_clear_error_and_disturbs_nothing(tmp_path: Path
 
 
 def launch_directly(folder: Path, parent_pid: int | None = None) -> subprocess.Popen[bytes]:
-    """A server as an earlier service has left it behind: nobody supervises it."""
+    """A server without a supervisor, as left by an earlier service."""
     files = ServerFiles(folder)
     files.create()
     files.write_config(files.choose_socket())
@@ -201,43 +206,45 @@ def answering(folder: Path) -> redis.Redis:
 
 
 @pytest.mark.parametrize("state", ["healthy", "stopped", "without socket"])
-def test_a_leftover_server_is_ended_before_the_next_start(
+def test_an_orphaned_server_is_stopped_at_the_next_start(
     tmp_path: Path, state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if state == "stopped":
-        monkeypatch.setattr("vidlex.service.labels.embedded.orphans._ASK_SECONDS", 0.2)
-        monkeypatch.setattr("vidlex.service.labels.embedded.orphans._POLITE_SECONDS", 0.5)
-    leftover = launch_directly(tmp_path)
+        monkeypatch.setattr("vidlex.service.labels.embedded.orphans._SOCKET_TIMEOUT_SECONDS", 0.2)
+        monkeypatch.setattr("vidlex.service.labels.embedded.orphans._TERM_SECONDS", 0.5)
+    orphan = launch_directly(tmp_path)
     try:
         client = answering(tmp_path)
         client.set("key", "value")
         if state == "stopped":
-            leftover.send_signal(signal.SIGSTOP)  # hears neither its socket nor SIGTERM
+            orphan.send_signal(signal.SIGSTOP)  # reacts neither to its socket nor to SIGTERM
         if state == "without socket":
-            (tmp_path / "store" / "valkey.sock").unlink()
+            socket = ServerFiles(tmp_path).last_socket()
+            assert socket is not None
+            socket.unlink()
         with EmbeddedStore(tmp_path) as embedded:
-            assert leftover.wait(PATIENCE_SECONDS) is not None
-            assert embedded.pid != leftover.pid
+            assert orphan.wait(PATIENCE_SECONDS) is not None
+            assert embedded.pid != orphan.pid
             assert embedded.client().get("key") == b"value"
     finally:
-        leftover.kill()
-        leftover.wait()
+        orphan.kill()
+        orphan.wait()
 
 
-def test_two_servers_on_one_folder_are_impossible(tmp_path: Path) -> None:
+def test_a_second_server_on_the_folder_exits(tmp_path: Path) -> None:
     with EmbeddedStore(tmp_path) as embedded:
         before = embedded.pid
         files = ServerFiles(tmp_path)
         command = [launch.__file__, str(os.getpid()), files.server_lock, server_binary(), files.config]
         second = subprocess.run([sys.executable, "-I", "-S", *map(str, command)], check=False, timeout=PATIENCE_SECONDS)
         assert second.returncode == launch.EXIT_LOCKED
-        assert embedded.pid == before and files.locked_by() == before
+        assert embedded.pid == before and files.lock_owner_pid() == before
 
 
-def test_only_a_server_of_this_folder_is_ever_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lock is held by something that is no server, and names an innocent process."""
-    monkeypatch.setattr("vidlex.service.labels.embedded.orphans._POLITE_SECONDS", 0.2)
-    monkeypatch.setattr("vidlex.service.labels.embedded.orphans._FORCED_SECONDS", 0.2)
+def test_only_a_server_in_this_folder_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that holds the lock is not a server."""
+    monkeypatch.setattr("vidlex.service.labels.embedded.orphans._TERM_SECONDS", 0.2)
+    monkeypatch.setattr("vidlex.service.labels.embedded.orphans._KILL_SECONDS", 0.2)
     files = ServerFiles(tmp_path)
     files.create()
     holder = subprocess.Popen(
@@ -263,38 +270,40 @@ def test_only_a_server_of_this_folder_is_ever_ended(tmp_path: Path, monkeypatch:
         pass
 
 
-def test_an_orphaned_launcher_starts_no_server(tmp_path: Path) -> None:
+def test_a_launcher_without_its_parent_starts_no_server(tmp_path: Path) -> None:
     launcher = launch_directly(tmp_path, parent_pid=1)
     assert launcher.wait(PATIENCE_SECONDS) == launch.EXIT_ORPHAN
 
 
 @pytest.mark.parametrize("name", ["with space", 'quo"te\\back', "ümlaut-犬", "x" * 120])
-def test_strange_and_long_folders(tmp_path: Path, name: str) -> None:
+def test_folder_with_special_characters_or_a_long_path(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name / name
+    next_to_data = ServerFiles(folder).socket
+    is_short = len(os.fsencode(next_to_data)) <= MAX_SOCKET_PATH_BYTES
     with EmbeddedStore(folder) as embedded:
         client = embedded.client()
         client.set("key", "value")
         socket = embedded.socket_path
         assert len(os.fsencode(socket)) <= 107
-        assert (socket.parent == folder / "store") == (len(os.fsencode(folder)) < 80)
+        assert (socket == next_to_data) == is_short
         assert socket.parent.stat().st_mode & 0o777 == 0o700
         assert socket.stat().st_mode & 0o077 == 0
-        embedded.restart()
+        restart_server(embedded)
         assert embedded.socket_path == socket and client.get("key") == b"value"
     assert not socket.exists()
-    assert socket.parent == folder / "store" or not socket.parent.exists()
+    assert is_short or not socket.parent.exists()
     with EmbeddedStore(folder) as embedded:
         assert embedded.client().get("key") == b"value"
 
 
-def test_the_server_listens_on_its_socket_only_and_syncs_every_write(tmp_path: Path) -> None:
+def test_the_server_uses_only_its_socket_and_syncs_every_write(tmp_path: Path) -> None:
     with EmbeddedStore(tmp_path) as embedded:
         config: Any = embedded.client().config_get("*")
-        wanted = {"port": "0", "appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
-        assert {key: config[key] for key in wanted} == wanted
+        expected = {"port": "0", "appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+        assert {key: config[key] for key in expected} == expected
 
 
-def test_a_log_that_cannot_be_read_back_is_an_error_with_the_reason(tmp_path: Path) -> None:
+def test_a_damaged_log_is_reported_and_not_changed(tmp_path: Path) -> None:
     with EmbeddedStore(tmp_path) as embedded:
         for i in range(100):
             embedded.client().set(f"key {i}", i)
@@ -307,31 +316,31 @@ def test_a_log_that_cannot_be_read_back_is_an_error_with_the_reason(tmp_path: Pa
         embedded.start()
     assert "append only file" in caught.value.internal
     assert "append" not in str(caught.value)
-    assert bytes(raw) == log.read_bytes(), "the damaged log must be left as it is"
+    assert bytes(raw) == log.read_bytes()
     with pytest.raises(StoreUnavailable):
-        embedded.restart()
+        LabelStore(embedded.client()).ping()
 
 
-def test_a_write_cut_off_by_a_power_failure_does_not_block_the_start(tmp_path: Path) -> None:
+def test_a_truncated_last_transaction_is_discarded(tmp_path: Path) -> None:
     with EmbeddedStore(tmp_path) as embedded:
         store = LabelStore(embedded.client())
         for name in ("dog", "cat"):
-            store.add(NewLabel(name), vector_of(name), FINGERPRINT)
+            add(store, name)
     (log,) = (tmp_path / "store" / "appendonlydir").glob("*.incr.aof")
-    log.write_bytes(log.read_bytes()[:-20])  # the last transaction lost its end: it must vanish as a whole
+    log.write_bytes(log.read_bytes()[:-20])
     with EmbeddedStore(tmp_path) as embedded:
         store = LabelStore(embedded.client())
         assert [label.name for label in store.list().data] == ["dog"]
         assert store.revision() == 1 and store.find("cat") is None
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreUnavailable, match="data folder"):
         EmbeddedStore(tmp_path / "file" / "data").start()
 
 
-def test_stop_before_start_and_twice(tmp_path: Path) -> None:
+def test_start_twice_and_stop_without_start(tmp_path: Path) -> None:
     embedded = EmbeddedStore(tmp_path)
     with pytest.raises(StoreUnavailable):
         embedded.client()

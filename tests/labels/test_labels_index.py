@@ -1,4 +1,4 @@
-"""The index: exact, independent of what else is in it, and never in a reader's way."""
+"""The label index: exact similarities, filters, isolation of readers from writers."""
 
 from __future__ import annotations
 
@@ -26,57 +26,61 @@ def ids_of(matches: Matches) -> list[str]:
     return [label.id for label in matches.labels]
 
 
+def remove(index: LabelIndex, *label_ids: str) -> None:
+    index.apply((), np.empty((0, index.dim), np.float32), label_ids)
+
+
 def filled(numbers: list[int], dim: int = 3) -> LabelIndex:
-    """Label i has categories by the parity of i and by i % 3, and the vector that seed i draws."""
+    """Label i has categories by the parity of i and by i % 3, and the random vector of seed i."""
     index = LabelIndex(dim, "f")
     labels = [label_of(i, ("even" if i % 2 == 0 else "odd", f"mod {i % 3}")) for i in numbers]
     vectors = np.stack([random_vectors(1, dim, seed=i)[0] for i in numbers])
-    index.upsert(labels, vectors)
+    index.apply(labels, vectors)
     return index
 
 
 @pytest.mark.parametrize("dim", [1, 3, 16, 17, 31, 64, 100, 192, 511, 512, 768, 1152])
-def test_similarity_of_a_label_is_the_same_bits_whatever_else_is_there(dim: int) -> None:
+def test_similarity_does_not_depend_on_other_labels_or_videos(dim: int) -> None:
     vectors = random_vectors(2748, dim)
     videos = random_vectors(8, dim, seed=1)
-    place = 4
+    number = 4
     alone = LabelIndex(dim, "f")
-    alone.upsert([label_of(place)], vectors[place : place + 1])
+    alone.apply([label_of(number)], vectors[number : number + 1])
     expected = np.stack([alone.search(videos[b : b + 1]).similarity[0, 0] for b in range(8)])
     for count in (7, 500, 501, 1025, len(vectors)):
         index = LabelIndex(dim, "f")
-        index.upsert([label_of(i) for i in range(count)], vectors[:count])
+        index.apply([label_of(i) for i in range(count)], vectors[:count])
         for matches in (
             index.search(videos),
-            index.search(videos, label_ids=[label_id(place)]),
+            index.search(videos, label_ids=[label_id(number)]),
             index.search(videos, label_ids=[label_id(i) for i in range(1, 7)]),
         ):
-            column = ids_of(matches).index(label_id(place))
+            column = ids_of(matches).index(label_id(number))
             assert matches.similarity[:, column].tobytes() == expected.tobytes()
         one_by_one = np.concatenate([index.search(videos[b : b + 1]).similarity for b in range(8)])
         assert one_by_one.tobytes() == index.search(videos).similarity.tobytes()
-        # From a slice whose memory starts anywhere, as callers may pass.
+        # From a slice with unaligned memory.
         shifted = np.zeros(8 * dim + 1, np.float32)[1:].reshape(8, dim)
         shifted[:] = videos
         assert index.search(shifted).similarity.tobytes() == one_by_one.tobytes()
-    np.testing.assert_allclose(expected, videos @ vectors[place], rtol=1e-4, atol=1e-4 * np.sqrt(dim))
+    np.testing.assert_allclose(expected, videos @ vectors[number], rtol=1e-4, atol=1e-4 * np.sqrt(dim))
 
 
-def test_adding_label_501_changes_no_digit_of_the_other_500() -> None:
+def test_adding_a_label_changes_no_digit_of_other_similarities() -> None:
     vectors, videos = random_vectors(501, 192), random_vectors(3, 192, seed=9)
     index = LabelIndex(192, "f")
-    index.upsert([label_of(i) for i in range(500)], vectors[:500])
+    index.apply([label_of(i) for i in range(500)], vectors[:500])
     before = index.search(videos).similarity.copy()
-    index.upsert([label_of(500)], vectors[500:])
+    index.apply([label_of(500)], vectors[500:])
     after = index.search(videos)
     assert after.similarity.shape == (3, 501)
     assert after.similarity[:, :500].tobytes() == before.tobytes()
 
 
-def test_exact_against_float64() -> None:
+def test_similarities_agree_with_float64() -> None:
     vectors, videos = random_vectors(3000, 192), random_vectors(4, 192, seed=2)
     index = LabelIndex(192, "f")
-    index.upsert([label_of(i) for i in range(3000)], vectors)
+    index.apply([label_of(i) for i in range(3000)], vectors)
     exact = videos.astype(np.float64) @ vectors.T.astype(np.float64)
     np.testing.assert_allclose(index.search(videos).similarity, exact, atol=2e-5)
 
@@ -87,23 +91,21 @@ def test_exact_against_float64() -> None:
     )
 )
 @settings(max_examples=60, deadline=None)
-def test_any_sequence_of_changes_equals_a_dictionary(steps: list[tuple[list[int], list[int]]]) -> None:
+def test_any_sequence_of_changes_agrees_with_a_dictionary(steps: list[tuple[list[int], list[int]]]) -> None:
     index = LabelIndex(2, "f")
     model: dict[str, float] = {}
     stamps = itertools.count()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vidlex.service.labels.index.vector_slabs.SLAB_ROWS", 4)
-        patch.setattr(
-            "vidlex.service.labels.index.label_index._MIN_DEAD", 5
-        )  # so that living labels move together all the time
+        patch.setattr("vidlex.service.labels.index.label_index._MIN_DELETED", 5)  # compact often
         for upserted, removed in steps:
             added = list(dict.fromkeys(upserted))
             values = [float(next(stamps)) for _ in added]
             vectors = np.array([[value, 1.0] for value in values], np.float32).reshape(-1, 2)
-            gone = [label_id(i) for i in removed if i not in added]
-            index.apply([label_of(i) for i in added], vectors, gone)
+            removals = [label_id(i) for i in removed if i not in added]
+            index.apply([label_of(i) for i in added], vectors, removals)
             model.update(zip(map(label_id, added), values, strict=True))
-            for i in gone:
+            for i in removals:
                 model.pop(i, None)
             matches = index.search(np.array([[1.0, 0.0]], np.float32))
             assert dict(zip(ids_of(matches), matches.similarity[0].tolist(), strict=True)) == model
@@ -117,7 +119,7 @@ def test_any_sequence_of_changes_equals_a_dictionary(steps: list[tuple[list[int]
     st.none() | st.lists(st.sampled_from(["even", "odd", "Mod 1", "nothing"])),
 )
 @settings(max_examples=100, deadline=None)
-def test_filters_equal_a_list_comprehension(
+def test_filters_agree_with_a_list_comprehension(
     numbers: list[int] | None, include: list[str] | None, exclude: list[str] | None
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -143,7 +145,7 @@ def test_filters_equal_a_list_comprehension(
     assert matches.similarity.shape == (2, len(expected))
 
 
-def test_empty_index_and_no_videos() -> None:
+def test_empty_index_and_empty_query() -> None:
     index = LabelIndex(3, "f")
     assert index.search(random_vectors(2, 3)).similarity.shape == (2, 0)
     matches = index.search(random_vectors(1, 3), label_ids=[label_id(1)])
@@ -151,45 +153,46 @@ def test_empty_index_and_no_videos() -> None:
     assert filled([1, 2]).search(random_vectors(0, 3)).similarity.shape == (0, 2)
 
 
-def test_refuses_what_must_not_be_compared() -> None:
+def test_invalid_vectors_are_rejected() -> None:
     index = filled([1])
     good = random_vectors(1, 3)
     with pytest.raises(IndexMismatch, match="encoder g"):
-        index.upsert([label_of(2)], good, fingerprint="g")
+        index.apply([label_of(2)], good, fingerprint="g")
     with pytest.raises(IndexMismatch, match="encoder g"):
         index.search(good, fingerprint="g")
     with pytest.raises(IndexMismatch, match=r"\[n, 3\]"):
-        index.upsert([label_of(2)], random_vectors(1, 4))
+        index.apply([label_of(2)], random_vectors(1, 4))
     with pytest.raises(IndexMismatch, match=r"\[n, 3\]"):
         index.search(random_vectors(1, 2))
     with pytest.raises(ValueError, match="finite"):
-        index.upsert([label_of(2)], np.array([[1, 2, np.nan]], np.float32))
+        index.apply([label_of(2)], np.array([[1, 2, np.nan]], np.float32))
     with pytest.raises(ValueError, match="finite"):
         index.search(np.array([[np.inf, 0, 0]], np.float32))
     with pytest.raises(ValueError, match="float32"):
         index.search(good.astype(np.float64))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="1 labels for 2"):
-        index.upsert([label_of(2)], random_vectors(2, 3))
+        index.apply([label_of(2)], random_vectors(2, 3))
     assert len(index) == 1
 
 
-def test_later_changes_do_not_reach_into_a_result_or_an_argument() -> None:
+def test_results_and_arguments_are_not_aliased() -> None:
     index = filled(list(range(10)))
-    mine = random_vectors(1, 3)
-    index.upsert([label_of(50)], mine)
-    before = index.search(mine)
-    kept_ids, kept = ids_of(before), before.similarity.copy()
-    mine[:] = 0
-    index.upsert([label_of(3, name="other"), label_of(60)], random_vectors(2, 3, seed=99))
-    index.remove([label_id(1), label_id(5)])
-    assert ids_of(before) == kept_ids
-    assert before.similarity.tobytes() == kept.tobytes()
+    vector = random_vectors(1, 3)
+    index.apply([label_of(50)], vector)
+    before = index.search(vector)
+    ids, similarity = ids_of(before), before.similarity.copy()
+    vector[:] = 0
+    index.apply([label_of(3, name="other"), label_of(60)], random_vectors(2, 3, seed=99))
+    remove(index, label_id(1), label_id(5))
+    assert ids_of(before) == ids
+    assert before.similarity.tobytes() == similarity.tobytes()
     assert (
-        index.search(random_vectors(1, 3)).similarity[0, ids_of(index.search(mine)).index(label_id(50))] == kept[0, 10]
+        index.search(random_vectors(1, 3)).similarity[0, ids_of(index.search(vector)).index(label_id(50))]
+        == similarity[0, 10]
     )
 
 
-def test_replace_is_seen_whole_or_not_at_all() -> None:
+def test_replace_is_atomic_for_readers() -> None:
     index = filled([1, 2, 3])
     video = random_vectors(1, 3)
     seen = []
@@ -208,14 +211,11 @@ def test_replace_is_seen_whole_or_not_at_all() -> None:
     assert index.revision == 7 and len(index) == 3
 
 
-def test_readers_see_whole_changes_while_writers_work() -> None:
-    """A writer keeps moving a pair of labels together; no search may ever see them apart.
-
-    The writer goes on until enough searches were made beside it, however few turns of its own that takes.
-    """
+def test_concurrent_readers_see_complete_changes() -> None:
+    """A writer changes a pair of labels together until enough searches ran concurrently."""
     index = LabelIndex(2, "f")
     background = list(range(100, 100 + 3072))
-    index.upsert([label_of(i) for i in background], np.zeros((len(background), 2), np.float32))
+    index.apply([label_of(i) for i in background], np.zeros((len(background), 2), np.float32))
     pair = [label_of(1), label_of(100_000)]
     enough, stop = threading.Event(), threading.Event()
     failures: list[object] = []
@@ -235,32 +235,32 @@ def test_readers_see_whole_changes_while_writers_work() -> None:
         reader = pool.submit(read)
         give_up = time.monotonic() + PATIENCE_SECONDS
         try:
-            for turn in itertools.count():
-                if turn >= 300 and (enough.is_set() or reader.done() or time.monotonic() > give_up):
+            for number in itertools.count():
+                if number >= 300 and (enough.is_set() or reader.done() or time.monotonic() > give_up):
                     break
-                if turn % 3 == 2:
-                    index.remove([label.id for label in pair])
+                if number % 3 == 2:
+                    remove(index, *(label.id for label in pair))
                 else:
-                    index.upsert(pair, np.full((2, 2), turn, np.float32))
+                    index.apply(pair, np.full((2, 2), number, np.float32))
         finally:
             stop.set()
         reader.result(60)
-    assert enough.is_set(), f"the reader did not make 50 searches beside {turn} turns of the writer"
+    assert enough.is_set(), f"fewer than 50 searches during {number} writes"
     assert not failures
 
 
-def test_adding_and_removing_at_100_000_labels_moves_no_other() -> None:
-    """That it is quick follows, and is measured by `vidlex bench match`: what is there stays where it is."""
+def test_adding_and_removing_does_not_move_other_vectors() -> None:
+    """The speed itself is measured by `vidlex bench match`."""
     dim = 192
     index = LabelIndex(dim, "f")
     vectors = random_vectors(100_000, dim)
     labels = [label_of(i) for i in range(100_000)]
     index.replace([(labels, vectors)], revision=1)
-    rows = index._snapshot.rows
-    before = list(rows._slabs)
+    slabs = index._snapshot.slabs
+    before = list(slabs._slabs)
     for i in range(20):
-        index.upsert([label_of(200_000 + i)], vectors[:1])
-        index.remove([label_id(i * 4999)])
+        index.apply([label_of(200_000 + i)], vectors[:1])
+        remove(index, label_id(i * 4999))
     assert len(index) == 100_000
-    assert index._snapshot.rows is rows and rows.num == 100_020
-    assert all(now is then for now, then in zip(rows._slabs, before, strict=True))
+    assert index._snapshot.slabs is slabs and slabs.num == 100_020
+    assert all(now is then for now, then in zip(slabs._slabs, before, strict=True))

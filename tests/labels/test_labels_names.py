@@ -1,4 +1,4 @@
-"""Names, keys, ids, vectors and records: the pure parts of the label room."""
+"""Names, keys, ids, vectors and records, without a store."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vidlex.service.bounds import MAX_ALIASES, MAX_CATEGORIES, MAX_METADATA_BYTES, MAX_NAME_CHARS
 from vidlex.service.errors import InvalidParameter, LabelTextInvalid, VidlexError
-from vidlex.service.labels.store.names import MAX_NAME_CHARS, display_name, fold, normalize_name
+from vidlex.service.labels.store.names import display_name, fold, normalize_name
 from vidlex.service.labels.store.records import (
-    MAX_ALIASES,
-    MAX_CATEGORIES,
-    MAX_METADATA_BYTES,
     UNSET,
     LabelChanges,
     NewLabel,
@@ -24,7 +22,7 @@ from vidlex.service.labels.store.records import (
     label_from_json,
     label_to_json,
     make_label,
-    name_keys,
+    normalized_names,
 )
 from vidlex.service.labels.store.redis_keys import Keys, is_label_id, make_label_id, parse_key, random_token
 from vidlex.service.labels.store.vectors import VectorCorrupt, check_vector, decode_vector, encode_vector
@@ -47,7 +45,7 @@ any_text = st.text(max_size=200) | st.text(st.characters(), max_size=12)
         ("ﬁre", "FIRE"),
     ],
 )
-def test_same_name(one: str, other: str) -> None:
+def test_equivalent_names_normalise_equally(one: str, other: str) -> None:
     assert normalize_name(one) == normalize_name(other)
 
 
@@ -87,7 +85,7 @@ def test_different_names_stay_different() -> None:
         "x" * 100_000,
     ],
 )
-def test_refused_names(name: str) -> None:
+def test_invalid_names_are_rejected(name: str) -> None:
     with pytest.raises(LabelTextInvalid) as caught:
         normalize_name(name)
     assert caught.value.status == 422
@@ -95,11 +93,11 @@ def test_refused_names(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["x", "x" * MAX_NAME_CHARS, "👩\u200d🔬", "می\u200cخواهم", "e\u0301" * 128, "!", "5"])
-def test_accepted_names(name: str) -> None:
+def test_valid_names_are_accepted(name: str) -> None:
     assert 1 <= len(display_name(name)) <= MAX_NAME_CHARS
 
 
-def test_display_keeps_case_and_joiners() -> None:
+def test_display_name_preserves_case_and_joiners() -> None:
     assert display_name("  Golden  Retriever ") == "Golden Retriever"
     assert display_name("👩\u200d🔬") == "👩\u200d🔬"
 
@@ -121,7 +119,7 @@ def test_display_name_properties(text: str) -> None:
 
 @given(any_text)
 @settings(max_examples=500)
-def test_fold_is_idempotent_and_blind_to_case(text: str) -> None:
+def test_fold_is_idempotent_and_ignores_case(text: str) -> None:
     assert fold(fold(text)) == fold(text)
     assert fold(text.casefold()) == fold(text)
 
@@ -145,7 +143,7 @@ def test_keys_parse_back(namespace: str, fingerprint: str, category: str) -> Non
         parsed = parse_key(key)
         assert parsed is not None
         assert (parsed.namespace, parsed.kind, parsed.argument) == (namespace, kind, argument)
-        # The cluster hashes what stands in the first braces: it must be the namespace, whatever the argument holds.
+        # A cluster hashes the text in the first braces, which must be the namespace for any argument.
         assert key[key.index("{") + 1 : key.index("}")] == namespace
     assert len({*plain.values(), keys.vectors("a"), keys.category("a")}) == len(plain) + 2
 
@@ -154,37 +152,37 @@ def test_keys_parse_back(namespace: str, fingerprint: str, category: str) -> Non
     "key", ["", "vidlex", "vidlex:default:names", "vidlex:{}:names", "vidlex:{A}:names", "x:{a}:names", "vidlex:{a}:no",
             "vidlex:{a}:vectors", "vidlex:{a}:names:x", b"\xff\xfe"]
 )  # fmt: skip
-def test_foreign_keys(key: str | bytes) -> None:
+def test_unknown_keys_are_not_parsed(key: str | bytes) -> None:
     assert parse_key(key) is None
 
 
 @pytest.mark.parametrize("namespace", ["", "A", "a b", "a{b", "-a", "a" * 65, "ü", "a\n"])
-def test_refused_namespaces(namespace: str) -> None:
+def test_invalid_names_are_rejectedpaces(namespace: str) -> None:
     with pytest.raises(ValueError, match="namespace"):
         Keys(namespace)
 
 
 @pytest.mark.parametrize("fingerprint", ["", "a b", "a\n", "ü", "x" * 201])
-def test_refused_fingerprints(fingerprint: str) -> None:
+def test_invalid_fingerprints_are_rejected(fingerprint: str) -> None:
     with pytest.raises(ValueError, match="fingerprint"):
         Keys("a").vectors(fingerprint)
 
 
 @given(*[st.tuples(st.integers(0, 32**8 - 1), st.integers(0, 32**4 - 1))] * 2)
 def test_ids_sort_by_creation(one: tuple[int, int], other: tuple[int, int]) -> None:
-    first, second = (make_label_id(*place, random_token()) for place in (one, other))
+    first, second = (make_label_id(*position, random_token()) for position in (one, other))
     assert is_label_id(first)
     if one != other:
         assert (first < second) == (one < other)
 
 
 @pytest.mark.parametrize("text", ["", "lbl_", "lbl_" + "u" * 24, "lbl_" + "0" * 23, "LBL_" + "0" * 24, "x" * 28])
-def test_not_ids(text: str) -> None:
+def test_other_texts_are_not_label_ids(text: str) -> None:
     assert not is_label_id(text)
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=40), st.data())
-def test_vector_round_trip_and_every_flipped_bit_is_seen(numbers: list[float], data: st.DataObject) -> None:
+def test_vector_round_trip_and_detection_of_every_flipped_bit(numbers: list[float], data: st.DataObject) -> None:
     vector = np.array(numbers, dtype=np.float32)
     raw = encode_vector(vector)
     assert len(raw) == 4 * len(numbers) + 4
@@ -203,17 +201,17 @@ def test_vector_bytes_are_little_endian() -> None:
 
 
 @pytest.mark.parametrize("vector", [[], [[1.0]], [np.nan], [np.inf], 1.0])
-def test_refused_vectors(vector: Any) -> None:
+def test_invalid_vectors_are_rejected(vector: Any) -> None:
     with pytest.raises(ValueError, match="vector"):
         check_vector(vector)
 
 
-def test_clean_drops_repeats_and_normalises_categories() -> None:
+def test_clean_removes_duplicates_and_normalises_categories() -> None:
     cleaned = clean(
         NewLabel(" Dog ", ("DOG", "Hound", "hound", "puppy"), ("Animal", "animal ", "Pet"), (), 1, {"a": (1,)})
     )
     assert cleaned == NewLabel("Dog", ("Hound", "puppy"), ("animal", "pet"), (), 1.0, {"a": [1]})
-    assert name_keys(cleaned) == ["dog", "hound", "puppy"]
+    assert normalized_names(cleaned) == ["dog", "hound", "puppy"]
 
 
 nested: Any = []
@@ -240,7 +238,7 @@ for _ in range(100_000):
         NewLabel("a", metadata=[1]),  # type: ignore[arg-type]
     ],
 )
-def test_refused_labels(new: NewLabel) -> None:
+def test_invalid_labels_are_rejected(new: NewLabel) -> None:
     with pytest.raises((InvalidParameter, LabelTextInvalid)) as caught:
         clean(new)
     assert isinstance(caught.value, VidlexError)
@@ -264,7 +262,7 @@ def test_record_round_trip(metadata: dict[str, Any], threshold: float | None) ->
     assert label_from_json(label.id, label_to_json(label)) == label
 
 
-def test_changes_replace_only_what_they_name() -> None:
+def test_changes_replace_only_the_given_fields() -> None:
     label = make_label(
         "lbl_" + "0" * 24,
         NewLabel("Dog", ("Hound",), ("animal",), (), 0.5, {"a": 1}),

@@ -1,4 +1,4 @@
-"""Parents, search by prefix, entity tags and quotas, against a real server."""
+"""Parents, search by prefix, entity tags and quotas with a real server."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from vidlex.service.errors import (
     QuotaExceeded,
 )
 from vidlex.service.labels.store.label_store import STEP_LABELS, AddResults, LabelStore
+from vidlex.service.labels.store.namespaces import count_labels
 from vidlex.service.labels.store.records import Label, LabelChanges, NewLabel, etag_of
 from vidlex.service.labels.store.redis_keys import parse_key
 
@@ -41,7 +42,7 @@ def test_parents_by_name_alias_and_id(store: LabelStore) -> None:
         store.list(parent="plant")
 
 
-def test_a_parent_must_be_there(store: LabelStore) -> None:
+def test_a_parent_must_exist(store: LabelStore) -> None:
     dog = add(store, "dog")
     for missing in ("animal", "lbl_" + "0" * 24):
         with pytest.raises(ParentNotFound) as caught:
@@ -52,21 +53,21 @@ def test_a_parent_must_be_there(store: LabelStore) -> None:
     assert store.revision() == 1
 
 
-def test_a_batch_may_name_parents_that_come_later_in_it(store: LabelStore) -> None:
-    dog, animal, lost, alone, ring, again = add_all(
+def test_a_batch_may_refer_to_later_items_as_parents(store: LabelStore, client: redis.Redis) -> None:
+    dog, animal, orphan, itself, child, duplicate = add_all(
         store,
         NewLabel("dog", parents=("animal",)),
         NewLabel("animal"),
-        NewLabel("lost", parents=("nobody",)),
-        NewLabel("alone", parents=("alone",)),
-        NewLabel("ring", parents=("lost",)),
+        NewLabel("orphan", parents=("unknown",)),
+        NewLabel("itself", parents=("itself",)),
+        NewLabel("child", parents=("orphan",)),
         NewLabel("ANIMAL"),
     )
     assert isinstance(dog, Label) and isinstance(animal, Label)
     assert dog.parents == (animal.id,)
-    assert all(isinstance(error, ParentNotFound) for error in (lost, alone, ring))
-    assert isinstance(again, LabelExists) and again.existing_id == animal.id
-    assert store.count() == 2
+    assert all(isinstance(error, ParentNotFound) for error in (orphan, itself, child))
+    assert isinstance(duplicate, LabelExists) and duplicate.existing_id == animal.id
+    assert count_labels(client) == 2
 
 
 def _only_id(store: LabelStore, name: str) -> str:
@@ -75,7 +76,7 @@ def _only_id(store: LabelStore, name: str) -> str:
     return found.id
 
 
-def test_no_cycle(store: LabelStore) -> None:
+def test_cycles_are_rejected(store: LabelStore) -> None:
     a = add(store, "a")
     b = add(store, "b", parents=("a",))
     c = add(store, "c", parents=("b",))
@@ -87,7 +88,7 @@ def test_no_cycle(store: LabelStore) -> None:
     assert store.get(a.id).parents == ()
 
 
-def test_removing_a_parent_leaves_no_reference_to_it(store: LabelStore, client: redis.Redis) -> None:
+def test_removing_a_parent_removes_all_references_to_it(store: LabelStore, client: redis.Redis) -> None:
     animal, pet = add(store, "animal"), add(store, "pet")
     dog = add(store, "dog", parents=("animal", "pet"))
     revision = store.revision()
@@ -103,20 +104,20 @@ def test_removing_a_parent_leaves_no_reference_to_it(store: LabelStore, client: 
     assert left == {"changes", "generations"}
 
 
-def test_removing_a_parent_of_very_many(store: LabelStore) -> None:
+def test_removing_a_parent_of_many_children_takes_several_steps(store: LabelStore, client: redis.Redis) -> None:
     animal = add(store, "animal")
     many = 2 * STEP_LABELS + 1
     add_all(store, *(NewLabel(f"label {i}", parents=("animal",)) for i in range(many)))
     before = store.revision()
     store.remove(animal.id)
-    assert store.revision() == before + 3  # bounded steps: two part children from it, the last one removes
-    assert store.count() == many
+    assert store.revision() == before + 3  # two steps detach children, the last one removes the parent
+    assert count_labels(client) == many
     assert all(
         not label.parents for page in (store.list(1000), store.list(1000, "lbl_" + "0" * 24)) for label in page.data
     )
 
 
-def test_prefix_finds_by_name_and_alias_each_label_once(store: LabelStore) -> None:
+def test_prefix_matches_names_and_aliases_without_duplicates(store: LabelStore) -> None:
     add(store, "Dog", aliases=("doggy", "hound"), categories=("pet",))
     add(store, "dog house", categories=("thing",))
     add(store, "hot dog", aliases=("dogs' dinner",))
@@ -149,7 +150,7 @@ def test_prefix_follows_changes(store: LabelStore) -> None:
     assert store.list(prefix="c").data == []
 
 
-def test_entity_tags_are_checked_inside_the_step(store: LabelStore) -> None:
+def test_entity_tags_are_checked_within_the_step(store: LabelStore, client: redis.Redis) -> None:
     dog = add(store, "dog")
     newer = store.update(dog.id, LabelChanges(threshold=0.5), if_match=["nonsense", etag_of(dog)])
     assert etag_of(newer) != etag_of(dog)
@@ -162,15 +163,15 @@ def test_entity_tags_are_checked_inside_the_step(store: LabelStore) -> None:
             use()
     assert store.get(dog.id) == newer
     store.remove(dog.id, if_match=[etag_of(newer)])
-    assert store.count() == 0
+    assert count_labels(client) == 0
 
 
-def test_the_quota_holds_inside_the_step(client: redis.Redis) -> None:
+def test_the_quota_is_checked_within_the_step(client: redis.Redis) -> None:
     store = LabelStore(client, max_labels=3)
     first = add_all(store, *(NewLabel(f"label {i}") for i in range(5)))
     assert [isinstance(result, Label) for result in first] == [True, True, True, False, False]
     assert isinstance(first[4], QuotaExceeded)
-    with pytest.raises(LabelExists):  # what is there already does not count against it
+    with pytest.raises(LabelExists):  # an existing label is reported before the quota
         add(store, "label 0")
     with pytest.raises(QuotaExceeded):
         add(store, "other")
@@ -178,10 +179,10 @@ def test_the_quota_holds_inside_the_step(client: redis.Redis) -> None:
     add(store, "other")
     (lower,) = LabelStore(client).add_many([(NewLabel("x"), vector_of("x"))], FINGERPRINT, max_labels=3)
     assert isinstance(lower, QuotaExceeded)
-    assert store.count() == 3
+    assert count_labels(client) == 3
 
 
-def test_find_many_keeps_the_order(store: LabelStore) -> None:
+def test_find_many_returns_labels_in_order(store: LabelStore) -> None:
     dog, cat = add(store, "dog", aliases=("hound",)), add(store, "cat")
-    assert store.find_many(["CAT", "nobody", "hound", "dog"]) == [cat, None, dog, dog]
+    assert store.find_many(["CAT", "unknown", "hound", "dog"]) == [cat, None, dog, dog]
     assert store.find_many([]) == []

@@ -1,4 +1,4 @@
-"""The store on a real cluster, with old commands only, with keys from one place, and with greedy neighbours."""
+"""The label store on a cluster, with commands of Redis 7.0 only, and next to writers of short steps."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,24 @@ from vidlex.service.labels.embedded.server_files import server_binary
 from vidlex.service.labels.index.index_sync import IndexSync
 from vidlex.service.labels.index.label_index import LabelIndex
 from vidlex.service.labels.store.connection import connect_socket
-from vidlex.service.labels.store.idempotency import StoredAnswer
+from vidlex.service.labels.store.idempotency import StoredResponse
 from vidlex.service.labels.store.label_store import STEP_LABELS, LabelStore
+from vidlex.service.labels.store.namespaces import list_namespaces
 from vidlex.service.labels.store.records import LabelChanges, NewLabel
-from vidlex.service.labels.store.verify import namespaces, verify_namespace
+from vidlex.service.labels.store.verify import verify_namespace
 
 
 def use_everything(client: redis.Redis) -> None:
-    """Every kind of step and of reading, in two namespaces."""
+    """Every kind of step and read, in two namespaces."""
     for namespace in ("default", "other"):
         store = LabelStore(client, namespace)
         animal = add(store, "animal", categories=("thing",))
         dog = add(store, "dog", aliases=("hound",), parents=("animal",))
         store.update(dog.id, LabelChanges(name="cat"), vector=vector_of("cat"), fingerprint=FINGERPRINT)
         store.put_vectors("encoder-2", {dog.id: np.ones(2, np.float32)})
-        with store.requests.once("key", {}) as ticket:
-            store.add_many([(NewLabel("cow"), vector_of("cow"))], FINGERPRINT, ticket=ticket)
-            store.requests.finish(ticket, StoredAnswer(201, {}, "{}"))
+        with store.idempotency.hold("key", {}) as request:
+            store.add_many([(NewLabel("cow"), vector_of("cow"))], FINGERPRINT, idempotent_request=request)
+            store.idempotency.save_response(request, StoredResponse(201, {}, "{}"))
         assert len(store.list(prefix="c").data) == 2 and len(store.list(parent="animal", q="c").data) == 1
         index = LabelIndex(5, FINGERPRINT)
         IndexSync(store, index).load()
@@ -47,15 +49,13 @@ def use_everything(client: redis.Redis) -> None:
         store.remove(animal.id)
         store.drop_generation("encoder-2")
         assert verify_namespace(client, namespace) == []
-    assert namespaces(client) == ["default", "other"]
+    assert list_namespaces(client) == ["default", "other"]
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[redis.Redis]:
-    """A cluster of one node that owns all slots: it refuses whatever touches two of them at once."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1] % 40_000 + 10_000
+    """A cluster of one node with all slots, which rejects commands and transactions on several slots."""
+    port = _free_port()
     command = [str(server_binary()), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path), "--save", ""]
     process = subprocess.Popen([*command, "--cluster-enabled", "yes"], stdout=subprocess.DEVNULL)
     client = redis.Redis(port=port)
@@ -70,6 +70,16 @@ def cluster(tmp_path: Path) -> Iterator[redis.Redis]:
         process.wait()
 
 
+def _free_port() -> int:
+    """A free port whose cluster bus port, 10,000 higher, is free too."""
+    while True:
+        with socket.socket() as probe, socket.socket() as bus_probe, suppress(OSError, OverflowError):
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+            bus_probe.bind(("127.0.0.1", port + 10_000))
+            return port
+
+
 def _answers(client: redis.Redis) -> bool:
     try:
         return bool(client.ping())
@@ -82,14 +92,14 @@ def _raw(client: redis.Redis, *words: str) -> bytes:
     return answer if isinstance(answer, bytes) else repr(answer).encode()
 
 
-def test_no_step_crosses_the_slots_of_a_cluster(cluster: redis.Redis) -> None:
-    with pytest.raises(redis.ResponseError, match="same slot"):  # it would tell
+def test_every_step_uses_a_single_slot(cluster: redis.Redis) -> None:
+    with pytest.raises(redis.ResponseError, match="same slot"):  # this server checks slots
         cluster.mset({"a": 1, "b": 2})
     assert len(migrate(cluster)) == 2
     use_everything(cluster)
 
 
-def test_no_command_is_newer_than_redis_7(client: redis.Redis) -> None:
+def test_no_command_is_newer_than_redis_7_0(client: redis.Redis) -> None:
     client.config_resetstat()
     migrate(client)
     use_everything(client)
@@ -104,17 +114,17 @@ def test_no_command_is_newer_than_redis_7(client: redis.Redis) -> None:
     assert {name: version for name, version in since.items() if version >= (7, 1)} == {}
 
 
-def test_keys_are_spelt_in_one_file_only() -> None:
+def test_keys_are_built_in_one_file_only() -> None:
     pattern = re.compile(r"vidlex[a-z-]*:\{")
-    spelt = [path.relative_to(ROOT) for path in (ROOT / "service").rglob("*.py") if pattern.search(path.read_text())]
-    # API keys are no namespace's: they have a key family, and a file that spells it, of their own.
-    assert sorted(str(path) for path in spelt) == ["service/access/key_store.py", "service/labels/store/redis_keys.py"]
+    files = [path.relative_to(ROOT) for path in (ROOT / "service").rglob("*.py") if pattern.search(path.read_text())]
+    # API keys belong to no namespace and have their own key prefix and file.
+    assert sorted(str(path) for path in files) == ["service/access/key_store.py", "service/labels/store/redis_keys.py"]
     labels = [path for path in (ROOT / "service").rglob("*.py") if re.search(r"vidlex:\{", path.read_text())]
     assert [path.name for path in labels] == ["redis_keys.py"]
 
 
-def test_a_long_step_is_not_starved_by_short_ones(client: redis.Redis) -> None:
-    """Replicas that write one label after the other let the 500 of a neighbour pass."""
+def test_a_long_step_succeeds_despite_concurrent_short_steps(client: redis.Redis) -> None:
+    """The long step takes the priority lock."""
     path = client.get_connection_kwargs()["path"]
     stop = threading.Event()
     counts = [0] * 4
@@ -125,7 +135,7 @@ def test_a_long_step_is_not_starved_by_short_ones(client: redis.Redis) -> None:
             add(store, f"writer {number} label {counts[number]}")
             counts[number] += 1
 
-    def all_have_written_since(before: list[int]) -> bool:
+    def have_all_written_since(before: list[int]) -> bool:
         return all(now > then for now, then in zip(counts, before, strict=True)) or any(w.done() for w in writers)
 
     with ThreadPoolExecutor(4) as pool:
@@ -134,7 +144,7 @@ def test_a_long_step_is_not_starved_by_short_ones(client: redis.Redis) -> None:
             bulk = LabelStore(connect_socket(path), deadline_seconds=PATIENCE_SECONDS)
             for part in range(3):
                 before = counts.copy()
-                until(lambda before=before: all_have_written_since(before))  # type: ignore[misc]
+                until(lambda before=before: have_all_written_since(before))  # type: ignore[misc]
                 items = [(NewLabel(f"bulk {part} {i}"), vector_of("x")) for i in range(STEP_LABELS)]
                 assert not any(isinstance(result, Exception) for result in bulk.add_many(items, FINGERPRINT))
         finally:

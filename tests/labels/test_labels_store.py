@@ -1,4 +1,4 @@
-"""The store against a real server: one label, many labels, paging, vectors."""
+"""The label store with a real server: single labels, batches, pages, vectors."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 import redis
 
-from support.stores import DIM, FINGERPRINT, add, all_vectors, vector_of
+from support.stores import DIM, FINGERPRINT, add, add_label, all_vectors, names_without_vector, vector_of
 from vidlex.service.errors import EncodeFailed, InvalidParameter, LabelExists, LabelTextInvalid, NotFound
 from vidlex.service.labels.store.label_store import STEP_LABELS, LabelStore
+from vidlex.service.labels.store.namespaces import count_labels
 from vidlex.service.labels.store.records import Label, LabelChanges, NewLabel
 from vidlex.service.labels.store.redis_keys import parse_key
 
 # -- one label --------------------------------------------------------------------------------------------------------
 
 
-def test_what_was_added_is_there(store: LabelStore) -> None:
+def test_an_added_label_can_be_read(store: LabelStore, client: redis.Redis) -> None:
     label = add(
         store, " Golden  Retriever ", aliases=("Goldie",), categories=("Dog",), threshold=0.25, metadata={"a": [1]}
     )
@@ -37,11 +38,11 @@ def test_what_was_added_is_there(store: LabelStore) -> None:
     )
     assert store.get(label.id) == store.find("GOLDEN RETRIEVER") == store.find(" goldie") == label
     assert store.find("dog") is None
-    assert store.count() == store.revision() == 1
+    assert count_labels(client) == store.revision() == 1
     np.testing.assert_array_equal(all_vectors(store)[label.id], vector_of(" Golden  Retriever "))
 
 
-def test_every_way_to_take_a_text_twice_is_refused(store: LabelStore) -> None:
+def test_no_text_can_belong_to_two_labels(store: LabelStore, client: redis.Redis) -> None:
     dog = add(store, "Dog", aliases=("Hound",))
     for new in (
         NewLabel("DOG"),
@@ -50,14 +51,14 @@ def test_every_way_to_take_a_text_twice_is_refused(store: LabelStore) -> None:
         NewLabel("puppy", aliases=("x", "HOUND")),
     ):
         with pytest.raises(LabelExists) as caught:
-            store.add(new, vector_of("x"), FINGERPRINT)
+            add_label(store, new, vector_of("x"))
         assert caught.value.existing_id == dog.id
     cat = add(store, "Cat")
     for changes in (LabelChanges(name="hound"), LabelChanges(aliases=("kitty", "dog"))):
         with pytest.raises(LabelExists) as caught:
             store.update(cat.id, changes, vector=vector_of("x"), fingerprint=FINGERPRINT)
         assert caught.value.existing_id == dog.id
-    assert store.revision() == store.count() == 2
+    assert store.revision() == count_labels(client) == 2
     assert store.find("puppy") is store.find("kitty") is store.find("x") is None
 
 
@@ -80,7 +81,7 @@ def test_update(store: LabelStore) -> None:
     add(store, "hound")  # the released text is free again
 
 
-def test_a_name_may_swap_with_its_alias(store: LabelStore) -> None:
+def test_a_name_and_an_alias_may_be_swapped(store: LabelStore) -> None:
     dog = add(store, "dog", aliases=("hound",))
     swapped = store.update(
         dog.id, LabelChanges(name="hound", aliases=("dog",)), vector=vector_of("hound"), fingerprint=FINGERPRINT
@@ -88,7 +89,7 @@ def test_a_name_may_swap_with_its_alias(store: LabelStore) -> None:
     assert store.find("dog") == store.find("hound") == swapped
 
 
-def test_rename_needs_its_vector_and_drops_those_of_other_encoders(store: LabelStore) -> None:
+def test_a_new_name_requires_a_vector_and_removes_those_of_other_encoders(store: LabelStore) -> None:
     dog = add(store, "dog")
     store.put_vectors("encoder-2", {dog.id: np.ones(2, np.float32)})
     with pytest.raises(ValueError, match="new name"):
@@ -100,10 +101,10 @@ def test_rename_needs_its_vector_and_drops_those_of_other_encoders(store: LabelS
     assert store.get(dog.id) == dog
     store.update(dog.id, LabelChanges(name="hound"), vector=vector_of("hound"), fingerprint=FINGERPRINT)
     np.testing.assert_array_equal(all_vectors(store)[dog.id], vector_of("hound"))
-    assert [label.name for label in store.missing_vectors("encoder-2")] == ["hound"]
+    assert names_without_vector(store, "encoder-2") == ["hound"]
 
 
-def test_remove_leaves_nothing_but_the_history(store: LabelStore, client: redis.Redis) -> None:
+def test_remove_leaves_only_the_history(store: LabelStore, client: redis.Redis) -> None:
     dog = add(store, "dog", aliases=("hound",), categories=("pet",))
     store.put_vectors("encoder-2", {dog.id: np.ones(2, np.float32)})
     store.remove(dog.id)
@@ -116,20 +117,20 @@ def test_remove_leaves_nothing_but_the_history(store: LabelStore, client: redis.
     assert add(store, "dog").id != dog.id
 
 
-@pytest.mark.parametrize("strange", ["", "x", "lbl_", "\ud800", "lbl_" + "0" * 24, "*", "a\nb"])
-def test_strange_ids_are_not_found(store: LabelStore, strange: str) -> None:
+@pytest.mark.parametrize("label_id", ["", "x", "lbl_", "\ud800", "lbl_" + "0" * 24, "*", "a\nb"])
+def test_invalid_ids_are_not_found(store: LabelStore, label_id: str) -> None:
     add(store, "dog")
     with pytest.raises(NotFound):
-        store.get(strange)
-    assert store.get_many([strange]) == []
+        store.get(label_id)
+    assert store.get_many([label_id]) == []
     with pytest.raises(NotFound):
-        store.remove(strange)
+        store.remove(label_id)
 
 
-def test_namespaces_do_not_see_each_other(client: redis.Redis) -> None:
+def test_namespaces_are_isolated(client: redis.Redis) -> None:
     one, other = LabelStore(client, "one"), LabelStore(client, "other")
     dog = add(one, "dog")
-    assert other.find("dog") is None and other.count() == other.revision() == 0
+    assert other.find("dog") is None and count_labels(client, "other") == other.revision() == 0
     assert add(other, "dog").revision == 1
     with pytest.raises(NotFound):
         other.remove(dog.id)
@@ -139,7 +140,7 @@ def test_namespaces_do_not_see_each_other(client: redis.Redis) -> None:
 # -- many labels ------------------------------------------------------------------------------------------------------
 
 
-def test_add_many_answers_per_item(store: LabelStore) -> None:
+def test_add_many_returns_a_result_per_item(store: LabelStore) -> None:
     existing = add(store, "cat")
     nan = vector_of("x").copy()
     nan[0] = np.nan
@@ -167,22 +168,22 @@ def test_add_many_answers_per_item(store: LabelStore) -> None:
         LabelExists,
         Label,
     ]
-    dog, taken, _, repeated, _, _, clash, fish = results
+    dog, existing_name, _, duplicate, _, _, existing_alias, fish = results
     assert isinstance(dog, Label) and isinstance(fish, Label)
-    assert isinstance(taken, LabelExists) and taken.existing_id == existing.id
-    assert isinstance(repeated, LabelExists) and repeated.existing_id == dog.id
-    assert isinstance(clash, LabelExists) and clash.existing_id == dog.id
+    assert isinstance(existing_name, LabelExists) and existing_name.existing_id == existing.id
+    assert isinstance(duplicate, LabelExists) and duplicate.existing_id == dog.id
+    assert isinstance(existing_alias, LabelExists) and existing_alias.existing_id == dog.id
     assert dog.revision == fish.revision == store.revision() == 2
     assert [label.name for label in store.list().data] == ["cat", "dog", "fish"]
     assert store.add_many([], FINGERPRINT) == []
 
 
-def test_bulk_of_several_steps_keeps_the_order(store: LabelStore) -> None:
+def test_a_batch_of_several_steps_is_stored_in_order(store: LabelStore, client: redis.Redis) -> None:
     names = [f"label {i}" for i in range(2 * STEP_LABELS + 7)]
     results = store.add_many([(NewLabel(name), vector_of(name)) for name in names], FINGERPRINT)
     assert [r.name for r in results if isinstance(r, Label)] == names
-    assert store.revision() == 3 and store.count() == len(names)
-    stored = [label.name for labels, _ in store.vectors(FINGERPRINT) for label in labels]
+    assert store.revision() == 3 and count_labels(client) == len(names)
+    stored = [row.label.name for rows in store.scan(FINGERPRINT) for row in rows]
     assert stored == names
     assert all(np.array_equal(v, vector_of(store.get(i).name)) for i, v in list(all_vectors(store).items())[::97])
 
@@ -190,7 +191,7 @@ def test_bulk_of_several_steps_keeps_the_order(store: LabelStore) -> None:
 # -- lists ------------------------------------------------------------------------------------------------------------
 
 
-def test_paging_with_every_filter(store: LabelStore) -> None:
+def test_pages_with_every_filter(store: LabelStore) -> None:
     names = [f"{'red' if i % 3 else 'Blue'} thing {i}" for i in range(25)]
     labels = [
         add(store, name, aliases=(f"code {i:02d}",), categories=("even",) if i % 2 == 0 else ())
@@ -227,13 +228,13 @@ def test_paging_with_every_filter(store: LabelStore) -> None:
 # -- vectors ----------------------------------------------------------------------------------------------------------
 
 
-def test_generations_lie_side_by_side(store: LabelStore) -> None:
+def test_vectors_of_several_encoders_are_independent(store: LabelStore) -> None:
     labels = [add(store, f"label {i}") for i in range(5)]
-    assert list(store.vectors("encoder-2")) == []
-    assert [label.id for label in store.missing_vectors("encoder-2")] == [label.id for label in labels]
+    assert all_vectors(store, "encoder-2") == {}
+    assert names_without_vector(store, "encoder-2") == [label.name for label in labels]
     new = {label.id: np.full(2, i, np.float32) for i, label in enumerate(labels[:3])}
     assert store.put_vectors("encoder-2", new) == [label.id for label in labels[:3]]
-    assert [label.id for label in store.missing_vectors("encoder-2")] == [label.id for label in labels[3:]]
+    assert names_without_vector(store, "encoder-2") == [label.name for label in labels[3:]]
     assert {i: v.tolist() for i, v in all_vectors(store, "encoder-2").items()} == {
         i: v.tolist() for i, v in new.items()
     }
@@ -242,7 +243,7 @@ def test_generations_lie_side_by_side(store: LabelStore) -> None:
     with pytest.raises(ValueError, match="2 numbers, got 3"):
         store.put_vectors("encoder-2", {labels[3].id: np.ones(3, np.float32)})
     with pytest.raises(ValueError, match="5 numbers, got 6"):
-        store.add(NewLabel("x"), np.ones(6, np.float32), FINGERPRINT)
+        add_label(store, NewLabel("x"), np.ones(6, np.float32))
     store.drop_generation("encoder-2")
     assert store.generations() == {FINGERPRINT: DIM} and all_vectors(store, "encoder-2") == {}
 
@@ -255,7 +256,7 @@ def test_vectors_of_removed_or_renamed_labels_are_not_stored(store: LabelStore) 
     revision = store.revision()
     written = store.put_vectors("encoder-2", {i: np.ones(2, np.float32) for i in names}, names=names)
     assert written == [dog.id]
-    assert [label.name for label in store.missing_vectors("encoder-2")] == ["bull"]
+    assert names_without_vector(store, "encoder-2") == ["bull"]
     (change,) = store.changes(revision)
     assert (change.kind, change.label_ids, change.fingerprint) == ("vectors", (dog.id,), "encoder-2")
     assert store.put_vectors("encoder-2", {cat.id: np.ones(2, np.float32)}) == []
@@ -263,7 +264,7 @@ def test_vectors_of_removed_or_renamed_labels_are_not_stored(store: LabelStore) 
 
 
 @pytest.mark.parametrize("damage", [lambda raw: raw[:-1], lambda raw: b"\0" + raw[1:], lambda raw: b""])
-def test_a_corrupt_vector_is_missing_and_said_so(
+def test_a_corrupt_vector_is_logged_and_counts_as_missing(
     store: LabelStore, client: redis.Redis, caplog: pytest.LogCaptureFixture, damage: Callable[[bytes], bytes]
 ) -> None:
     dog, cat = add(store, "dog"), add(store, "cat")
@@ -272,6 +273,6 @@ def test_a_corrupt_vector_is_missing_and_said_so(
     client.hset(key, dog.id, damage(raw))
     assert set(all_vectors(store)) == {cat.id}
     assert f"{dog.id} of namespace default has a corrupt vector" in caplog.text
-    assert [label.id for label in store.missing_vectors(FINGERPRINT)] == [dog.id]
+    assert names_without_vector(store, FINGERPRINT) == ["dog"]
     store.put_vectors(FINGERPRINT, {dog.id: vector_of("dog")})
     assert set(all_vectors(store)) == {dog.id, cat.id}

@@ -1,4 +1,4 @@
-"""The atomic steps of the store: under contention, with failing connections, and against a model in memory."""
+"""Atomic steps under contention, with failing connections, and compared with a model in memory."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ from hypothesis.stateful import (
 )
 
 from support.processes import PATIENCE_SECONDS
-from support.stores import FINGERPRINT, add, all_vectors, label_id, vector_of
+from support.stores import FINGERPRINT, add, add_label, all_vectors, label_id, vector_of
 from vidlex.service.errors import LabelExists, NotFound, StoreUnavailable
 from vidlex.service.labels.store.connection import connect_socket
 from vidlex.service.labels.store.label_store import LabelStore
 from vidlex.service.labels.store.names import fold
+from vidlex.service.labels.store.namespaces import count_labels
 from vidlex.service.labels.store.records import Label, LabelChanges, NewLabel
 
 
@@ -39,11 +40,11 @@ def test_1000_concurrent_registrations_of_10_names(client: redis.Redis) -> None:
 
     def register(number: int) -> Label | str:
         if number < 64:
-            barrier.wait()  # all threads are up before the first one writes
+            barrier.wait()  # all threads are started before the first write
         name = f"label {number % 10}"
         name = name.upper() if number % 3 else name
         try:
-            return replicas[number % 4].add(NewLabel(name, aliases=(f"alias of {name}",)), vector_of(name), FINGERPRINT)
+            return add(replicas[number % 4], name, aliases=(f"alias of {name}",))
         except LabelExists as error:
             return error.existing_id
 
@@ -56,10 +57,10 @@ def test_1000_concurrent_registrations_of_10_names(client: redis.Redis) -> None:
     for number, outcome in enumerate(outcomes):
         assert (outcome.id if isinstance(outcome, Label) else outcome) == ids[f"label {number % 10}"]
     assert sorted(label.revision for label in winners) == list(range(1, 11))
-    assert replicas[0].revision() == replicas[0].count() == 10
+    assert replicas[0].revision() == count_labels(client) == 10
 
 
-def test_concurrent_replicas_leave_no_hole_in_the_history(client: redis.Redis) -> None:
+def test_concurrent_replicas_leave_no_gap_in_the_history(client: redis.Redis) -> None:
     path = client.get_connection_kwargs()["path"]
     replicas = [LabelStore(connect_socket(path), deadline_seconds=PATIENCE_SECONDS) for _ in range(4)]
 
@@ -77,18 +78,18 @@ def test_concurrent_replicas_leave_no_hole_in_the_history(client: redis.Redis) -
     assert [change.revision for change in changes] == list(range(1, 120 + 60 + 40 + 1))
     assert all(later.follows(earlier.head) for earlier, later in itertools.pairwise(changes))
     assert Counter(change.kind for change in changes) == {"put": 180, "remove": 40}
-    assert replicas[0].count() == 80
+    assert count_labels(client) == 80
 
 
 # -- changes and failures ---------------------------------------------------------------------------------------------
 
 
-def test_changes_wait_for_news_and_are_trimmed(client: redis.Redis) -> None:
+def test_changes_blocks_for_the_first_change_and_history_is_trimmed(client: redis.Redis) -> None:
     store = LabelStore(client, max_changes=5)
     assert store.changes(0) == [] == store.changes(0, block_ms=20)
     with ThreadPoolExecutor(1) as pool:
-        patient = connect_socket(client.get_connection_kwargs()["path"], timeout_seconds=2 * PATIENCE_SECONDS)
-        waiting = pool.submit(LabelStore(patient).changes, 0, int(1000 * PATIENCE_SECONDS))
+        slow_client = connect_socket(client.get_connection_kwargs()["path"], timeout_seconds=2 * PATIENCE_SECONDS)
+        waiting = pool.submit(LabelStore(slow_client).changes, 0, int(1000 * PATIENCE_SECONDS))
         dog = add(store, "dog")
         assert [change.label_ids for change in waiting.result(PATIENCE_SECONDS)] == [(dog.id,)]
     for i in range(9):
@@ -99,7 +100,7 @@ def test_changes_wait_for_news_and_are_trimmed(client: redis.Redis) -> None:
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-def test_both_protocols(client: redis.Redis, protocol: int) -> None:
+def test_resp2_and_resp3(client: redis.Redis, protocol: int) -> None:
     store = LabelStore(redis.Redis(unix_socket_path=client.get_connection_kwargs()["path"], protocol=protocol))
     dog = add(store, "dog")
     assert [change.label_ids for change in store.changes(0, block_ms=50)] == [(dog.id,)]
@@ -107,7 +108,7 @@ def test_both_protocols(client: redis.Redis, protocol: int) -> None:
     assert list(all_vectors(store)) == [dog.id]
 
 
-def test_history_goes_on_after_the_stream_was_emptied_by_hand(store: LabelStore, client: redis.Redis) -> None:
+def test_revisions_continue_after_the_stream_was_emptied_by_hand(store: LabelStore, client: redis.Redis) -> None:
     dog = add(store, "dog")
     client.xtrim("vidlex:{default}:changes", maxlen=0)
     assert store.revision() == 1
@@ -115,7 +116,7 @@ def test_history_goes_on_after_the_stream_was_emptied_by_hand(store: LabelStore,
     assert store.get(dog.id).revision == store.revision() == 2
 
 
-def test_works_for_a_user_without_eval(client: redis.Redis) -> None:
+def test_a_user_without_scripting_suffices(client: redis.Redis) -> None:
     rules = ["+@all", "-@scripting", "-@dangerous", "-@admin"]
     client.execute_command("ACL", "SETUSER", "vidlex", "on", ">secret", "~vidlex:*", *rules)
     try:
@@ -134,10 +135,10 @@ def test_works_for_a_user_without_eval(client: redis.Redis) -> None:
         client.execute_command("ACL", "DELUSER", "vidlex")
 
 
-def test_a_step_is_done_once_even_when_its_reply_is_lost(
+def test_a_step_is_executed_once_if_its_reply_is_lost(
     store: LabelStore, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """EXEC reaches the server, the connection breaks before the reply: redis-py then reports a WatchError."""
+    """redis-py raises WatchError if the connection breaks between EXEC and its reply."""
     real = redis.client.Pipeline.execute
     lost: list[object] = []
 
@@ -162,14 +163,15 @@ def test_a_step_is_done_once_even_when_its_reply_is_lost(
             use()
         assert len(lost) == 1
         assert store.revision() == revision + 1
-    assert store.count() == 0
+    assert count_labels(client) == 0
 
 
-def test_a_store_that_is_away_is_said_to_be() -> None:
-    store = LabelStore(connect_socket("/nonexistent/valkey.sock"))
+def test_an_unreachable_store_raises_store_unavailable() -> None:
+    client = connect_socket("/nonexistent/valkey.sock")
+    store = LabelStore(client)
     for use in (
         store.ping,
-        store.count,
+        lambda: count_labels(client),
         store.revision,
         store.check_schema,
         store.list,
@@ -178,7 +180,7 @@ def test_a_store_that_is_away_is_said_to_be() -> None:
         lambda: add(store, "dog"),
         lambda: store.remove(label_id(1)),
         lambda: store.changes(0),
-        lambda: list(store.vectors(FINGERPRINT)),
+        lambda: list(store.scan(FINGERPRINT)),
     ):
         with pytest.raises(StoreUnavailable) as caught:
             use()  # type: ignore[operator]
@@ -186,7 +188,7 @@ def test_a_store_that_is_away_is_said_to_be() -> None:
         assert caught.value.internal
 
 
-# -- against a model in memory ----------------------------------------------------------------------------------------
+# -- model in memory --------- ----------------------------------------------------------------------------------------
 
 TEXTS = ["dog", "Dog", "DOG ", "cat", "hound", "puppy", "Kitty", "straße", "STRASSE", "red  car", "Red Car"]
 texts = st.sampled_from(TEXTS)
@@ -195,7 +197,7 @@ category_lists = st.lists(st.sampled_from(["Pet", "pet", "vehicle", "wild"]), ma
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Random steps on the store and on plain dictionaries; both must agree on every outcome and on all content."""
+    """Random steps on the store and on dictionaries, with equal results and content."""
 
     client: redis.Redis
     ids = Bundle("ids")
@@ -208,10 +210,10 @@ class StoreMachine(RuleBasedStateMachine):
         self.vectors: dict[str, list[float]] = {}
         self.revision = 0
 
-    def owner(self, keys: list[str], besides: str = "") -> str | None:
+    def owner(self, keys: list[str], except_id: str = "") -> str | None:
         for key in keys:
             for label in self.labels.values():
-                if label.id != besides and key in {fold(text) for text in (label.name, *label.aliases)}:
+                if label.id != except_id and key in {fold(text) for text in (label.name, *label.aliases)}:
                     return label.id
         return None
 
@@ -221,10 +223,10 @@ class StoreMachine(RuleBasedStateMachine):
         new = NewLabel(name, aliases, categories)
         if owner is not None:
             with pytest.raises(LabelExists) as caught:
-                self.store.add(new, vector_of(name), FINGERPRINT)
+                add_label(self.store, new)
             assert caught.value.existing_id == owner
             return multiple()
-        label = self.store.add(new, vector_of(name), FINGERPRINT)
+        label = add_label(self.store, new)
         assert all(label.id > other for other in self.labels)
         self.labels[label.id] = label
         self.vectors[label.id] = vector_of(name).tolist()
@@ -276,9 +278,9 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.store.list(category=category, q=q).data == expected
 
     @invariant()
-    def everything_agrees(self) -> None:
+    def content_agrees(self) -> None:
         assert self.store.list(limit=100).data == [label for _, label in sorted(self.labels.items())]
-        assert self.store.count() == len(self.labels)
+        assert count_labels(self.client) == len(self.labels)
         assert self.store.revision() == self.revision
         assert {i: vector.tolist() for i, vector in all_vectors(self.store).items()} == self.vectors
         for text in TEXTS:
@@ -286,7 +288,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert (found.id if found else None) == self.owner([fold(text)])
 
 
-def test_store_equals_a_model_in_memory(client: redis.Redis) -> None:
+def test_store_agrees_with_a_model_in_memory(client: redis.Redis) -> None:
     StoreMachine.client = client
     run_state_machine_as_test(
         StoreMachine,

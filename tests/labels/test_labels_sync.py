@@ -1,4 +1,4 @@
-"""The index follows the store: adds, renames, removals, holes, another past, an outage."""
+"""The index follows the store: additions, renames, removals, gaps, another history, an outage."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 import redis
 
 from support.processes import PATIENCE_SECONDS, until
-from support.stores import DIM, FINGERPRINT, running_store, vector_of
+from support.replicas import StoreProcess
+from support.stores import DIM, FINGERPRINT, add, running_store, vector_of
 from vidlex.service.errors import StoreUnavailable
-from vidlex.service.labels.embedded.server import EmbeddedStore
 from vidlex.service.labels.index import index_sync as sync_module
 from vidlex.service.labels.index.index_sync import IndexSync
 from vidlex.service.labels.index.label_index import IndexMismatch, LabelIndex
@@ -40,7 +40,7 @@ def quick_close(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Replica:
-    """One process's view: an index that is kept current."""
+    """An index that follows the store, as in one service process."""
 
     def __init__(self, store: LabelStore, fingerprint: str = FINGERPRINT, dim: int = DIM, **options: Any) -> None:
         self.store = store
@@ -62,11 +62,7 @@ class Replica:
         return {label.name: matches.similarity[:, i].tolist() for i, label in enumerate(matches.labels)}
 
     def await_store(self) -> None:
-        assert self.sync.caught_up(self.store.revision(), PATIENCE_SECONDS)
-
-
-def add(store: LabelStore, name: str) -> Label:
-    return store.add(NewLabel(name), vector_of(name), FINGERPRINT)
+        assert self.sync.wait_for_revision(self.store.revision(), PATIENCE_SECONDS)
 
 
 def expected(*names: str) -> dict[str, list[float]]:
@@ -76,7 +72,7 @@ def expected(*names: str) -> dict[str, list[float]]:
 def test_load_then_follow(store: LabelStore) -> None:
     dog = add(store, "dog")
     with Replica(store) as replica:
-        assert replica.content() == expected("dog") and replica.sync.healthy
+        assert replica.content() == expected("dog") and replica.sync.is_healthy
         assert replica.index.revision == replica.sync.revision == 1
         add(store, "cat")
         replica.await_store()
@@ -90,15 +86,15 @@ def test_load_then_follow(store: LabelStore) -> None:
         assert replica.index.search(np.eye(DIM, dtype=np.float32)).revision == store.revision() == 4
 
 
-def test_own_writes_are_in_the_very_next_search(store: LabelStore) -> None:
+def test_a_write_is_visible_after_waiting_for_its_revision(store: LabelStore) -> None:
     with Replica(store) as replica:
         for i in range(50):
             label = add(store, f"label {i}")
-            assert replica.sync.caught_up(label.revision, PATIENCE_SECONDS)
+            assert replica.sync.wait_for_revision(label.revision, PATIENCE_SECONDS)
             assert label in replica.index.search(vector_of("x")[None]).labels
 
 
-def test_two_replicas_end_alike_whoever_writes(store: LabelStore, server: redis.Redis) -> None:
+def test_two_replicas_converge_while_both_write(store: LabelStore, server: redis.Redis) -> None:
     other_store = LabelStore(server)
     with Replica(store) as one, Replica(other_store) as other:
 
@@ -132,11 +128,11 @@ def test_bulk_changes_larger_than_one_fetch(store: LabelStore, monkeypatch: pyte
         assert replica.content() == expected(*names)
 
 
-def reloads(caplog: pytest.LogCaptureFixture) -> int:
-    return caplog.text.count("loading all labels anew")
+def num_reloads(caplog: pytest.LogCaptureFixture) -> int:
+    return caplog.text.count("reloading all labels: ")
 
 
-def test_loads_anew_when_the_stream_was_trimmed_past_it(server: redis.Redis, caplog: pytest.LogCaptureFixture) -> None:
+def test_reloads_if_the_stream_was_trimmed_too_far(server: redis.Redis, caplog: pytest.LogCaptureFixture) -> None:
     server.flushall()
     store = LabelStore(server, max_changes=3)
     replica = Replica(store)
@@ -155,42 +151,42 @@ def test_loads_anew_when_the_stream_was_trimmed_past_it(server: redis.Redis, cap
         replica.sync.close()
 
 
-def test_loads_anew_when_the_store_was_emptied_or_restored(
+def test_reloads_if_the_store_was_emptied_or_restored(
     store: LabelStore, server: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("dog", "cat", "cow"):
         add(store, name)
     with Replica(store) as replica:
-        # Another past that is exactly as long: only the tokens differ.
+        # Another history of the same length: only the tokens differ.
         with server.pipeline(transaction=True) as pipe:
             pipe.flushall()
             pipe.execute()
         for name in ("ant", "bee", "fly"):
             add(store, name)
         until(lambda: replica.content() == expected("ant", "bee", "fly"))
-        assert reloads(caplog) >= 1
-        # A shorter past, and silence.
+        assert num_reloads(caplog) >= 1
+        # A shorter history without further changes.
         server.flushall()
         until(lambda: replica.content() == {})
-        # A longer past.
+        # A longer history.
         replica.sync.close()
     with Replica(store) as replica:
         add(store, "x")
         replica.await_store()
-        before = reloads(caplog)
+        before = num_reloads(caplog)
         replica.sync.close()
         server.flushall()
         for name in ("ant", "bee", "fly"):
             add(store, name)
         again = IndexSync(store, replica.index)
-        again._head = replica.sync._head  # where a follower of the old past would go on
+        again._head = replica.sync._head  # where the old history ended
         again.start()
         until(lambda: replica.content() == expected("ant", "bee", "fly"))
         again.close()
-        assert reloads(caplog) == before + 1
+        assert num_reloads(caplog) == before + 1
 
 
-def test_labels_of_another_encoder_are_reported_and_come_in_when_encoded(store: LabelStore) -> None:
+def test_labels_without_vector_are_reported_and_indexed_once_encoded(store: LabelStore) -> None:
     reported: list[str] = []
 
     def encode(labels: Sequence[Label]) -> None:
@@ -201,11 +197,11 @@ def test_labels_of_another_encoder_are_reported_and_come_in_when_encoded(store: 
     add(store, "dog")
     with Replica(store, "encoder-2", 3, on_missing=encode) as replica, Replica(store) as old_replica:
         until(lambda: set(replica.content()) == {"dog"})
-        cat = add(store, "cat")  # by a replica that serves the old model
+        cat = add(store, "cat")  # by a replica with the old model
         until(lambda: set(replica.content()) == {"dog", "cat"})
         assert reported == ["dog", "cat"] and replica.sync.num_missing == 0
         assert replica.content()["cat"] == vector_of("new cat", 3).tolist()
-        # A rename by the old replica drops the vector of the new encoder: the label is encoded again.
+        # A rename by the old replica removes the new encoder's vector, so the label is encoded again.
         store.update(cat.id, LabelChanges(name="lion"), vector=vector_of("lion"), fingerprint=FINGERPRINT)
         until(lambda: set(replica.content()) == {"dog", "lion"})
         assert replica.content()["lion"] == vector_of("new lion", 3).tolist()
@@ -213,7 +209,7 @@ def test_labels_of_another_encoder_are_reported_and_come_in_when_encoded(store: 
         assert old_replica.content() == expected("dog", "lion")
 
 
-def test_without_encoder_missing_labels_are_counted(store: LabelStore) -> None:
+def test_labels_without_vector_are_counted(store: LabelStore) -> None:
     dog = add(store, "dog")
     with Replica(store, "encoder-2", 3) as replica:
         assert replica.sync.num_missing == 1 and replica.content() == {}
@@ -230,52 +226,59 @@ def test_a_corrupt_vector_counts_as_missing(store: LabelStore, server: redis.Red
         assert replica.content() == expected("dog") and replica.sync.num_missing == 1
 
 
-def test_an_index_of_another_dimension_is_refused_at_load(store: LabelStore) -> None:
+def test_load_rejects_an_index_of_another_dimension(store: LabelStore) -> None:
     add(store, "dog")
     replica = Replica(store, FINGERPRINT, DIM + 1)
     with pytest.raises(IndexMismatch):
         replica.sync.load()
-    assert not replica.sync.healthy and len(replica.index) == 0
+    assert not replica.sync.is_healthy and len(replica.index) == 0
 
 
-def test_caught_up_gives_up_in_time_and_close_frees_the_waiting(store: LabelStore) -> None:
+def test_wait_for_revision_ends_after_its_timeout_and_on_close(store: LabelStore) -> None:
     add(store, "dog")
     with Replica(store) as replica:
-        assert replica.sync.caught_up(1, 0.0)
-        assert not replica.sync.caught_up(2, 0.05)
+        assert replica.sync.wait_for_revision(1, 0.0)
+        assert not replica.sync.wait_for_revision(2, 0.05)
         answers: list[bool] = []
-        waiting = threading.Thread(target=lambda: answers.append(replica.sync.caught_up(99, 2 * PATIENCE_SECONDS)))
+        waiting = threading.Thread(
+            target=lambda: answers.append(replica.sync.wait_for_revision(99, 2 * PATIENCE_SECONDS))
+        )
         waiting.start()
         replica.sync.close()
         waiting.join(PATIENCE_SECONDS)
         assert answers == [False]
         replica.sync.close()
-    assert not replica.sync.healthy
+    assert not replica.sync.is_healthy
 
 
-def test_an_outage_is_survived(tmp_path: Path) -> None:
-    with EmbeddedStore(tmp_path) as embedded:
-        store = LabelStore(embedded.client())
+def test_the_index_recovers_after_an_outage(tmp_path: Path) -> None:
+    process = StoreProcess(tmp_path)
+    process.start()
+    try:
+        store = LabelStore(process.client())
         dog = add(store, "dog")
         with Replica(store) as replica:
-            embedded.restart()
-            until(lambda: replica.sync.healthy)
+            process.kill()
+            process.start()
+            until(lambda: replica.sync.is_healthy)
             add(store, "cat")
             replica.await_store()
-            embedded.stop()
-            until(lambda: not replica.sync.healthy)
-            # Searches go on with what was there.
+            process.kill()
+            until(lambda: not replica.sync.is_healthy)
+            # Searches use the content before the outage.
             assert replica.content() == expected("dog", "cat")
             with pytest.raises(StoreUnavailable):
                 store.remove(dog.id)
-            with EmbeddedStore(tmp_path):
-                until(lambda: replica.sync.healthy)
-                store.remove(dog.id)
-                replica.await_store()
-                assert replica.content() == expected("cat")
+            process.start()
+            until(lambda: replica.sync.is_healthy)
+            store.remove(dog.id)
+            replica.await_store()
+            assert replica.content() == expected("cat")
+    finally:
+        process.close()
 
 
-def test_an_unexpected_failure_does_not_end_the_thread(
+def test_the_thread_survives_an_unexpected_error(
     store: LabelStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Replica(store) as replica:
@@ -290,6 +293,6 @@ def test_an_unexpected_failure_does_not_end_the_thread(
             add(store, "dog")
             assert broken.wait(PATIENCE_SECONDS)
         replica.await_store()
-        until(lambda: replica.sync.healthy)
+        until(lambda: replica.sync.is_healthy)
         assert replica.content() == expected("dog")
-        assert "loading everything anew" in caplog.text
+        assert "reloading all labels" in caplog.text

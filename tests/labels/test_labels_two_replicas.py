@@ -1,4 +1,4 @@
-"""Ten sequences of 200 random operations on two replicas of one store, against plain dictionaries."""
+"""Random operations on two replicas of one store, compared with a model in memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from support.processes import PATIENCE_SECONDS
-from support.stores import DIM, FINGERPRINT, vector_of
+from support.stores import DIM, FINGERPRINT, add_label, vector_of
 from vidlex.service.errors import LabelExists, ParentCycle, ParentNotFound
 from vidlex.service.labels.index.index_sync import IndexSync
 from vidlex.service.labels.index.label_index import LabelIndex
@@ -39,22 +39,19 @@ class Replica:
 
 @dataclass
 class Model:
-    """What the store should hold, by the plainest means."""
-
     labels: dict[str, Label] = field(default_factory=dict)
-    vector_names: dict[str, str] = field(default_factory=dict)
-    """Label id to the text whose vector it has."""
+    vector_names: dict[str, str] = field(default_factory=dict)  # label id to the name that was encoded
 
-    def owner(self, texts: tuple[str, ...], besides: str = "") -> str | None:
+    def owner(self, texts: tuple[str, ...], except_id: str = "") -> str | None:
         for text in texts:
             for label in self.labels.values():
-                if label.id != besides and fold(text) in {fold(x) for x in (label.name, *label.aliases)}:
+                if label.id != except_id and fold(text) in {fold(x) for x in (label.name, *label.aliases)}:
                     return label.id
         return None
 
-    def above(self, label_id: str) -> set[str]:
+    def ancestors(self, label_id: str) -> set[str]:
         parents = self.labels[label_id].parents
-        return set(parents).union(*(self.above(parent) for parent in parents))
+        return set(parents).union(*(self.ancestors(parent) for parent in parents))
 
     def remove(self, label_id: str) -> None:
         del self.labels[label_id], self.vector_names[label_id]
@@ -65,7 +62,7 @@ class Model:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_two_replicas_equal_a_model_in_memory(client: redis.Redis, seed: int) -> None:
+def test_two_replicas_agree_with_a_model_in_memory(client: redis.Redis, seed: int) -> None:
     rng = random.Random(seed)
     replicas = [Replica(client.get_connection_kwargs()["path"]) for _ in range(2)]
     model = Model()
@@ -93,13 +90,13 @@ def operate(rng: random.Random, store: LabelStore, model: Model) -> None:
         new = NewLabel(name, aliases, categories, parents)
         if owner is not None:
             with pytest.raises(LabelExists) as caught:
-                store.add(new, vector_of(name), FINGERPRINT)
+                add_label(store, new)
             assert caught.value.existing_id == owner
         elif missing:
             with pytest.raises(ParentNotFound):
-                store.add(new, vector_of(name), FINGERPRINT)
+                add_label(store, new)
         else:
-            label = store.add(new, vector_of(name), FINGERPRINT)
+            label = add_label(store, new)
             assert set(label.parents) == {model.owner((parent,)) for parent in parents}
             model.labels[label.id], model.vector_names[label.id] = label, name
         return
@@ -108,18 +105,18 @@ def operate(rng: random.Random, store: LabelStore, model: Model) -> None:
         store.remove(chosen)
         model.remove(chosen)
     elif kind < 0.8:
-        wanted = tuple(rng.sample(list(model.labels), min(len(model.labels), rng.randrange(3))))
-        changes = LabelChanges(parents=wanted, categories=categories, threshold=rng.choice((None, 0.5)))
-        if any(chosen == parent or chosen in model.above(parent) for parent in wanted):
+        parents = tuple(rng.sample(list(model.labels), min(len(model.labels), rng.randrange(3))))
+        changes = LabelChanges(parents=parents, categories=categories, threshold=rng.choice((None, 0.5)))
+        if any(chosen == parent or chosen in model.ancestors(parent) for parent in parents):
             with pytest.raises(ParentCycle):
                 store.update(chosen, changes)
         else:
             model.labels[chosen] = store.update(chosen, changes)
-            assert model.labels[chosen].parents == wanted
+            assert model.labels[chosen].parents == parents
     else:
         name = rng.choice(NAMES)
         changes = LabelChanges(name=name, aliases=aliases)
-        owner = model.owner((name, *aliases), besides=chosen)
+        owner = model.owner((name, *aliases), except_id=chosen)
         if owner is not None:
             with pytest.raises(LabelExists):
                 store.update(chosen, changes, vector=vector_of(name), fingerprint=FINGERPRINT)
@@ -129,27 +126,29 @@ def operate(rng: random.Random, store: LabelStore, model: Model) -> None:
 
 
 def references(rng: random.Random, model: Model) -> tuple[str, ...]:
-    """Names of parents, most of them there; never ids here."""
+    """Names of parents, most of which exist."""
     if rng.random() < 0.1:
-        return ("nobody",)
+        return ("unknown",)
     return tuple(
         label.name for label in rng.sample(list(model.labels.values()), min(len(model.labels), rng.randrange(2)))
     )
 
 
 def compare(replica: Replica, model: Model) -> None:
-    """Store and index of a replica against the model. A child that lost its parent has a newer revision than known."""
+    """Without revisions: the removal of a parent gives its children new ones, which the model does not know."""
     revision = replica.store.revision()
-    assert replica.sync.caught_up(revision, PATIENCE_SECONDS)
+    assert replica.sync.wait_for_revision(revision, PATIENCE_SECONDS)
     stored = {label.id: label for label in replica.store.list(1000).data}
     indexed = {label.id: label for label in replica.index.search(vector_of("x")[None]).labels}
     assert indexed == stored
-    assert {i: strip(label) for i, label in stored.items()} == {i: strip(label) for i, label in model.labels.items()}
+    assert {i: without_revision(label) for i, label in stored.items()} == {
+        i: without_revision(label) for i, label in model.labels.items()
+    }
     for label_id, name in model.vector_names.items():
         vector = replica.index.vector(label_id)
         assert vector is not None
         np.testing.assert_array_equal(vector[:DIM], vector_of(name))
 
 
-def strip(label: Label) -> Label:
+def without_revision(label: Label) -> Label:
     return replace(label, updated_at_ms=0, revision=0)

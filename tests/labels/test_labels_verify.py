@@ -1,4 +1,4 @@
-"""What verify_namespace finds: every kind of damage, and nothing in a namespace that is whole."""
+"""verify_namespace reports every kind of damage, and nothing in a consistent namespace."""
 
 from __future__ import annotations
 
@@ -16,30 +16,32 @@ BASE = "vidlex:{default}:"
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
-        (lambda c, i: c.hdel(BASE + "names", "hound"), "lacks ('hound'"),
-        (lambda c, i: c.hset(BASE + "names", "x", i), "holds ('x'"),
-        (lambda c, i: c.zrem(BASE + "order", i), "order lacks"),
-        (lambda c, i: c.zrem(BASE + "texts", f"dog\0{i}"), "texts lacks"),
-        (lambda c, i: c.zadd(BASE + "category:pet", {"x": 0}), "category:pet holds 'x'"),
-        (lambda c, i: c.zadd(BASE + "category:gone", {i: 0}), "category:gone holds"),
-        (lambda c, i: c.hdel(BASE + "records", i), "without reason"),
+        (lambda c, i: c.hdel(BASE + "names", "hound"), "is missing ('hound'"),
+        (lambda c, i: c.hset(BASE + "names", "x", i), "has the unexpected entry ('x'"),
+        (lambda c, i: c.zrem(BASE + "order", i), "order is missing"),
+        (lambda c, i: c.zrem(BASE + "texts", f"dog\0{i}"), "texts is missing"),
+        (lambda c, i: c.zadd(BASE + "category:pet", {"x": 0}), "category:pet has the unexpected entry 'x'"),
+        (lambda c, i: c.zadd(BASE + "category:gone", {i: 0}), "category:gone has the unexpected entry"),
+        (lambda c, i: c.hdel(BASE + "records", i), "has the unexpected entry"),
         (lambda c, i: c.hset(BASE + "records", i, "{}"), "cannot be read"),
         (lambda c, i: c.hset(BASE + "vectors:" + FINGERPRINT, i, b"1234"), "the vector of"),
-        (lambda c, i: c.hset(BASE + "vectors:" + FINGERPRINT, "lbl_x", b""), "which is not there"),
+        (lambda c, i: c.hset(BASE + "vectors:" + FINGERPRINT, "lbl_x", b""), "has a vector of the unknown label lbl_x"),
         (lambda c, i: c.delete(BASE + "children:" + i), "children"),
-        (lambda c, i: c.xdel(BASE + "changes", "2-0"), "holes"),
+        (lambda c, i: c.xdel(BASE + "changes", "2-0"), "gaps"),
     ],
 )
-def test_damage_is_found(store: LabelStore, client: redis.Redis, damage: Callable[[Any, str], Any], told: str) -> None:
+def test_damage_is_reported(
+    store: LabelStore, client: redis.Redis, damage: Callable[[Any, str], Any], message: str
+) -> None:
     dog = add(store, "dog", aliases=("hound",), categories=("pet",))
     add(store, "puppy", parents=("dog",))
     store.remove(add(store, "cat", categories=("wild",)).id)
     assert verify_namespace(client) == []
     damage(client, dog.id)
-    assert any(told in line for line in verify_namespace(client)), verify_namespace(client)
+    assert any(message in line for line in verify_namespace(client)), verify_namespace(client)
 
 
-def test_an_empty_namespace_is_whole(client: redis.Redis) -> None:
-    assert verify_namespace(client, "nobody") == []
+def test_an_empty_namespace_is_consistent(client: redis.Redis) -> None:
+    assert verify_namespace(client, "empty") == []

@@ -1,4 +1,4 @@
-"""Two service processes on one store: what one has written, the other shows; min_revision makes it certain."""
+"""Two service processes on one store: writes of one are visible in the other."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[httpx.Cl
                 client.close()
 
 
-def test_what_one_writes_the_other_shows_at_the_wanted_revision(replicas: list[httpx.Client], red: Path) -> None:
+def test_replicas_read_each_others_writes_with_min_revision(replicas: list[httpx.Client], red: Path) -> None:
     one, two = replicas
     for number in range(20):
         label = one.post("/labels", json={"name": f"label {number}"}).json()
@@ -47,7 +47,7 @@ def test_what_one_writes_the_other_shows_at_the_wanted_revision(replicas: list[h
     assert label["id"] not in {x["id"] for x in answer["labels"]} and answer["vocabulary_revision"] >= revision
 
 
-def test_without_asking_the_other_shows_it_soon(replicas: list[httpx.Client], red: Path) -> None:
+def test_replicas_converge_without_min_revision(replicas: list[httpx.Client], red: Path) -> None:
     one, two = replicas
     for number in range(5):
         label = one.post("/labels", json={"name": f"soon {number}"}).json()
@@ -55,11 +55,11 @@ def test_without_asking_the_other_shows_it_soon(replicas: list[httpx.Client], re
         def seen(wanted: str = label["id"]) -> bool:
             return wanted in {x["id"] for x in classify(two, red, top_k=0).json()["labels"]}
 
-        wait_until(seen, "the other replica does not follow")
+        wait_until(seen, "the other replica does not show the label")
 
 
-def test_a_revision_that_nobody_has_made_is_told_with_the_present_one(tmp_path: Path, red: Path) -> None:
-    with serving(tmp_path, revision_wait_seconds=3600) as client:  # answered at once: nobody could wait so long
+def test_future_revision_is_refused_with_the_current_one(tmp_path: Path, red: Path) -> None:
+    with serving(tmp_path, revision_wait_seconds=3600) as client:  # must be refused immediately
         assert client.post("/labels", json={"name": "red"}).json()["revision"] == 1
         answers: list[Any] = [
             classify(client, red, min_revision=2),

@@ -1,4 +1,4 @@
-"""From schema 1 with data to schema 2: whole, killed in the middle, twice at once, from another version's hands."""
+"""The migration from schema 1 to 2: complete, interrupted, concurrent, and during writes of a service."""
 
 from __future__ import annotations
 
@@ -16,30 +16,31 @@ import redis
 
 from support.paths import ROOT
 from support.processes import PATIENCE_SECONDS
-from support.stores import FINGERPRINT, vector_of
+from support.stores import FINGERPRINT, add, url_of, vector_of
 from vidlex.migrations import m002_parents_and_prefixes
 from vidlex.migrations.runner import LOCK_KEY, VERSION_KEY, migrate, pending, schema_version
 from vidlex.service.labels.store.label_store import LabelStore
-from vidlex.service.labels.store.records import LabelChanges, NewLabel
+from vidlex.service.labels.store.namespaces import count_labels, list_namespaces
+from vidlex.service.labels.store.records import LabelChanges
 from vidlex.service.labels.store.vectors import encode_vector
-from vidlex.service.labels.store.verify import namespaces, verify_namespace
+from vidlex.service.labels.store.verify import verify_namespace
 
+# Each batch waits for a line, so that the process is killed between known batches on any machine.
 RUN = """import sys, redis
 from vidlex.migrations import m002_parents_and_prefixes as m002
 from vidlex.migrations.runner import migrate
-real = m002._in_step
-def on_a_leash(*arguments):
+real = m002._write_batch
+def step_by_step(*arguments):
     sys.stdin.readline()
     real(*arguments)
-    print("one more", flush=True)
-m002._in_step = on_a_leash
+    print("done", flush=True)
+m002._write_batch = step_by_step
 migrate(redis.Redis.from_url(sys.argv[1]))"""
-"""Each batch waits for a line, so that it is killed in the middle on the fastest and on the slowest machine."""
-KILLS = 5
+NUM_KILLS = 5
 
 
 def write_schema_1(client: redis.Redis, num_labels: int, namespace: str = "default") -> None:
-    """Byte for byte what version 1 of the service wrote; frozen here as the migration is."""
+    """Write exactly what version 1 of the service wrote."""
     base = f"vidlex:{{{namespace}}}"
     pipe: Any = client.pipeline(transaction=False)
     for i in range(num_labels):
@@ -72,17 +73,17 @@ def assert_migrated(client: redis.Redis, num_labels: int, namespace: str = "defa
     assert schema_version(client) == 2
     assert verify_namespace(client, namespace) == []
     store = LabelStore(client, namespace)
-    assert store.count() == num_labels
+    assert count_labels(client, namespace) == num_labels
     label = store.find("OTHER 3")
     assert label is not None and (label.name, label.parents, label.metadata) == ("Label 3", (), {"ü": 3})
     assert store.list(prefix="label 3", limit=1).data[0] == label
     child = store.update(label.id, LabelChanges(parents=("label 4",)))
-    store.add(NewLabel("new"), vector_of("new"), FINGERPRINT)
+    add(store, "new")
     assert store.list(parent="label 4").data == [child]
     assert verify_namespace(client, namespace) == []
 
 
-def test_two_namespaces_and_a_second_run(client: redis.Redis) -> None:
+def test_migrates_two_namespaces_once(client: redis.Redis) -> None:
     write_schema_1(client, 700)
     write_schema_1(client, 20, "other")
     before = client.xrange("vidlex:{default}:changes")
@@ -92,26 +93,25 @@ def test_two_namespaces_and_a_second_run(client: redis.Redis) -> None:
     assert migrate(client) == ["m002_parents_and_prefixes"]
     assert migrate(client) == [] and pending(client) == {}
     assert client.xrange("vidlex:{default}:changes") == before
-    assert namespaces(client) == ["default", "other"]
+    assert list_namespaces(client) == ["default", "other"]
     assert_migrated(client, 700)
     assert_migrated(client, 20, "other")
 
 
-def test_killed_five_times_with_10_000_labels(client: redis.Redis) -> None:
+def test_a_killed_migration_is_continued(client: redis.Redis) -> None:
     num_labels, num_batches = 10_000, 60
     write_schema_1(client, num_labels)
-    url = "unix://" + client.get_connection_kwargs()["path"]
+    url = url_of(client)
     command = [sys.executable, "-c", RUN, url]
-    root = ROOT
     draw = random.Random(2)
-    for kill in range(1, KILLS + 1):
-        process = subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    for kill in range(1, NUM_KILLS + 1):
+        process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert process.stdin is not None and process.stdout is not None
-        for _ in range(kill * num_batches // (KILLS + 1)):
+        for _ in range(kill * num_batches // (NUM_KILLS + 1)):
             process.stdin.write(b"\n")
             process.stdin.flush()
-            assert process.stdout.readline() == b"one more\n"
-        process.stdin.write(b"\n")  # and one that is at work when it is killed
+            assert process.stdout.readline() == b"done\n"
+        process.stdin.write(b"\n")  # one more batch, which runs when the process is killed
         process.stdin.flush()
         time.sleep(draw.uniform(0.0, 0.01))
         process.kill()
@@ -120,39 +120,38 @@ def test_killed_five_times_with_10_000_labels(client: redis.Redis) -> None:
         assert schema_version(client) == 1
         assert num_done(client) < 3 * num_labels
         assert client.pttl(LOCK_KEY) > 0  # type: ignore[operator]
-        client.pexpire(LOCK_KEY, 1)  # the time of the dead one's lock runs out
+        client.pexpire(LOCK_KEY, 1)  # the killed process's lock expires
     assert num_done(client) > num_labels
-    subprocess.run([sys.executable, "-m", "vidlex.migrations", url], cwd=root, check=True)
+    subprocess.run([sys.executable, "-m", "vidlex.migrations", url], cwd=ROOT, check=True)
     assert m002_parents_and_prefixes.plan(client) == {"namespaces": 1, "records": 0, "texts": 0}
     assert_migrated(client, num_labels)
     assert migrate(client) == []
 
 
 def num_done(client: redis.Redis) -> int:
-    """Of 10,000 records and 20,000 names."""
-    left = m002_parents_and_prefixes.plan(client)
-    return 30_000 - left["records"] - left["texts"]
+    """Migrated ones of 10,000 records and 20,000 names."""
+    remaining = m002_parents_and_prefixes.plan(client)
+    return 30_000 - remaining["records"] - remaining["texts"]
 
 
-def test_two_processes_at_once(client: redis.Redis) -> None:
+def test_two_concurrent_processes_migrate_once(client: redis.Redis) -> None:
     write_schema_1(client, 3000)
-    command = [sys.executable, "-m", "vidlex.migrations", "unix://" + client.get_connection_kwargs()["path"]]
-    root = ROOT
-    both = [subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    command = [sys.executable, "-m", "vidlex.migrations", url_of(client)]
+    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     answers = [json.loads(process.communicate(timeout=PATIENCE_SECONDS)[0]) for process in both]
     assert sorted(len(answer["applied"]) for answer in answers) == [0, 1]
     assert {answer["schema"] for answer in answers} == {2}
     assert_migrated(client, 3000)
 
 
-def test_a_service_that_writes_meanwhile_is_not_overwritten(
+def test_concurrent_writes_of_a_service_are_not_overwritten(
     client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_schema_1(client, 10)
-    real = m002_parents_and_prefixes._old_records
+    real = m002_parents_and_prefixes._records_with_parents
     base = "vidlex:{default}"
 
-    def meddled(pipe: Any, at: str, ids: list[bytes]) -> dict[bytes, str]:
+    def with_concurrent_write(pipe: Any, at: str, ids: list[bytes]) -> dict[bytes, str]:
         found = real(pipe, at, ids)
         if not client.exists("done"):
             client.set("done", 1)
@@ -161,15 +160,16 @@ def test_a_service_that_writes_meanwhile_is_not_overwritten(
             client.xadd(f"{base}:changes", {"kind": "put"}, id="2-0")
         return found
 
-    monkeypatch.setattr(m002_parents_and_prefixes, "_old_records", meddled)
+    monkeypatch.setattr(m002_parents_and_prefixes, "_records_with_parents", with_concurrent_write)
     m002_parents_and_prefixes.apply(client)
     assert LabelStore(client).get("lbl_" + "0" * 24).threshold == 0.25
 
 
-def test_the_dry_run_of_the_command_line(client: redis.Redis) -> None:
+def test_dry_run_on_the_command_line(client: redis.Redis) -> None:
     write_schema_1(client, 10)
-    url = "unix://" + client.get_connection_kwargs()["path"]
-    environment = {**os.environ, "VIDLEX_REDIS_URL": url}
+    url = url_of(client)
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("VIDLEX_")}
+    environment = inherited | {"VIDLEX_REDIS_URL": url}
     for command in (
         [sys.executable, "-m", "vidlex.migrations", "--dry-run", url],
         [sys.executable, "-m", "vidlex.service.cli", "migrate", "--dry-run", "--json"],

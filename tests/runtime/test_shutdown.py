@@ -1,4 +1,4 @@
-"""The end of a service under load: nothing that was accepted is lost, and nobody is left without an answer."""
+"""Shutdown under load: accepted requests are finished, later ones get 503."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUM_CLIENTS = 6
 DRAIN_SECONDS = 4.0
 
 
-def test_under_load_every_accepted_request_is_answered_and_the_rest_are_refused(tmp_path: Path) -> None:
+def test_shutdown_under_load_answers_accepted_requests_and_refuses_others(tmp_path: Path) -> None:
     red = colour_video(tmp_path / "red.mp4", "red").read_bytes()
     ended = threading.Event()
     statuses: list[int] = []
@@ -30,7 +30,7 @@ def test_under_load_every_accepted_request_is_answered_and_the_rest_are_refused(
     with live_process(tmp_path / "data", VIDLEX_DRAIN_SECONDS=str(DRAIN_SECONDS)) as (url, process):
 
         def send() -> None:
-            """One connection after another, until the port is closed."""
+            """Sends requests on new connections until the port is closed."""
             while not ended.is_set():
                 try:
                     with httpx.Client(base_url=url, timeout=PATIENCE_SECONDS, trust_env=False) as client:
@@ -59,7 +59,7 @@ def test_under_load_every_accepted_request_is_answered_and_the_rest_are_refused(
 
     log = [json.loads(line) for line in (tmp_path / "data.log").read_text().splitlines() if line.startswith("{")]
     logged = [entry["status"] for entry in log if entry.get("path") == "/classify"]
-    assert Counter(statuses) == Counter(logged)  # whoever was accepted or refused has read the answer
+    assert Counter(statuses) == Counter(logged)  # every response has been received
     assert closed_at and min(closed_at) - signalled_at >= DRAIN_SECONDS
     assert set(statuses) == {200, 503}, Counter(statuses)
     assert all(r.json()["code"] == "stopping" for r in refusals)
@@ -67,17 +67,17 @@ def test_under_load_every_accepted_request_is_answered_and_the_rest_are_refused(
     assert seconds >= DRAIN_SECONDS
 
 
-def told(url: str) -> str:
+def readiness_status(url: str) -> str:
     answer = httpx.get(f"{url}/readyz", timeout=PATIENCE_SECONDS, trust_env=False)
     return str(answer.json()["status"])
 
 
-def test_an_idle_service_stops_at_once_and_a_second_signal_does_not_wait(tmp_path: Path) -> None:
+def test_idle_service_and_second_signal_stop_immediately(tmp_path: Path) -> None:
     with live_process(tmp_path / "data") as (_, process):
         process.send_signal(signal.SIGTERM)
         process.wait(PATIENCE_SECONDS)
     with live_process(tmp_path / "data", VIDLEX_DRAIN_SECONDS="600") as (url, process):
         process.send_signal(signal.SIGTERM)
-        wait_until(lambda: told(url) == "stopping", "no drain")
+        wait_until(lambda: readiness_status(url) == "stopping", "the shutdown has not begun")
         process.send_signal(signal.SIGTERM)
         process.wait(PATIENCE_SECONDS)

@@ -1,4 +1,4 @@
-"""Namespaces: labels of the same name in two of them never meet, in no answer and not in the store."""
+"""Namespaces: labels of different namespaces are isolated in responses and in the store."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from fastapi.testclient import TestClient
 from support.serving import add, assert_problem, classify, colour_video, serving, wait_until
 from support.stores import running_store
 from vidlex.service.errors import Forbidden, Overloaded
-from vidlex.service.http.context import NAMESPACE_HEADER, namespace_of
+from vidlex.service.http.context import namespace_of
+from vidlex.service.http.openapi.headers import NAMESPACE_HEADER
+from vidlex.service.labels.embedded.server import EmbeddedStore
 from vidlex.service.labels.index.index_sync import IndexSync
 from vidlex.service.labels.store.redis_keys import parse_key
 
@@ -31,8 +33,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
         yield client
 
 
-class Seen:
-    """The client as one user of a namespace sees the service."""
+class NamespaceClient:
+    """A client that sends one namespace's header."""
 
     def __init__(self, client: TestClient, namespace: str) -> None:
         self._client = client
@@ -48,12 +50,12 @@ class Seen:
         return [label["name"] for label in self.get("/labels").json()["data"]]
 
 
-def test_two_namespaces_never_see_each_other(client: TestClient, red: Path) -> None:
-    one, two = Seen(client, "one"), Seen(client, "two")
+def test_namespaces_are_isolated(client: TestClient, red: Path) -> None:
+    one, two = NamespaceClient(client, "one"), NamespaceClient(client, "two")
     (mine,) = add(one, "Red", categories=["warm"], threshold=0.25)
-    (other,) = add(two, "red", categories=["cold"])  # the same name is free here
+    (other,) = add(two, "red", categories=["cold"])
     add(two, "blue")
-    assert (one.names(), two.names(), Seen(client, "default").names()) == (["Red"], ["red", "blue"], [])
+    assert (one.names(), two.names(), NamespaceClient(client, "default").names()) == (["Red"], ["red", "blue"], [])
     for method, options in (("get", {}), ("patch", {"json": {"threshold": 1.0}}), ("delete", {})):
         assert_problem(getattr(two, method)(f"/labels/{mine['id']}", **options), 404, "not_found")
     assert one.get(f"/labels/{mine['id']}").json() == mine
@@ -66,21 +68,21 @@ def test_two_namespaces_never_see_each_other(client: TestClient, red: Path) -> N
     assert_problem(classify(two, red, label_ids=[mine["id"]]), 422, "invalid_parameter")
     assert classify(two, red, include_categories=["warm"]).json()["labels"] == []
     (ad_hoc,) = classify(two, red, candidate_labels=["Red"]).json()["labels"]
-    assert (ad_hoc["id"], ad_hoc["threshold"]) == (None, 0.5)  # not label "Red" of the neighbour with its threshold
+    assert (ad_hoc["id"], ad_hoc["threshold"]) == (None, 0.5)  # not the other namespace's threshold
 
     assert two.delete(f"/labels/{other['id']}").status_code == 204
     assert (one.names(), two.names()) == (["Red"], ["blue"])
     assert classify(one, red).json()["vocabulary_revision"] == 1
 
 
-def test_a_bad_name_is_refused_before_the_upload(client: TestClient, red: Path) -> None:
+def test_invalid_namespace_is_refused(client: TestClient, red: Path) -> None:
     for bad in ("No", "a b", "-a", "a" * 65, "{a}", "../a"):
-        assert_problem(Seen(client, bad).get("/labels"), 422, "invalid_parameter")
-        assert_problem(classify(Seen(client, bad), red), 422, "invalid_parameter")
+        assert_problem(NamespaceClient(client, bad).get("/labels"), 422, "invalid_parameter")
+        assert_problem(classify(NamespaceClient(client, bad), red), 422, "invalid_parameter")
 
 
-def test_the_keys_namespace_wins_over_the_settings_and_must_agree_with_the_header() -> None:
-    def asked(header: str | None, bound: str | None) -> str:
+def test_namespace_of_key_overrides_settings_and_must_match_header() -> None:
+    def resolve(header: str | None, bound: str | None) -> str:
         request: Any = SimpleNamespace(
             headers={NAMESPACE_HEADER: header} if header else {},
             state=SimpleNamespace(principal=SimpleNamespace(namespace=bound)),
@@ -88,71 +90,69 @@ def test_the_keys_namespace_wins_over_the_settings_and_must_agree_with_the_heade
         )
         return namespace_of(request)
 
-    assert asked(None, "one") == asked("one", "one") == "one"
-    assert asked("two", None) == "two"
+    assert resolve(None, "one") == resolve("one", "one") == "one"
+    assert resolve("two", None) == "two"
     with pytest.raises(Forbidden):
-        asked("two", "one")
+        resolve("two", "one")
 
 
-def test_a_namespace_that_was_only_looked_at_costs_nothing_in_the_store(tmp_path: Path, red: Path) -> None:
+def test_reading_a_namespace_writes_nothing_to_the_store(tmp_path: Path, red: Path) -> None:
     with running_store(tmp_path / "store") as store:
         path = store.connection_pool.connection_kwargs["path"]
         with serving(tmp_path / "data", redis_url=f"unix://{path}") as client:
             add(client, "red")
             for i in range(5):
-                assert Seen(client, f"looked-at-{i}").names() == []
-                answer = classify(Seen(client, f"looked-at-{i}"), red).json()
+                assert NamespaceClient(client, f"read-{i}").names() == []
+                answer = classify(NamespaceClient(client, f"read-{i}"), red).json()
                 assert [w["code"] for w in answer["warnings"]] == ["vocabulary_empty"]
             parsed = [parse_key(key) for key in store.scan_iter()]
             assert {key.namespace for key in parsed if key} == {"default"}
 
 
-def test_the_longest_unused_namespace_makes_room_and_comes_back_whole(tmp_path: Path, red: Path) -> None:
+def test_least_recently_used_namespace_is_closed_and_reopened(tmp_path: Path, red: Path) -> None:
     with serving(tmp_path, max_namespaces=3) as client:
         runtime = client.app.state.context.readiness.__self__  # type: ignore[attr-defined]
         model = runtime.context.parts.models.served
         add(client, "green")
         for name in ("one", "two", "three"):
-            add(Seen(client, name), "red")
+            add(NamespaceClient(client, name), "red")
         assert {v.namespace for v in model.open_vocabularies()} == {"default", "two", "three"}
-        assert [x["name"] for x in classify(Seen(client, "one"), red).json()["labels"]] == ["red"]
+        assert [x["name"] for x in classify(NamespaceClient(client, "one"), red).json()["labels"]] == ["red"]
         assert {v.namespace for v in model.open_vocabularies()} == {"default", "three", "one"}
-        held = [model.take("one"), model.take("three")]  # nobody is thrown out while a request is at work
+        acquired = [model.acquire("one"), model.acquire("three")]  # vocabularies in use are not closed
         with pytest.raises(Overloaded):
-            model.take("four")
-        assert_problem(Seen(client, "four").get("/labels"), 429, "overloaded")
-        for vocabulary in held:
-            vocabulary.give_back()
-        assert Seen(client, "four").names() == []
+            model.acquire("four")
+        assert_problem(NamespaceClient(client, "four").get("/labels"), 429, "overloaded")
+        for vocabulary in acquired:
+            vocabulary.release()
+        assert NamespaceClient(client, "four").names() == []
         assert model.num_users == 0
-        del vocabulary, held
+        del vocabulary, acquired
         gc.collect()
         open_now = {v.namespace for v in model.open_vocabularies()}
-        assert set(runtime._database._stores) == open_now, "what was once asked for must not pile up"
+        assert set(runtime._store_connection._stores) == open_now, "stores of closed namespaces stay in memory"
         assert client.get("/readyz").json()["checks"]["index"]["ok"]
 
 
-def test_a_lost_store_is_told_in_every_namespace_and_both_recover(tmp_path: Path, red: Path) -> None:
-    from vidlex.service.labels.embedded.server import EmbeddedStore
-
-    store = EmbeddedStore(tmp_path / "store")
+def test_store_outage_is_reported_in_every_namespace_and_ends(tmp_path: Path, short_folder: Path, red: Path) -> None:
+    store = EmbeddedStore(short_folder)
     path = store.start()
     try:
         with serving(tmp_path, redis_url=f"unix://{path}") as client:
-            users = [Seen(client, "one"), Seen(client, "two")]
+            users = [NamespaceClient(client, "one"), NamespaceClient(client, "two")]
             for user in users:
                 add(user, "red")
             store.stop()
-            wait_until(lambda: client.get("/readyz").status_code == 503, "the loss is not seen")
+            wait_until(lambda: client.get("/readyz").status_code == 503, "the outage is not detected")
             for user in users:
                 answer = classify(user, red).json()
                 assert [x["name"] for x in answer["labels"]] == ["red"]
                 assert [w["code"] for w in answer["warnings"]] == ["store_unavailable"]
                 assert_problem(user.post("/labels", json={"name": "blue"}), 503, "store_unavailable")
-            assert_problem(classify(Seen(client, "never-opened"), red), 503, "store_unavailable")
-            store = EmbeddedStore(tmp_path / "store")
+            assert_problem(classify(NamespaceClient(client, "never-opened"), red), 503, "store_unavailable")
+            store = EmbeddedStore(short_folder)
             assert store.start() == path
-            wait_until(lambda: client.get("/readyz").status_code == 200, "the return is not seen")
+            wait_until(lambda: client.get("/readyz").status_code == 200, "the recovery is not detected")
             for user in users:
                 add(user, "blue")
                 answer = classify(user, red).json()
@@ -161,7 +161,7 @@ def test_a_lost_store_is_told_in_every_namespace_and_both_recover(tmp_path: Path
         store.stop()
 
 
-def test_loading_a_namespace_is_part_of_the_deadline(
+def test_deadline_includes_loading_the_namespace(
     client: TestClient, red: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load = IndexSync.load
@@ -171,4 +171,4 @@ def test_loading_a_namespace_is_part_of_the_deadline(
         load(sync)
 
     monkeypatch.setattr(IndexSync, "load", slow)
-    assert_problem(classify(Seen(client, "slow"), red, deadline_ms=900), 504, "deadline_exceeded")
+    assert_problem(classify(NamespaceClient(client, "slow"), red, deadline_ms=900), 504, "deadline_exceeded")

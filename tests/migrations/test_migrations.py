@@ -1,4 +1,4 @@
-"""The migration runner, against a real server."""
+"""The migration runner, with a real server."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import redis
 
 from support.paths import ROOT
 from support.processes import until
-from support.stores import FINGERPRINT, vector_of
+from support.stores import add, url_of
 from vidlex.migrations import m001_initial, m002_parents_and_prefixes, runner
 from vidlex.migrations.runner import Migration, MigrationError, MigrationLocked, SchemaTooNew, find_migrations, migrate
 from vidlex.service.errors import StoreUnavailable
 from vidlex.service.labels.store.label_reader import SCHEMA_VERSION
 from vidlex.service.labels.store.label_store import LabelStore
-from vidlex.service.labels.store.records import NewLabel
+from vidlex.service.labels.store.namespaces import count_labels
 from vidlex.service.labels.store.redis_keys import SCHEMA_VERSION_KEY, parse_key
 
 NAMES = ["m001_initial", "m002_parents_and_prefixes"]
@@ -30,7 +30,7 @@ def nothing(_: Any) -> None:
     pass
 
 
-def test_from_empty_and_again(client: redis.Redis) -> None:
+def test_migrates_an_empty_store_once(client: redis.Redis) -> None:
     assert migrate(client) == NAMES
     assert migrate(client) == []
     assert runner.schema_version(client) == len(NAMES)
@@ -39,7 +39,7 @@ def test_from_empty_and_again(client: redis.Redis) -> None:
     assert not client.exists(runner.LOCK_KEY)
 
 
-def test_code_and_migrations_agree(client: redis.Redis) -> None:
+def test_code_and_migrations_have_the_same_schema(client: redis.Redis) -> None:
     assert runner.VERSION_KEY == SCHEMA_VERSION_KEY
     assert len(find_migrations()) == SCHEMA_VERSION
     store = LabelStore(client)
@@ -48,18 +48,18 @@ def test_code_and_migrations_agree(client: redis.Redis) -> None:
     assert "run the migrations" in caught.value.internal
     migrate(client)
     store.check_schema()
-    store.add(NewLabel("dog", categories=("pet",)), vector_of("dog"), FINGERPRINT)
-    store.add(NewLabel("hound", parents=("dog",)), vector_of("hound"), FINGERPRINT)
-    # The frozen texts of the migrations name every kind of key that the code writes.
+    add(store, "dog", categories=("pet",))
+    add(store, "hound", parents=("dog",))
+    # The migrations' docstrings list every kind of key that the code writes.
     kinds = {parsed.kind for key in client.scan_iter() if (parsed := parse_key(key)) is not None}
     assert kinds == {"changes", "names", "records", "order", "generations", "category", "vectors", "texts", "children"}
     texts = f"{m001_initial.__doc__}{m002_parents_and_prefixes.__doc__}"
     assert all(f":{kind}" in texts for kind in kinds)
     assert migrate(client) == []
-    assert store.count() == 2
+    assert count_labels(client) == 2
 
 
-def test_refuses_a_newer_store(client: redis.Redis) -> None:
+def test_rejects_a_newer_schema(client: redis.Redis) -> None:
     client.set(runner.VERSION_KEY, len(NAMES) + 1)
     with pytest.raises(SchemaTooNew, match="upgrade"):
         migrate(client)
@@ -68,14 +68,14 @@ def test_refuses_a_newer_store(client: redis.Redis) -> None:
     assert client.get(runner.VERSION_KEY) == b"3"
 
 
-def test_refuses_data_without_a_schema(client: redis.Redis) -> None:
+def test_rejects_data_without_a_schema(client: redis.Redis) -> None:
     client.hset("vidlex:{default}:names", "dog", "1")
     with pytest.raises(MigrationError, match="no schema number"):
         migrate(client)
     assert runner.schema_version(client) == 0
 
 
-def test_a_failed_migration_keeps_what_was_recorded_and_can_be_repeated(client: redis.Redis) -> None:
+def test_a_failed_migration_can_be_repeated(client: redis.Redis) -> None:
     calls: list[int] = []
 
     def fails_once(_: Any) -> None:
@@ -91,7 +91,7 @@ def test_a_failed_migration_keeps_what_was_recorded_and_can_be_repeated(client: 
     assert calls == [2, 2]
 
 
-def test_many_processes_apply_each_migration_once(client: redis.Redis) -> None:
+def test_concurrent_runs_apply_each_migration_once(client: redis.Redis) -> None:
     applied: list[str] = []
     barrier = threading.Barrier(8)
 
@@ -110,14 +110,14 @@ def test_many_processes_apply_each_migration_once(client: redis.Redis) -> None:
     assert applied == ["a"]
 
 
-def test_waits_for_the_lock_only_so_long(client: redis.Redis) -> None:
+def test_waiting_for_the_lock_times_out(client: redis.Redis) -> None:
     client.set(runner.LOCK_KEY, "another process")
     with pytest.raises(MigrationLocked, match="another process"):
         migrate(client, lock_timeout_seconds=0.0)
     assert client.get(runner.LOCK_KEY) == b"another process"
 
 
-def test_whoever_lost_the_lock_records_nothing(client: redis.Redis) -> None:
+def test_nothing_is_recorded_after_the_lock_was_lost(client: redis.Redis) -> None:
     def loses_lock(c: Any) -> None:
         c.set(runner.LOCK_KEY, "another process")
 
@@ -127,8 +127,7 @@ def test_whoever_lost_the_lock_records_nothing(client: redis.Redis) -> None:
     assert client.get(runner.LOCK_KEY) == b"another process"
 
 
-def test_a_long_migration_keeps_its_lock(client: redis.Redis) -> None:
-    """It is renewed four times, each after a third of its time."""
+def test_a_long_migration_renews_its_lock(client: redis.Redis) -> None:
     remaining: list[int] = []
 
     def slow(c: Any) -> None:
@@ -143,11 +142,10 @@ def test_a_long_migration_keeps_its_lock(client: redis.Redis) -> None:
 
 
 def test_command_line(client: redis.Redis) -> None:
-    url = "unix://" + client.get_connection_kwargs()["path"]
+    url = url_of(client)
     command = [sys.executable, "-m", "vidlex.migrations", url]
-    root = ROOT
-    first = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
+    first = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert json.loads(first.stdout) == {"applied": NAMES, "schema": 2}
     client.set(runner.VERSION_KEY, 9)
-    second = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
+    second = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert second.returncode == 1 and "upgrade" in json.loads(second.stdout)["error"]

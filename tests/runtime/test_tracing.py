@@ -1,4 +1,4 @@
-"""Traces: what a request leaves behind, what it must not tell, and that nothing of it is there when it is off."""
+"""Tracing: the spans of requests, their contents, and disabled tracing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from support.live import live_service
 from support.processes import PATIENCE_SECONDS
 from support.serving import add, assert_problem, classify, colour_video, serving, wait_until
 from vidlex.model.dummy import DummyClassifier
-from vidlex.service.tracing import Traces, TracesUnavailable, past_stage, stage
+from vidlex.service.tracing import RequestTracer, TracingUnavailable, record_stage, stage
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
@@ -42,7 +42,7 @@ SECRET = "unicorn parade"
 
 
 class Fails(DummyClassifier):
-    """On every black video."""
+    """Fails on black videos."""
 
     def encode_video(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         if any(video.mean() < 20 for video in frames):
@@ -57,13 +57,13 @@ def exporter() -> InMemorySpanExporter:
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory, exporter: InMemorySpanExporter) -> Iterator[Any]:
-    traces = Traces(SimpleSpanProcessor(exporter), version="7")
-    with serving(tmp_path_factory.mktemp("traced"), classifier=Fails(), traces=traces) as client:
+    tracer = RequestTracer(SimpleSpanProcessor(exporter), version="7")
+    with serving(tmp_path_factory.mktemp("traced"), classifier=Fails(), tracer=tracer) as client:
         yield client
 
 
 def spans_of(exporter: InMemorySpanExporter, request: Any) -> tuple[ReadableSpan, list[ReadableSpan]]:
-    """What the one request left: its own span, and the others in order of their start."""
+    """The request's span, and its stages in order of their start."""
     exporter.clear()
     request()
     spans = exporter.get_finished_spans()
@@ -71,9 +71,7 @@ def spans_of(exporter: InMemorySpanExporter, request: Any) -> tuple[ReadableSpan
     return root, sorted((span for span in spans if span is not root), key=lambda span: span.start_time or 0)
 
 
-def test_a_classification_is_a_span_with_its_stages(
-    client: Any, exporter: InMemorySpanExporter, tmp_path: Path
-) -> None:
+def test_classification_has_a_span_with_its_stages(client: Any, exporter: InMemorySpanExporter, tmp_path: Path) -> None:
     add(client, "red")
     video = colour_video(tmp_path / "v.mp4", "red")
     params = {"candidate_labels": [SECRET], "top_k": 1}
@@ -100,7 +98,7 @@ def test_a_classification_is_a_span_with_its_stages(
     names = [span.name for span in stages]
     assert sorted(names) == sorted(["upload", "decode", "queue", "encode", "match", "encode_labels"])
     assert [n for n in names if n in ("upload", "decode", "queue", "encode")] == ["upload", "decode", "queue", "encode"]
-    slack_ns = 5_000_000  # past stages are dated by two clocks
+    slack_ns = 5_000_000  # recorded stages are dated by two clocks
     for span in stages:
         assert span.parent is not None and span.parent.span_id == root.context.span_id
         assert f"{span.context.trace_id:032x}" == TRACE_ID
@@ -113,7 +111,7 @@ def test_a_classification_is_a_span_with_its_stages(
         assert SECRET not in span.to_json() and str(tmp_path) not in span.to_json()
 
 
-def test_registering_labels_shows_their_encoding(client: Any, exporter: InMemorySpanExporter) -> None:
+def test_registration_has_a_span_for_encoding(client: Any, exporter: InMemorySpanExporter) -> None:
     names = [SECRET, f"{SECRET} two"]
     root, stages = spans_of(
         exporter, lambda: client.post("/labels", json={"labels": [{"name": name} for name in names]}).raise_for_status()
@@ -128,13 +126,11 @@ def test_registering_labels_shows_their_encoding(client: Any, exporter: InMemory
     assert root.name == "GET unmatched" and SECRET not in root.to_json()
 
 
-def test_failures_carry_their_stable_code_and_no_message(
-    client: Any, exporter: InMemorySpanExporter, tmp_path: Path
-) -> None:
+def test_failed_spans_have_the_code_and_no_message(client: Any, exporter: InMemorySpanExporter, tmp_path: Path) -> None:
     junk = b"RIFF" + bytes(4) + b"AVI LIST" + bytes(2000)
     root, stages = spans_of(exporter, lambda: assert_problem(classify(client, junk), 422, "undecodable_video"))
     assert root.attributes is not None and root.attributes["error.type"] == "undecodable_video"
-    assert root.status.status_code == StatusCode.UNSET, "the caller's mistake is no failure of the service"
+    assert root.status.status_code == StatusCode.UNSET, "client errors are not failures of the service"
     (decode,) = [span for span in stages if span.name == "decode"]
     assert decode.attributes == {"error.type": "undecodable_video"}
     assert decode.status.status_code == StatusCode.ERROR
@@ -148,30 +144,26 @@ def test_failures_carry_their_stable_code_and_no_message(
     for span in (root, *stages):
         assert not span.events and not span.status.description
         assert "kernel.py" not in span.to_json()
-    wait_until(lambda: client.get("/readyz").status_code == 200, "the encoder is well again")
+    wait_until(lambda: client.get("/readyz").status_code == 200, "the encoder has not recovered")
 
 
 @pytest.mark.parametrize(
     "given", ["", "rubbish", f"00-{'0' * 32}-{PARENT}-01", f"ff-{TRACE_ID}-{PARENT}-01", "0" * 9999]
 )
-def test_a_traceparent_that_means_nothing_begins_a_trace(
-    client: Any, exporter: InMemorySpanExporter, given: str
-) -> None:
+def test_invalid_traceparent_starts_a_new_trace(client: Any, exporter: InMemorySpanExporter, given: str) -> None:
     root, _ = spans_of(exporter, lambda: client.get("/labels", headers={"traceparent": given}).raise_for_status())
     assert root.parent is None and root.context.trace_id not in (0, int(TRACE_ID, 16))
 
 
-def test_a_caller_that_does_not_sample_is_obeyed(client: Any, exporter: InMemorySpanExporter) -> None:
+def test_unsampled_requests_and_health_checks_are_not_traced(client: Any, exporter: InMemorySpanExporter) -> None:
     exporter.clear()
     client.get("/labels", headers={"traceparent": f"{TRACEPARENT[:-2]}00"}).raise_for_status()
     for path in ("/livez", "/readyz", "/metrics"):
-        client.get(path).raise_for_status()  # and these are asked for all day long
+        client.get(path).raise_for_status()
     assert exporter.get_finished_spans() == ()
 
 
-def test_requests_at_the_same_time_keep_their_stages_apart(
-    client: Any, exporter: InMemorySpanExporter, tmp_path: Path
-) -> None:
+def test_concurrent_requests_have_separate_stages(client: Any, exporter: InMemorySpanExporter, tmp_path: Path) -> None:
     video = colour_video(tmp_path / "v.mp4", "blue").read_bytes()
     exporter.clear()
     threads = [threading.Thread(target=classify, args=(client, video)) for _ in range(4)]
@@ -188,12 +180,12 @@ def test_requests_at_the_same_time_keep_their_stages_apart(
         assert {s.context.trace_id for s in stages} == {context.trace_id}
 
 
-# --- a real process and a real receiver
+# With a real process and a real collector
 
 
 @contextmanager
 def receiver() -> Iterator[tuple[str, list[ExportTraceServiceRequest]]]:
-    """The address of an OTLP/HTTP collector on loopback, and what it was sent."""
+    """The address of an OTLP/HTTP collector on loopback, and its received requests."""
     received: list[ExportTraceServiceRequest] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -222,14 +214,14 @@ def receiver() -> Iterator[tuple[str, list[ExportTraceServiceRequest]]]:
         server.server_close()
 
 
-def test_spans_reach_a_collector_and_the_log_names_the_trace(tmp_path: Path) -> None:
+def test_spans_reach_a_collector_and_the_log_has_the_trace_id(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     with receiver() as (endpoint, received):
         variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_SERVICE_NAME": "tagger", "NO_PROXY": "*"}
         with live_service(data_dir, VIDLEX_TRACES="otlp", **variables) as url:
             answer = httpx.get(f"{url}/labels", headers={"traceparent": TRACEPARENT}, timeout=60, trust_env=False)
             answer.raise_for_status()
-        # it has stopped, so what it held back until then is sent
+        # the service has stopped, so all spans have been exported
         resources = [spans for request in received for spans in request.resource_spans]
     names = {
         attribute.value.string_value
@@ -245,7 +237,7 @@ def test_spans_reach_a_collector_and_the_log_names_the_trace(tmp_path: Path) -> 
     assert line["trace_id"] == TRACE_ID and line["request_id"] == answer.headers["x-request-id"]
 
 
-def test_a_collector_that_is_away_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_is_bounded_if_the_exporter_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
 
     class Hangs(SimpleSpanProcessor):
@@ -253,36 +245,36 @@ def test_a_collector_that_is_away_does_not_hold_up_the_end(monkeypatch: pytest.M
             release.wait(2 * PATIENCE_SECONDS)
 
     monkeypatch.setattr("vidlex.service.tracing.CLOSE_SECONDS", 0.1)
-    traces = Traces(Hangs(InMemorySpanExporter()))
-    with traces.request({}, "GET", "r"), stage("decode"):
+    tracer = RequestTracer(Hangs(InMemorySpanExporter()))
+    with tracer.start_request({}, "GET", "r"), stage("decode"):
         pass
     with ThreadPoolExecutor(1) as pool:
         try:
-            pool.submit(traces.close).result(PATIENCE_SECONDS)
+            pool.submit(tracer.close).result(PATIENCE_SECONDS)
         finally:
             release.set()
 
 
-# --- off, or impossible
+# Disabled or unavailable
 
 
-def test_off_it_is_not_even_imported() -> None:
+def test_disabled_tracing_does_not_import_opentelemetry() -> None:
     code = (
         "import sys\nfrom vidlex.service.app import create_app\nfrom vidlex.service.settings import load_settings\n"
         "create_app(load_settings(model='dummy'))\n"
-        "ours = ('opentelemetry.sdk.trace', 'opentelemetry.exporter')  # redis imports the SDK's metrics by itself\n"
-        "print([name for name in sys.modules if name.startswith(ours)])"
+        "names = ('opentelemetry.sdk.trace', 'opentelemetry.exporter')  # redis imports the SDK's metrics by itself\n"
+        "print([name for name in sys.modules if name.startswith(names)])"
     )
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("VIDLEX_")}
     environment = inherited | {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == "[]"
     with stage("decode"):
-        past_stage("queue", time.monotonic(), 0.1)
+        record_stage("queue", time.monotonic(), 0.1)
 
 
 @pytest.mark.parametrize("absent", ["opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"])
-def test_without_the_sdk_the_service_refuses_to_start_and_says_what_to_install(absent: str, tmp_path: Path) -> None:
+def test_missing_sdk_is_reported_with_the_package_to_install(absent: str, tmp_path: Path) -> None:
     code = (
         f"import sys\nsys.modules['{absent}'] = None\n"
         f"sys.argv = ['vidlex', 'serve', '--port', '0', '--model', 'dummy', '--data-dir', {str(tmp_path)!r}]\n"
@@ -296,16 +288,16 @@ def test_without_the_sdk_the_service_refuses_to_start_and_says_what_to_install(a
     assert re.search(rf"VIDLEX_TRACES=otlp needs .*{re.escape(absent)}.*pip install 'vidlex\[otel\]'", done.stderr)
 
 
-def test_another_protocol_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_protocol_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
-    with pytest.raises(TracesUnavailable, match=r"OTEL_EXPORTER_OTLP_PROTOCOL: only http/protobuf"):
-        Traces.over_http()
+    with pytest.raises(TracingUnavailable, match=r"OTEL_EXPORTER_OTLP_PROTOCOL: only http/protobuf"):
+        RequestTracer.over_http()
 
 
-def test_the_sdk_can_be_switched_off_by_its_own_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_otel_sdk_disabled_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     exporter = InMemorySpanExporter()
-    traces = Traces(SimpleSpanProcessor(exporter))
-    with traces.request({}, "GET", "r"), stage("decode"):
-        past_stage("queue", time.monotonic(), 0.1)
+    tracer = RequestTracer(SimpleSpanProcessor(exporter))
+    with tracer.start_request({}, "GET", "r"), stage("decode"):
+        record_stage("queue", time.monotonic(), 0.1)
     assert exporter.get_finished_spans() == ()

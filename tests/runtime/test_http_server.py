@@ -1,4 +1,4 @@
-"""The service as its users meet it: a real process, a real HTTP client, real and hostile files, kill -9."""
+"""A real service process: HTTP clients, bad files, crashes and signals."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from typing import IO, Any
 import httpx
 import pytest
 
+from fuzz.forged_headers import claim_duration, playlist, write_claimed_size
 from support import videos
 from support.paths import ROOT
 from support.processes import PATIENCE_SECONDS
 from support.serving import add, assert_problem, classify, colour_video, wait_until
-from vidlex.service.bench.header_lies import claim_duration, playlist, write_claimed_size
 
 
 class Server:
-    """``python -m service`` on a free port, with its log kept."""
+    """``python -m vidlex.service`` on a free port; records its log."""
 
     def __init__(self, folder: Path, **variables: Any) -> None:
         self.folder = folder
@@ -35,7 +35,9 @@ class Server:
         defaults = {"data_dir": folder, "model": "dummy", "port": 0, "decode_workers": 1}
         defaults |= {"feature_cache_bytes": 0, "label_cache_bytes": 0}  # every request decodes and encodes
         env |= {f"VIDLEX_{name.upper()}": str(value) for name, value in (defaults | variables).items()}
-        self.process = subprocess.Popen([sys.executable, "-m", "service"], cwd=ROOT, env=env, stderr=subprocess.PIPE)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "vidlex.service"], cwd=ROOT, env=env, stderr=subprocess.PIPE
+        )
         assert self.process.stderr is not None
         self._reader = threading.Thread(target=self._read, args=(self.process.stderr,), daemon=True)
         self._reader.start()
@@ -52,14 +54,14 @@ class Server:
             assert self.process.poll() is None, self.log
             return self.line("listening") is not None
 
-        wait_until(listens, "it does not listen")
+        wait_until(listens, "it is not listening")
         url = str((self.line("listening") or {})["url"])
         client = httpx.Client(base_url=url, timeout=PATIENCE_SECONDS, trust_env=False)
         wait_until(lambda: client.get("/readyz").status_code == 200, "it is not ready")
         return client
 
     def decoders(self) -> list[int]:
-        return [pid for pid in self.children() if b"decode" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return [pid for pid in self.children() if b"decode.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
     def children(self) -> list[int]:
         pids = []
@@ -95,16 +97,16 @@ def red(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def goes_on(server: Server, client: httpx.Client, red: Path) -> Iterator[None]:
-    """After the test the service is as before: it answers, and no upload is left."""
+def stays_healthy(server: Server, client: httpx.Client, red: Path) -> Iterator[None]:
+    """After the test, the service works and no upload remains."""
     yield
-    wait_until(lambda: client.get("/readyz").status_code == 200, "not ready any more")
+    wait_until(lambda: client.get("/readyz").status_code == 200, "not ready")
     answer = classify(client, red).json()
     assert answer["labels"][0]["name"] == "red"
-    wait_until(lambda: not list((server.folder / "uploads").glob("*/*")), "an upload was left behind")
+    wait_until(lambda: not list((server.folder / "uploads").glob("*/*")), "an upload remains")
 
 
-def test_a_red_video_is_red(client: httpx.Client, red: Path) -> None:
+def test_red_video_is_classified_as_red(client: httpx.Client, red: Path) -> None:
     body = classify(client, red).json()
     assert [(x["name"], round(x["score"], 3), x["matched"]) for x in body["labels"]] == [
         ("red", 0.993, True),
@@ -114,18 +116,18 @@ def test_a_red_video_is_red(client: httpx.Client, red: Path) -> None:
 
 
 BAD_FILES: dict[str, tuple[Callable[[Path, Path], Path], int, str]] = {
-    "text": (lambda folder, red: _write(folder, b"Dear service, this is no video.\n" * 50), 415, "unsupported_media"),
+    "text": (lambda folder, red: _write(folder, b"This is not a video.\n" * 50), 415, "unsupported_media"),
     "empty": (lambda folder, red: _write(folder, b""), 422, "undecodable_video"),
     "zeros": (lambda folder, red: _write(folder, bytes(10_000)), 415, "unsupported_media"),
-    "truncated": (lambda folder, red: videos.cut(red, folder / "bad", 0.5), 422, "undecodable_video"),
+    "truncated": (lambda folder, red: videos.truncate(red, folder / "bad", 0.5), 422, "undecodable_video"),
     "audio only": (lambda folder, red: videos.write_audio_only(folder / "bad.mp4"), 422, "undecodable_video"),
-    "too large a picture": (
+    "large picture": (
         lambda folder, red: write_claimed_size(red, folder / "bad", width=20_000, height=20_000),
         422,
         "resolution_too_large",
     ),
-    "too large a picture in secret": (
-        lambda folder, red: write_claimed_size(red, folder / "bad", width=16_000, height=16_000, box_too=False),
+    "large picture hidden from the container": (
+        lambda folder, red: write_claimed_size(red, folder / "bad", width=16_000, height=16_000, in_container=False),
         422,
         "resolution_too_large",
     ),
@@ -134,7 +136,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path, Path], Path], int, str]] = {
         422,
         "video_too_long",
     ),
-    "a playlist": (
+    "playlist": (
         lambda folder, red: _write(folder, playlist("file:///etc/passwd")),
         415,
         "unsupported_media",
@@ -148,15 +150,15 @@ def _write(folder: Path, data: bytes) -> Path:
     return path
 
 
-@pytest.mark.usefixtures("goes_on")
+@pytest.mark.usefixtures("stays_healthy")
 @pytest.mark.parametrize("kind", BAD_FILES)
-def test_a_bad_file_is_told_what_is_wrong(client: httpx.Client, red: Path, tmp_path: Path, kind: str) -> None:
+def test_bad_files_are_refused_with_their_code(client: httpx.Client, red: Path, tmp_path: Path, kind: str) -> None:
     make, status, code = BAD_FILES[kind]
     assert_problem(classify(client, make(tmp_path, red)), status, code)
 
 
-def test_what_hangs_is_ended_and_an_upload_that_stops_is_not_waited_for(tmp_path: Path, red: Path) -> None:
-    """Apart from the rest, which a busy machine may not fail by such short limits."""
+def test_hanging_decoder_and_stalled_upload_time_out(tmp_path: Path, red: Path) -> None:
+    """A separate service, because of its short timeouts."""
     server = Server(tmp_path, decode_timeout_seconds=1, upload_idle_seconds=1)
     try:
         with closing(server.client()) as client, ThreadPoolExecutor(1) as pool:
@@ -164,26 +166,26 @@ def test_what_hangs_is_ended_and_an_upload_that_stops_is_not_waited_for(tmp_path
             (pid,) = server.decoders()
             os.kill(pid, signal.SIGSTOP)
             answer = pool.submit(classify, client, red)
-            assert client.get("/livez").status_code == 200  # others do not hang with it
+            assert client.get("/livez").status_code == 200  # other requests are not blocked
             assert_problem(answer.result(PATIENCE_SECONDS), 422, "undecodable_video")
             assert pid not in server.decoders()
-            wait_until(lambda: client.get("/readyz").status_code == 200, "it was not replaced")
+            wait_until(lambda: client.get("/readyz").status_code == 200, "the decoder was not replaced")
             with connect(client) as connection:
                 connection.sendall(HEAD + b"Content-Length: 100000\r\n\r\n" + PART + b"some bytes, and then nothing")
                 assert b" 408 " in first_line(connection)
-            wait_until(lambda: not list((server.folder / "uploads").glob("*/*")), "an upload was left behind")
+            wait_until(lambda: not list((server.folder / "uploads").glob("*/*")), "an upload remains")
     finally:
         server.end()
 
 
-@pytest.mark.usefixtures("goes_on")
-def test_a_decoder_that_crashes_is_replaced(server: Server, client: httpx.Client, red: Path) -> None:
+@pytest.mark.usefixtures("stays_healthy")
+def test_crashed_decoder_is_replaced(server: Server, client: httpx.Client, red: Path) -> None:
     wait_until(server.decoders, "no decoder")
     (pid,) = server.decoders()
     os.kill(pid, signal.SIGSTOP)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(classify, client, red)
-        wait_until(lambda: "vidlex_videos_at_work 1.0" in client.get("/metrics").text, "not at work")
+        wait_until(lambda: "vidlex_videos_at_work 1.0" in client.get("/metrics").text, "the request is not running")
         os.kill(pid, signal.SIGKILL)
         assert_problem(answer.result(PATIENCE_SECONDS), 422, "undecodable_video")
 
@@ -201,53 +203,53 @@ def first_line(connection: socket.socket) -> bytes:
         return stream.readline()
 
 
-@pytest.mark.usefixtures("goes_on")
-def test_a_declared_length_that_is_too_large_is_refused_before_the_bytes(client: httpx.Client) -> None:
+@pytest.mark.usefixtures("stays_healthy")
+def test_excessive_content_length_is_refused_before_the_body(client: httpx.Client) -> None:
     with connect(client) as connection:
         connection.sendall(HEAD + b"Content-Length: 1000000000000\r\nExpect: 100-continue\r\n\r\n")
         assert b" 413 " in first_line(connection)
 
 
-@pytest.mark.usefixtures("goes_on")
-def test_a_long_upload_without_a_length_is_refused(client: httpx.Client) -> None:
+@pytest.mark.usefixtures("stays_healthy")
+def test_large_upload_without_content_length_is_refused(client: httpx.Client) -> None:
     chunk = b"x" * 100_000
     body = (PART if i == 0 else chunk for i in range(60))
     answer = client.post("/classify", content=body, headers={"Content-Type": "multipart/form-data; boundary=bb"})
     assert_problem(answer, 413, "upload_too_large")
 
 
-@pytest.mark.usefixtures("goes_on")
-def test_a_client_that_leaves_costs_nothing(server: Server, client: httpx.Client, red: Path) -> None:
+@pytest.mark.usefixtures("stays_healthy")
+def test_disconnect_during_upload_releases_resources(server: Server, client: httpx.Client, red: Path) -> None:
     with connect(client) as connection:
         connection.sendall(HEAD + b"Content-Length: 2000000\r\n\r\n" + PART + b"x" * 1_500_000)
         wait_until(lambda: list((server.folder / "uploads").glob("*/*")), "no upload")
-    wait_until(lambda: "vidlex_uploads_in_progress 0.0" in client.get("/metrics").text, "still waiting")
+    wait_until(lambda: "vidlex_uploads_in_progress 0.0" in client.get("/metrics").text, "the upload is still counted")
 
 
-@pytest.mark.usefixtures("goes_on")
-def test_work_for_a_client_that_left_is_dropped(server: Server, client: httpx.Client, red: Path) -> None:
+@pytest.mark.usefixtures("stays_healthy")
+def test_work_is_cancelled_when_the_client_disconnects(server: Server, client: httpx.Client, red: Path) -> None:
     wait_until(server.decoders, "no decoder")
     (pid,) = server.decoders()
     os.kill(pid, signal.SIGSTOP)
     body = PART + red.read_bytes() + b"\r\n--bb--\r\n"
     with connect(client) as connection:
-        connection.sendall(HEAD + f"X-Request-Id: left\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
-        wait_until(lambda: "vidlex_videos_at_work 1.0" in client.get("/metrics").text, "not at work")
-    wait_until(lambda: not _closed_by_the_other_side(client.base_url.port or 0), "it does not see that the client left")
-    assert client.get("/livez").status_code == 200  # by the same event loop: whatever waited for the news has it now
+        connection.sendall(HEAD + f"X-Request-Id: disconnected\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        wait_until(lambda: "vidlex_videos_at_work 1.0" in client.get("/metrics").text, "the request is not running")
+    wait_until(lambda: not _close_wait_connections(client.base_url.port or 0), "the disconnect is not detected")
+    assert client.get("/livez").status_code == 200  # the event loop has processed the disconnect
     os.kill(pid, signal.SIGCONT)
-    wait_until(lambda: [e for e in server.log if e.get("request_id") == "left"], "no log line")
-    assert [e["status"] for e in server.log if e.get("request_id") == "left"] == [499]
+    wait_until(lambda: [e for e in server.log if e.get("request_id") == "disconnected"], "no log line")
+    assert [e["status"] for e in server.log if e.get("request_id") == "disconnected"] == [499]
 
 
-def _closed_by_the_other_side(port: int) -> list[str]:
-    """Connections of a port that the client has closed, and the service has not (CLOSE_WAIT)."""
+def _close_wait_connections(port: int) -> list[str]:
+    """Connections that only the client has closed (CLOSE_WAIT)."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return [row[2] for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "08"]
 
 
-@pytest.mark.usefixtures("goes_on")
-def test_many_clients_at_once_get_the_same_numbers(client: httpx.Client, red: Path) -> None:
+@pytest.mark.usefixtures("stays_healthy")
+def test_concurrent_clients_get_the_same_scores(client: httpx.Client, red: Path) -> None:
     alone = classify(client, red).json()["labels"]
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: classify(client, red), range(16)))
@@ -257,14 +259,14 @@ def test_many_clients_at_once_get_the_same_numbers(client: httpx.Client, red: Pa
             assert label["name"] == wanted["name"] and abs(label["score"] - wanted["score"]) < 1e-5
 
 
-def test_labels_survive_kill_9(tmp_path: Path, red: Path) -> None:
+def test_labels_survive_sigkill(tmp_path: Path, red: Path) -> None:
     server = Server(tmp_path)
     try:
         with closing(server.client()) as client:
             labels = add(client, "red", "blue", categories=["colour"])
             children = server.children()
         assert server.end(signal.SIGKILL) == -signal.SIGKILL
-        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), "processes were left")
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), "processes remain")
         server = Server(tmp_path)
         with closing(server.client()) as client:
             assert client.get("/labels").json()["data"] == labels
@@ -274,7 +276,7 @@ def test_labels_survive_kill_9(tmp_path: Path, red: Path) -> None:
         server.end()
 
 
-def test_a_polite_end_finishes_what_is_in_flight(tmp_path: Path, red: Path) -> None:
+def test_graceful_shutdown_finishes_accepted_requests(tmp_path: Path, red: Path) -> None:
     server = Server(tmp_path)
     try:
         with closing(server.client()) as client, ThreadPoolExecutor(1) as pool:
@@ -283,16 +285,16 @@ def test_a_polite_end_finishes_what_is_in_flight(tmp_path: Path, red: Path) -> N
             (pid,) = server.decoders()
             os.kill(pid, signal.SIGSTOP)
             answer = pool.submit(classify, client, red)
-            wait_until(lambda: "vidlex_videos_at_work 1.0" in client.get("/metrics").text, "not at work")
+            wait_until(lambda: "vidlex_videos_at_work 1.0" in client.get("/metrics").text, "the request is not running")
             server.process.send_signal(signal.SIGTERM)
-            wait_until(lambda: client.get("/readyz").json()["status"] == "stopping", "readiness stays")
+            wait_until(lambda: client.get("/readyz").json()["status"] == "stopping", "readiness does not change")
             refused = client.get("/labels")
             assert_problem(refused, 503, "stopping")
             assert refused.headers["connection"] == "close"
             assert client.get("/livez").status_code == 200
             os.kill(pid, signal.SIGCONT)
             assert answer.result(PATIENCE_SECONDS).json()["labels"][0]["name"] == "red"
-            wait_until(lambda: _refuses(client), "still accepting")
+            wait_until(lambda: _refuses_connections(client), "still accepting connections")
         assert server.end() == -signal.SIGTERM
         assert not any(Path(f"/proc/{pid}").exists() for pid in children)
         assert server.line("stopped")
@@ -300,7 +302,7 @@ def test_a_polite_end_finishes_what_is_in_flight(tmp_path: Path, red: Path) -> N
         server.end(signal.SIGKILL)
 
 
-def _refuses(client: httpx.Client) -> bool:
+def _refuses_connections(client: httpx.Client) -> bool:
     try:
         connect(client).close()
     except OSError:
@@ -308,15 +310,15 @@ def _refuses(client: httpx.Client) -> bool:
     return False
 
 
-def test_every_line_of_the_log_is_json_with_the_request_id(server: Server, client: httpx.Client) -> None:
-    client.get("/labels", headers={"X-Request-Id": "look-for-me"})
-    wait_until(lambda: [e for e in server.log if e.get("request_id") == "look-for-me"], "no log line")
-    (entry,) = [e for e in server.log if e.get("request_id") == "look-for-me"]
+def test_log_lines_are_json_with_request_id(server: Server, client: httpx.Client) -> None:
+    client.get("/labels", headers={"X-Request-Id": "my-request"})
+    wait_until(lambda: [e for e in server.log if e.get("request_id") == "my-request"], "no log line")
+    (entry,) = [e for e in server.log if e.get("request_id") == "my-request"]
     assert (entry["event"], entry["method"], entry["path"], entry["status"]) == ("request", "GET", "/labels", 200)
     assert [e for e in server.log if "level" not in e] == []
 
 
-def test_what_other_threads_log_of_a_request_carries_its_id(server: Server, client: httpx.Client, red: Path) -> None:
+def test_log_lines_of_other_threads_have_the_request_id(server: Server, client: httpx.Client, red: Path) -> None:
     wait_until(server.decoders, "no decoder")
     (pid,) = server.decoders()
     os.kill(pid, signal.SIGSTOP)
@@ -324,16 +326,16 @@ def test_what_other_threads_log_of_a_request_carries_its_id(server: Server, clie
         headers = {"X-Request-Id": "killed-decoder"}
         files = {"file": ("video.mp4", red.read_bytes(), "video/mp4")}
         answer = pool.submit(lambda: client.post("/classify", files=files, headers=headers))
-        wait_until(lambda: "vidlex_queued_videos 1.0" in client.get("/metrics").text, "not at the decoder")
+        wait_until(lambda: "vidlex_queued_videos 1.0" in client.get("/metrics").text, "the video is not at the decoder")
         os.kill(pid, signal.SIGKILL)
         assert_problem(answer.result(PATIENCE_SECONDS), 422, "undecodable_video")
-    died = [e for e in server.log if e["event"].startswith("a decode process died")]
-    assert died[-1]["request_id"] == "killed-decoder"
+    crashes = [e for e in server.log if e["event"] == "decode_process_crashed"]
+    assert crashes[-1]["request_id"] == "killed-decoder"
     wait_until(lambda: client.get("/readyz").status_code == 200, "not ready again")
 
 
-def test_a_start_that_cannot_succeed_ends_with_a_status(tmp_path: Path, server: Server, client: httpx.Client) -> None:
-    second = Server(server.folder)  # the folder is in use
+def test_failed_start_exits_with_a_status(tmp_path: Path, server: Server, client: httpx.Client) -> None:
+    second = Server(server.folder)  # same folder
     assert second.process.wait(PATIENCE_SECONDS) == 1
     assert second.line("start_failed")
     third = Server(tmp_path, port=70_000)

@@ -1,4 +1,4 @@
-"""Starting, being ready, losing the store, changing the model, stopping: what /readyz and the others say."""
+"""Start, readiness, store outages, model changes and shutdown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 from structlog.testing import capture_logs
 
-from support.processes import PATIENCE_SECONDS
+from support.processes import PATIENCE_SECONDS, worker_pids
 from support.serving import add, assert_problem, classify, colour_video, serving, settings_for, wait_until
 from vidlex.model.classifier import LabelTextError
 from vidlex.model.dummy import DummyClassifier
@@ -27,7 +27,7 @@ from vidlex.service.runtime.runtime import Runtime
 
 
 class Gated(DummyClassifier):
-    """Encodes videos only while the gate is open; the warm-up too."""
+    """Encodes videos, including the warm-up, only while ``gate`` is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def checks(client: TestClient) -> dict[str, bool]:
     return {name: check["ok"] for name, check in client.get("/readyz").json()["checks"].items()}
 
 
-def test_until_it_is_ready_it_says_so(tmp_path: Path, red: Path) -> None:
+def test_readyz_reports_starting_until_ready(tmp_path: Path, red: Path) -> None:
     classifier = Gated()
     with serving(tmp_path, classifier=classifier, wait=False) as client:
         assert client.get("/livez").json() == {"status": "alive"}
@@ -68,7 +68,7 @@ def test_until_it_is_ready_it_says_so(tmp_path: Path, red: Path) -> None:
         assert set(body["checks"]) == {"store", "schema", "model", "encoder", "index", "decoders"}
 
 
-def test_a_model_that_cannot_be_loaded_is_fatal_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_that_fails_to_load_is_fatal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("no such weights at /home/x")
 
@@ -76,11 +76,11 @@ def test_a_model_that_cannot_be_loaded_is_fatal_and_told(tmp_path: Path, monkeyp
     reasons: list[str] = []
     app = create_app(settings_for(tmp_path), on_fatal=reasons.append)
     with TestClient(app, base_url="http://localhost") as client:
-        wait_until(lambda: bool(reasons), "it started")
+        wait_until(lambda: bool(reasons), "on_fatal was not called")
         assert reasons == ["it failed while loading the model: no such weights at /home/x"]
         body = client.get("/readyz").json()
         assert body["status"] == "not_ready"
-        assert body["checks"]["start"]["detail"] == "failed while loading the model; the log says why"
+        assert body["checks"]["start"]["detail"] == "failed while loading the model; see the log"
         assert client.get("/livez").status_code == 200
         assert_problem(client.get("/labels"), 503, "model_loading")
 
@@ -96,9 +96,9 @@ def test_labels_survive_a_restart(tmp_path: Path, red: Path) -> None:
     assert second["labels"] == first["labels"] and second["vocabulary_revision"] == first["vocabulary_revision"]
 
 
-def test_another_model_encodes_all_labels_before_it_is_ready(tmp_path: Path, red: Path) -> None:
+def test_new_model_encodes_stored_labels_before_ready(tmp_path: Path, red: Path) -> None:
     class Other(DummyClassifier):
-        """Sees the colours the other way round, so a vector of the old model would give itself away."""
+        """Swaps the colours, so that vectors of the old model give wrong results."""
 
         def __init__(self) -> None:
             super().__init__(version=4)
@@ -111,7 +111,7 @@ def test_another_model_encodes_all_labels_before_it_is_ready(tmp_path: Path, red
 
         def check_label(self, name: str) -> None:
             if name == "blue":
-                raise LabelTextError("not this one")
+                raise LabelTextError("refused")
 
     with serving(tmp_path) as client:
         add(client, "red", "green", "blue")
@@ -124,19 +124,19 @@ def test_another_model_encodes_all_labels_before_it_is_ready(tmp_path: Path, red
     assert answer["model"]["fingerprint"] == "dummy-4"
     assert [w["code"] for w in answer["warnings"]] == ["labels_not_encoded"]
     assert [x["name"] for x in stored] == ["red", "green", "blue"]
-    with capture_logs() as logs, serving(tmp_path) as client:  # back again: nothing needs to be encoded
+    with capture_logs() as logs, serving(tmp_path) as client:  # the vectors of the first model still exist
         assert len(classify(client, red).json()["labels"]) == 3
     assert not [entry for entry in logs if entry["event"] == "encoding_stored_labels"]
 
 
-def test_without_the_store_classify_goes_on_and_writes_wait(tmp_path: Path, red: Path) -> None:
-    store = EmbeddedStore(tmp_path / "store")
+def test_store_outage_allows_classify_and_refuses_writes(tmp_path: Path, short_folder: Path, red: Path) -> None:
+    store = EmbeddedStore(short_folder)
     path = store.start()
     try:
         with serving(tmp_path, redis_url=f"unix://{path}") as client:
             add(client, "red")
             store.stop()
-            wait_until(lambda: not checks(client)["store"], "the loss is not seen")
+            wait_until(lambda: not checks(client)["store"], "the outage is not detected")
             answer = client.get("/readyz")
             assert (answer.status_code, answer.json()["status"]) == (503, "not_ready")
             answer = classify(client, red).json()
@@ -149,9 +149,9 @@ def test_without_the_store_classify_goes_on_and_writes_wait(tmp_path: Path, red:
                 client.patch(f"/labels/{answer['labels'][0]['id']}", json={"threshold": 0.5}),
             ):
                 assert_problem(refused, 503, "store_unavailable")
-            store = EmbeddedStore(tmp_path / "store")
+            store = EmbeddedStore(short_folder)
             assert store.start() == path
-            wait_until(lambda: client.get("/readyz").status_code == 200, "the return is not seen")
+            wait_until(lambda: client.get("/readyz").status_code == 200, "the recovery is not detected")
             add(client, "blue")
             answer = classify(client, red).json()
             assert [x["name"] for x in answer["labels"]] == ["red", "blue"] and answer["warnings"] == []
@@ -159,14 +159,14 @@ def test_without_the_store_classify_goes_on_and_writes_wait(tmp_path: Path, red:
         store.stop()
 
 
-def test_a_store_that_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
-    store = EmbeddedStore(tmp_path / "store")
+def test_start_waits_for_the_store(tmp_path: Path, short_folder: Path) -> None:
+    store = EmbeddedStore(short_folder)
     path = store.start()
     store.stop()
     with serving(tmp_path, redis_url=f"unix://{path}", wait=False) as client:
-        wait_until(lambda: checks(client).get("start") is False, "no start")
+        wait_until(lambda: checks(client).get("start") is False, "the start is not reported")
         assert client.get("/readyz").json()["status"] == "starting"
-        store = EmbeddedStore(tmp_path / "store")
+        store = EmbeddedStore(short_folder)
         assert store.start() == path
         try:
             wait_until(lambda: client.get("/readyz").status_code == 200, "not ready")
@@ -175,13 +175,13 @@ def test_a_store_that_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
             store.stop()
 
 
-def test_a_second_service_on_the_same_folder_is_refused(tmp_path: Path) -> None:
+def test_second_service_on_the_same_folder_fails(tmp_path: Path) -> None:
     with serving(tmp_path) as first:
         add(first, "red")
         reasons: list[str] = []
         second = create_app(settings_for(tmp_path), classifier=DummyClassifier(), on_fatal=reasons.append)
         with TestClient(second, base_url="http://localhost") as client:
-            wait_until(lambda: bool(reasons), "it started")
+            wait_until(lambda: bool(reasons), "on_fatal was not called")
             assert reasons[0].startswith("it failed while opening the label store: ")
             assert client.get("/readyz").json()["checks"]["start"]["detail"].startswith("failed while opening")
         assert first.get("/readyz").status_code == 200
@@ -189,7 +189,7 @@ def test_a_second_service_on_the_same_folder_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_dead_engine_is_not_ready(tmp_path: Path, red: Path) -> None:
+def test_dead_engine_is_not_ready(tmp_path: Path, red: Path) -> None:
     class Dies(DummyClassifier):
         def encode_video(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
             if int(frames[0][0, 0, 0, 0]) > 200:
@@ -203,23 +203,23 @@ def test_a_dead_engine_is_not_ready(tmp_path: Path, red: Path) -> None:
         assert client.get("/livez").status_code == 200
 
 
-def test_too_much_at_once_is_refused_with_a_time_to_come_back(tmp_path: Path, red: Path) -> None:
+def test_excess_requests_get_429_with_retry_after(tmp_path: Path, red: Path) -> None:
     classifier = Gated()
     classifier.gate.set()
     with serving(tmp_path, classifier=classifier, max_waiting_videos=2) as client, ThreadPoolExecutor(4) as pool:
         add(client, "red")
         classifier.gate.clear()
         busy = [pool.submit(classify, client, red) for _ in range(2)]
-        wait_until(lambda: "vidlex_videos_at_work 2.0" in client.get("/metrics").text, "not at work")
+        wait_until(lambda: "vidlex_videos_at_work 2.0" in client.get("/metrics").text, "the requests are not running")
         assert_problem(classify(client, red), 429, "overloaded")
         assert 'vidlex_refusals_total{code="overloaded"} 1.0' in client.get("/metrics").text
-        assert client.get("/labels").status_code == 200  # labels do not wait for videos
+        assert client.get("/labels").status_code == 200  # labels are not queued behind videos
         classifier.gate.set()
         assert [future.result(PATIENCE_SECONDS).status_code for future in busy] == [200, 200]
         assert classify(client, red).status_code == 200
 
 
-def test_metrics_count_what_was_done(tmp_path: Path, red: Path) -> None:
+def test_metrics_count_requests_and_work(tmp_path: Path, red: Path) -> None:
     with serving(tmp_path) as client:
         add(client, "red", "blue")
         classify(client, red)
@@ -253,7 +253,7 @@ def test_metrics_count_what_was_done(tmp_path: Path, red: Path) -> None:
         assert lines["vidlex_encoded_frames_total"] == 4
 
 
-def test_left_over_uploads_of_a_killed_process_are_removed_and_others_kept(tmp_path: Path) -> None:
+def test_uploads_of_killed_processes_are_removed_at_start(tmp_path: Path) -> None:
     import fcntl
 
     uploads = tmp_path / "uploads"
@@ -269,29 +269,29 @@ def test_left_over_uploads_of_a_killed_process_are_removed_and_others_kept(tmp_p
     assert sorted(path.name for path in uploads.iterdir()) == ["alive", "alive.lock"]
 
 
-def test_stopping_leaves_no_process_behind(tmp_path: Path) -> None:
+def test_stop_ends_all_decode_processes(tmp_path: Path) -> None:
     with serving(tmp_path) as client:
         runtime = client.app.state.context.readiness.__self__  # type: ignore[attr-defined]
-        pids = [*runtime.pool.worker_pids]
+        pids = [*worker_pids(runtime.pool)]
         assert pids
-        os.kill(pids[0], signal.SIGKILL)  # and a decoder that dies while idle is replaced
-        wait_until(lambda: (new := runtime.pool.worker_pids) and new != pids, "not replaced")
+        os.kill(pids[0], signal.SIGKILL)
+        wait_until(lambda: (new := worker_pids(runtime.pool)) and new != pids, "not replaced")
         assert "vidlex_decode_restarts_total 1.0" in client.get("/metrics").text
-        pids += runtime.pool.worker_pids
+        pids += worker_pids(runtime.pool)
     for pid in pids:
         assert not Path(f"/proc/{pid}").exists()
 
 
-def test_a_decoder_that_stays_away_is_not_ready(tmp_path: Path, red: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of two is killed and cannot be started again; the other goes on."""
-    monkeypatch.setattr("vidlex.service.runtime.runtime.DECODER_SECONDS", 1.5)
+def test_missing_decoder_is_not_ready(tmp_path: Path, red: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of two decoders is killed and cannot be restarted."""
+    monkeypatch.setattr("vidlex.service.runtime.runtime.MAX_DECODER_OUTAGE_SECONDS", 1.5)
     with serving(tmp_path, decode_workers=2) as client:
         add(client, "red")
         runtime = client.app.state.context.readiness.__self__  # type: ignore[attr-defined]
         with monkeypatch.context() as broken:
             broken.setattr("vidlex.service.decode.pool.DecodeProcess", _no_process)
-            os.kill(runtime.pool.worker_pids[0], signal.SIGKILL)
-            wait_until(lambda: not checks(client)["decoders"], "readiness does not tell")
+            os.kill(worker_pids(runtime.pool)[0], signal.SIGKILL)
+            wait_until(lambda: not checks(client)["decoders"], "readiness does not report it")
             assert client.get("/readyz").json()["checks"]["decoders"]["detail"].startswith("1 of 2 alive")
             assert [classify(client, red).status_code for _ in range(5)] == [200] * 5
         wait_until(lambda: client.get("/readyz").status_code == 200, "not ready again")
@@ -301,7 +301,7 @@ def _no_process(*_: object) -> None:
     raise StartFailed("no more processes")
 
 
-def test_an_idle_encoder_is_tried_when_somebody_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readyz_probes_an_idle_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Breaks(DummyClassifier):
         broken = False
         num_frames_seen: list[int] = []  # noqa: RUF012
@@ -309,29 +309,29 @@ def test_an_idle_encoder_is_tried_when_somebody_asks(tmp_path: Path, monkeypatch
         def encode_video(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
             self.num_frames_seen.append(len(frames[0]))
             if self.broken:
-                raise RuntimeError("the device is gone")
+                raise RuntimeError("device lost")
             return super().encode_video(frames)
 
-    monkeypatch.setattr("vidlex.service.engine.device_worker.CHECK_SECONDS", 0.2)
-    monkeypatch.setattr("vidlex.service.engine.device_worker.PROBE_SECONDS", 0.2)
+    monkeypatch.setattr("vidlex.service.engine.device_worker.STALE_SECONDS", 0.2)
+    monkeypatch.setattr("vidlex.service.engine.device_worker.PROBE_INTERVAL_SECONDS", 0.2)
     classifier = Breaks()
     with serving(tmp_path, classifier=classifier) as client:
         num_passes = -1
-        while num_passes != len(classifier.num_frames_seen):  # what was asked for at the start may still be made
+        while num_passes != len(classifier.num_frames_seen):  # wait for the warm-up passes
             num_passes = len(classifier.num_frames_seen)
-            threading.Event().wait(0.5)  # longer than a pass counts as new; and nobody asks
+            threading.Event().wait(0.5)  # longer than STALE_SECONDS, without probes
         client.get("/readyz")
-        wait_until(lambda: len(classifier.num_frames_seen) > num_passes, "not tried")
+        wait_until(lambda: len(classifier.num_frames_seen) > num_passes, "no probe")
         assert classifier.num_frames_seen[num_passes] == 1
         classifier.broken = True
-        wait_until(lambda: not checks(client)["encoder"], "the fault is not seen")
+        wait_until(lambda: not checks(client)["encoder"], "the fault is not detected")
         classifier.broken = False
         wait_until(lambda: client.get("/readyz").status_code == 200, "not ready again")
 
 
-def test_a_pass_that_does_not_come_back_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stuck_forward_pass_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vidlex.service.engine.device_worker.STUCK_SECONDS", 0.3)
-    monkeypatch.setattr("vidlex.service.engine.device_worker.CHECK_SECONDS", 0.1)
+    monkeypatch.setattr("vidlex.service.engine.device_worker.STALE_SECONDS", 0.1)
     classifier = Gated()
     classifier.gate.set()
     with serving(tmp_path, classifier=classifier) as client:
@@ -339,8 +339,8 @@ def test_a_pass_that_does_not_come_back_is_not_ready(tmp_path: Path, monkeypatch
 
         def hangs() -> bool:
             check = client.get("/readyz").json()["checks"]["encoder"]
-            return bool(check == {"ok": False, "detail": "a forward pass does not come back"})
+            return bool(check == {"ok": False, "detail": "a forward pass does not return"})
 
-        wait_until(hangs, "it looks healthy")
+        wait_until(hangs, "the stuck pass is not detected")
         classifier.gate.set()
         wait_until(lambda: client.get("/readyz").status_code == 200, "not ready again")

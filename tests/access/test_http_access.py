@@ -1,4 +1,4 @@
-"""Who may do what over HTTP: every route of the document, every trick with headers and paths, scopes and limits."""
+"""Authentication and authorization over HTTP: every documented route, malformed credentials, scopes and limits."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from support.serving import add, assert_problem, serving, wait_until
+from vidlex.service.access.access_control import POLL_SECONDS
 from vidlex.service.access.api_keys import new_key
-from vidlex.service.access.gate import POLL_SECONDS
-from vidlex.service.http.guard import PUBLIC, wanted_scope
+from vidlex.service.http.guard import PUBLIC_PATHS, required_scope
 
 ADMIN = new_key()[1]
 HEALTH = {"/livez", "/readyz"}
@@ -56,7 +56,7 @@ def assert_refused(answer: Any) -> None:
     assert answer.headers["www-authenticate"].startswith("Bearer")
 
 
-def test_every_route_but_health_answers_401_without_a_key(client: TestClient) -> None:
+def test_every_route_except_health_requires_a_key(client: TestClient) -> None:
     for method, path in operations(client):
         for prefix in ("", "/v1"):
             answer = client.request(method, prefix + path)
@@ -66,21 +66,22 @@ def test_every_route_but_health_answers_401_without_a_key(client: TestClient) ->
                 assert_refused(answer)
 
 
-def test_the_page_holds_nothing_and_needs_no_key(client: TestClient) -> None:
-    assert {"/", "/app.js", "/style.css", *HEALTH} == PUBLIC
-    for path in PUBLIC:
+def test_pages_require_no_key(client: TestClient) -> None:
+    docs = {"/docs", "/docs/init.js", "/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js"}
+    assert {"/", "/app.js", "/style.css", *docs, *HEALTH} == PUBLIC_PATHS
+    for path in PUBLIC_PATHS:
         assert client.get(path).status_code == 200
 
 
-def test_every_route_refuses_the_wrong_scope(client: TestClient, keys: dict[str, str]) -> None:
+def test_every_route_refuses_insufficient_scopes(client: TestClient, keys: dict[str, str]) -> None:
     order = ["read", "write", "admin"]
     for method, path in operations(client):
         if path in HEALTH:
             continue
-        wanted = wanted_scope(method, path)
+        required = required_scope(method, path)
         for scope in order:
             answer = client.request(method, path, headers=bearer(keys[scope]))
-            if order.index(scope) < order.index(wanted):
+            if order.index(scope) < order.index(required):
                 assert_problem(answer, 403, "forbidden")
             else:
                 assert answer.status_code not in (401, 403), (method, path, scope)
@@ -92,12 +93,12 @@ def test_every_route_refuses_the_wrong_scope(client: TestClient, keys: dict[str,
         "/labels/", "//labels", "/./labels", "/v1/v1/labels", "/v1//labels", "/v1", "/V1/labels", "/Labels", "/livez/",
         "//livez", "/livez/../labels", "/livez%2f..%2flabels", "/%6cabels", "/labels%00", "/labels;x",
         "/labels?x=/livez",
-        "/readyz#", "/nothing", "/docs", "/admin", "/%2e/labels", "/metrics", "/openapi.json",
+        "/readyz#", "/nothing", "/docs/", "/docs/x", "/admin", "/%2e/labels", "/metrics", "/openapi.json",
         "/v1/openapi.json",
         "/keys",
     ],
 )  # fmt: skip
-def test_no_spelling_of_a_path_gets_around_the_key(client: TestClient, path: str) -> None:
+def test_path_variants_do_not_bypass_authentication(client: TestClient, path: str) -> None:
     raw = path.replace("#", "%23")
     for method in ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE", "NONSENSE"):
         answer = client.request(method, f"http://localhost{raw}", follow_redirects=False)
@@ -128,32 +129,32 @@ def test_no_spelling_of_a_path_gets_around_the_key(client: TestClient, path: str
         [("Cookie", f"Authorization=Bearer {ADMIN}"), ("X-Forwarded-For", "127.0.0.1"), ("X-Original-URL", "/livez")],
     ],
 )
-def test_tricks_with_headers(client: TestClient, headers: list[tuple[str, Any]]) -> None:
+def test_malformed_credentials_are_refused(client: TestClient, headers: list[tuple[str, Any]]) -> None:
     answer = client.get("/labels", headers=headers)
     assert answer.status_code in (401, 429), answer.text
     assert ADMIN not in answer.text
 
 
-def test_both_headers_in_any_case(client: TestClient) -> None:
+def test_both_headers_are_case_insensitive(client: TestClient) -> None:
     for headers in ({"aUTHORIZATION": f"bEARER   {ADMIN}"}, {"x-api-KEY": ADMIN}):
         assert client.get("/labels", headers=headers).status_code == 200
     assert client.get("/v1/labels", headers=bearer(ADMIN)).status_code == 200
 
 
-def test_a_key_in_the_query_is_no_key(client: TestClient) -> None:
+def test_key_in_the_query_is_ignored(client: TestClient) -> None:
     assert_refused(client.get("/labels", params={"api_key": ADMIN, "access_token": ADMIN}))
 
 
-def test_the_secret_is_shown_once(client: TestClient) -> None:
+def test_secret_is_returned_only_on_creation(client: TestClient) -> None:
     made = make(client, scope="read", name="camera", namespace="zoo", requests_per_second=5, max_labels=7)
     listed = client.get("/keys", headers=bearer(ADMIN))
     assert made["key"] not in listed.text and made["key"].rpartition("_")[2] not in listed.text
-    (found,) = [key for key in listed.json()["data"] if key["id"] == made["id"]]
-    assert (found["name"], found["namespace"], found["max_labels"]) == ("camera", "zoo", 7)
-    assert "key" not in found and "digest" not in found
+    (listed_key,) = [key for key in listed.json()["data"] if key["id"] == made["id"]]
+    assert (listed_key["name"], listed_key["namespace"], listed_key["max_labels"]) == ("camera", "zoo", 7)
+    assert "key" not in listed_key and "digest" not in listed_key
 
 
-def test_a_revoked_key_and_an_expired_one(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_revoked_and_expired_keys_are_refused(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     made = make(client, scope="write")
     assert client.get("/labels", headers=bearer(made["key"])).status_code == 200
     assert client.delete(f"/keys/{made['id']}", headers=bearer(ADMIN)).status_code == 204
@@ -161,11 +162,11 @@ def test_a_revoked_key_and_an_expired_one(client: TestClient, monkeypatch: pytes
     assert_problem(client.delete(f"/keys/{made['id']}", headers=bearer(ADMIN)), 404, "not_found")
     short = make(client, scope="read", expires_in_seconds=3600)
     assert client.get("/labels", headers=bearer(short["key"])).status_code == 200
-    monkeypatch.setattr(client.app.state.gate, "_clock", lambda: time.time() + 3601)  # type: ignore[attr-defined]
+    monkeypatch.setattr(client.app.state.access, "_clock", lambda: time.time() + 3601)  # type: ignore[attr-defined]
     assert_refused(client.get("/labels", headers=bearer(short["key"])))
 
 
-def test_a_bound_key_stays_in_its_namespace(client: TestClient) -> None:
+def test_bound_key_cannot_leave_its_namespace(client: TestClient) -> None:
     zoo, farm = (make(client, scope="admin", namespace=name) for name in ("zoo", "farm"))
     client.headers.clear()
     add_as(client, zoo["key"], "lion")
@@ -177,10 +178,10 @@ def test_a_bound_key_stays_in_its_namespace(client: TestClient) -> None:
     answer = client.get("/labels", headers=bearer(farm["key"]) | {"X-Vidlex-Namespace": "zoo"})
     assert_problem(answer, 403, "forbidden")
     assert client.get(f"/labels/{seen[0]['id']}", headers=bearer(farm["key"])).status_code == 404
-    # What serves all namespaces is not for an administrator of one.
+    # Models serve all namespaces.
     for method, target in (("GET", "/models"), ("POST", "/models:activate"), ("POST", "/models:rollback")):
         assert_problem(client.request(method, target, headers=bearer(zoo["key"])), 403, "forbidden")
-    # An administrator of one namespace sees and makes no keys of another.
+    # A bound administrator cannot see or create keys of other namespaces.
     assert {k["namespace"] for k in client.get("/keys", headers=bearer(farm["key"])).json()["data"]} == {"farm"}
     assert client.delete(f"/keys/{zoo['id']}", headers=bearer(farm["key"])).status_code == 404
     for namespace in ("*", "zoo"):
@@ -198,7 +199,7 @@ def add_as(client: TestClient, key: str, *names: str) -> None:
         del client.headers["Authorization"]
 
 
-def test_a_fast_key_is_slowed_and_told(client: TestClient) -> None:
+def test_rate_limit_per_key_and_its_headers(client: TestClient) -> None:
     made = make(client, scope="read", requests_per_second=0.001, burst=3)
     other = make(client, scope="read")
     answers = [client.get("/labels", headers=bearer(made["key"])) for _ in range(4)]
@@ -211,7 +212,7 @@ def test_a_fast_key_is_slowed_and_told(client: TestClient) -> None:
     assert client.get("/livez", headers=bearer(made["key"])).status_code == 200
 
 
-def test_a_keys_own_quota_on_labels(client: TestClient) -> None:
+def test_label_quota_of_a_key(client: TestClient) -> None:
     made = make(client, scope="write", namespace="small", max_labels=2)
     add_as(client, made["key"], "one", "two")
     answer = client.post("/labels", json={"name": "three"}, headers=bearer(made["key"]))
@@ -222,14 +223,14 @@ def test_a_keys_own_quota_on_labels(client: TestClient) -> None:
     assert client.post("/labels", json={"name": "three"}, headers=larger).status_code == 201
 
 
-def test_a_key_makes_no_key_with_a_larger_quota_than_its_own(client: TestClient) -> None:
+def test_created_key_inherits_the_label_quota_as_maximum(client: TestClient) -> None:
     owner = bearer(make(client, scope="admin", namespace="small", max_labels=2)["key"])
-    for asked, given in (({}, 2), ({"max_labels": 100}, 2), ({"max_labels": 1}, 1)):
-        body = {"scope": "write", "namespace": "small", **asked}
-        assert client.post("/keys", json=body, headers=owner).json()["max_labels"] == given
+    for requested, expected in (({}, 2), ({"max_labels": 100}, 2), ({"max_labels": 1}, 1)):
+        body = {"scope": "write", "namespace": "small", **requested}
+        assert client.post("/keys", json=body, headers=owner).json()["max_labels"] == expected
 
 
-def test_bad_bodies_of_new_keys(client: TestClient) -> None:
+def test_create_key_refuses_invalid_bodies(client: TestClient) -> None:
     for body in (
         {},
         {"scope": "god"},
@@ -241,7 +242,7 @@ def test_bad_bodies_of_new_keys(client: TestClient) -> None:
         assert_problem(answer, 422, "invalid_parameter")
 
 
-def test_no_body_is_read_before_the_key(client: TestClient) -> None:
+def test_body_is_not_read_before_authentication(client: TestClient) -> None:
     sent = 0
 
     def endless() -> Iterator[bytes]:
@@ -256,9 +257,9 @@ def test_no_body_is_read_before_the_key(client: TestClient) -> None:
     assert "vidlex_upload_bytes_total 0.0" in client.get("/metrics", headers=bearer(ADMIN)).text
 
 
-def test_a_public_service_without_any_key_does_not_start(tmp_path: Path) -> None:
+def test_public_service_without_keys_does_not_start(tmp_path: Path) -> None:
     with serving(tmp_path, host="0.0.0.0", wait=False) as client:
-        wait_until(lambda: "start" in client.get("/readyz").json()["checks"], "it says why")
+        wait_until(lambda: "start" in client.get("/readyz").json()["checks"], "the failed start is not reported")
         assert_refused(client.get("/labels"))
 
 
@@ -271,7 +272,7 @@ def test_loopback_is_open_until_the_first_key(tmp_path: Path) -> None:
             refused = client.post("/keys", json={"scope": "admin", **lesser} if lesser else {})
             assert_problem(refused, 422, "invalid_parameter")
         time.sleep(2 * POLL_SECONDS)
-        assert client.get("/labels").status_code == 200, "what changes nothing closes no door"
+        assert client.get("/labels").status_code == 200, "a refused request must not enable access control"
         made = client.post("/keys", json={"scope": "admin"}).json()
         assert_refused(client.get("/labels"))
         assert client.get("/labels", headers=bearer(made["key"])).status_code == 200
