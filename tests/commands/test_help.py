@@ -14,6 +14,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from support.paths import ROOT
 from vidlex.service.cli import app
 from vidlex.service.commands.experiments.dataclass_options import ENTRIES
 
@@ -115,3 +116,33 @@ def test_options_of_training_keep_their_names(helps: dict[str, tuple[str, bool]]
     assert "--label.seed" not in fit
     for title in ("the paper's options", "run options", "beyond the paper options", "baseline options"):
         assert f"─ {title} ─" in fit, title
+
+
+def test_documented_commands_and_options_exist(helps: dict[str, tuple[str, bool]]) -> None:
+    """Of all code blocks. Those that need a model hub, a GPU, containers or hours are not run by other tests."""
+    wrong, num_commands = [], 0
+    for path in ROOT.glob("**/*.md"):
+        if ".venv" in path.parts:
+            continue
+        for block in re.findall(r"^```bash\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+            for words in re.findall(r"(?:^|[ (])(vidlex [^#\n|)]*)", block.replace("\\\n", " "), re.MULTILINE):
+                num_commands += 1
+                name = next((name for name in sorted(COMMANDS, key=len, reverse=True) if words.startswith(name)), "")
+                known = set(re.findall(r"--[a-z0-9-]+", helps[name][0] if name in ENTRIES else ""))
+                known |= {
+                    option for parameter in COMMANDS[name].params for option in parameter.opts if name not in ENTRIES
+                }
+                unknown = set(re.findall(r"--[a-z0-9-]+", words)) - known
+                if name == "vidlex" or unknown:
+                    wrong.append(f"{path}: {words} {sorted(unknown)}")
+    assert num_commands > 40
+    assert not wrong, "\n".join(wrong)
+
+
+def test_documented_targets_exist() -> None:
+    targets = set(
+        re.findall(r"^([a-z-]+)(?: [a-z-]+)*:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    for path in ROOT.glob("*/README.md"):
+        named = re.findall(r"^make ([a-z-]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert set(named) <= targets | {"setup", "setup-dev"}, path

@@ -124,11 +124,11 @@ def test_there_are_blocks_to_run() -> None:
 
 @pytest.mark.parametrize("name", DOCUMENTS_WITH_BLOCKS)
 def test_the_blocks_run_in_order(name: str, tmp_path: Path) -> None:
-    """Against the model that the document names, as it ships. Printed answers are those of the service."""
+    """In one shell, against the model that the document names. Printed answers are those of the service."""
     blocks = list(RUNNABLE.finditer(TEXTS[name]))
     (model,) = {block["model"] or "dummy" for block in blocks}
     with live_service(tmp_path / "data", model=model) as url:
-        outputs = [run_block(block["language"], block["code"], url, tmp_path) for block in blocks]
+        outputs = run_blocks(blocks, url, tmp_path)
     for answer in ANSWER.finditer(TEXTS[name]):
         documented, actual = json.loads(answer["answer"]), json.loads(outputs[0].splitlines()[-1])
         assert comparable(documented) == comparable(actual)
@@ -136,25 +136,25 @@ def test_the_blocks_run_in_order(name: str, tmp_path: Path) -> None:
         assert scores[0] == pytest.approx(scores[1], abs=0.01)
 
 
-def run_block(language: str, code: str, url: str, folder: Path) -> str:
+def run_blocks(blocks: list[re.Match[str]], url: str, folder: Path) -> list[str]:
+    """The standard output of each block."""
     (folder / ".curlrc").write_text("fail-with-body\nnoproxy = *\nwrite-out = \\n\n")  # an HTTP error fails the block
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "CURL_HOME": str(folder),
+        "VIDLEX_DATA_DIR": str(folder / "data"),
         "VIDLEX_URL": url,
         "NO_PROXY": "*",
     }
-    command = [sys.executable, "-c"] if language == "python" else ["bash", "-euo", "pipefail", "-c"]
-    done = subprocess.run(
-        [*command, code.replace(DEFAULT_URL, url)],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, code + done.stdout + done.stderr
-    return done.stdout
+    separator = "<next block>"
+    codes = [
+        block["code"] if block["language"] == "bash" else f"python - <<'END'\n{block['code']}END\n" for block in blocks
+    ]
+    script = f"echo '{separator}'\n".join(codes).replace(DEFAULT_URL, url)
+    command = ["bash", "-euxo", "pipefail", "-c", script]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.split(separator)
 
 
 def comparable(answer: dict[str, Any]) -> dict[str, Any]:
