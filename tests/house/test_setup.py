@@ -6,11 +6,12 @@ import importlib.util
 import re
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from packaging.requirements import Requirement
 
 from support.paths import ROOT
 
@@ -142,3 +143,22 @@ def test_the_lock_pins_everything_and_is_what_runs_here() -> None:
             assert version(pin["name"]) == pin["version"], (
                 "make (or pip install -r requirements.lock) brings it up to date"
             )
+
+
+@pytest.mark.parametrize("python", ["3.11.0", "3.11.9", "3.12.0", "3.13.0"])
+def test_the_lock_is_complete_for_each_python(python: str) -> None:
+    """Also for those that do not run here: some packages need more on an older Python."""
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    names = {normal(pin["name"]) for line in lines if (pin := PIN.fullmatch(line))}
+    environment = {"python_version": python.rpartition(".")[0], "python_full_version": python, "extra": ""}
+    missing = []
+    for found in distributions():
+        for requirement in map(Requirement, found.requires or ()) if normal(found.name) in names else ():
+            applies = requirement.marker is None or requirement.marker.evaluate(environment)
+            if applies and normal(requirement.name) not in names:
+                missing.append(f"{found.name}: {requirement}")
+    assert not missing
+
+
+def normal(name: str) -> str:
+    return re.sub("[._]", "-", name.lower())
