@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-import socket
 import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import pytest
 import redis
 
 from support.paths import ROOT
-from support.processes import PATIENCE_SECONDS, until
+from support.processes import PATIENCE_SECONDS, free_port, until
 from support.stores import FINGERPRINT, add, vector_of
 from vidlex.migrations.runner import migrate
 from vidlex.service.labels.embedded.server_files import server_binary
@@ -55,7 +53,7 @@ def use_everything(client: redis.Redis) -> None:
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[redis.Redis]:
     """A cluster of one node with all slots, which rejects commands and transactions on several slots."""
-    port = _free_port()
+    port = free_port(10_000)  # and the bus of the cluster
     command = [str(server_binary()), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path), "--save", ""]
     process = subprocess.Popen([*command, "--cluster-enabled", "yes"], stdout=subprocess.DEVNULL)
     client = redis.Redis(port=port)
@@ -68,16 +66,6 @@ def cluster(tmp_path: Path) -> Iterator[redis.Redis]:
         client.close()
         process.kill()
         process.wait()
-
-
-def _free_port() -> int:
-    """A free port whose cluster bus port, 10,000 higher, is free too."""
-    while True:
-        with socket.socket() as probe, socket.socket() as bus_probe, suppress(OSError, OverflowError):
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-            bus_probe.bind(("127.0.0.1", port + 10_000))
-            return port
 
 
 def _answers(client: redis.Redis) -> bool:

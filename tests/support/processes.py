@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import select
+import socket
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from vidlex.service.decode.pool import DecodePool
@@ -16,6 +19,22 @@ def num_descriptors() -> int:
 
 
 PATIENCE_SECONDS = 120.0  # for conditions that must become true; generous, because machines may be busy
+
+
+def free_port(*more_at: int) -> int:
+    """A free port, for a server that another process starts on it. The ports ``more_at`` above it are free too.
+
+    Below 20,000: the system gives higher ones to outgoing connections and to servers on port 0, in the meantime too.
+    """
+    while True:
+        port = random.SystemRandom().randrange(10_000, 20_000)
+        with ExitStack() as stack:
+            try:
+                for distance in (0, *more_at):
+                    stack.enter_context(socket.create_server(("127.0.0.1", port + distance)))
+            except OSError:
+                continue
+            return port
 
 
 def until(condition: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> None:

