@@ -15,7 +15,7 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTrans
 from torch import Tensor, nn
 
 from vidlex.model.packed_linear import PackedLinear
-from vidlex.model.video.encoder import VideoEncoder, concat_frame_mean
+from vidlex.model.video.encoder import VideoEncoder
 from vidlex.model.video.temporal import TemporalAttention, interpolate_time_embedding
 
 _QUICK_GELU_FACTOR = 1.702  # QuickGELU(x) = x * sigmoid(1.702 x) = SiLU(1.702 x) / 1.702
@@ -127,7 +127,7 @@ class FastVideoEncoder:
             raise ValueError("fold the branch's weights first")
         visual = encoder.visual
         self.dtype = dtype
-        self.with_frame_mean = encoder.with_frame_mean
+        self.head = encoder.head
         self.device = encoder.mean.device
         self.patch: int = visual.conv1.kernel_size[0]
         self.embed = _patch_embedding(encoder)
@@ -177,7 +177,7 @@ class FastVideoEncoder:
         return self._normalize(self.tmp_weight * tmp + (1 - self.tmp_weight) * frame_mean, frame_mean)
 
     def _normalize(self, feature: Tensor, frame_mean: Tensor) -> Tensor:  # unit vectors [B, D] or [B, 2D]
-        return concat_frame_mean(feature, frame_mean) if self.with_frame_mean else F.normalize(feature, dim=-1)
+        return F.normalize(feature, dim=-1) if self.head is None else self.head(feature, frame_mean)
 
     def _embed(self, pictures: Tensor) -> Tensor:  # [n, H, W, 3] uint8 -> [n, 1 + P, width] float32
         n, height, width, _ = pictures.shape

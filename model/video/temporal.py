@@ -1,18 +1,19 @@
-"""Blocks of the temporal branch, parallel to the last blocks of a frozen CLIP image tower (paper section 3.2).
+"""Blocks of the temporal branch, parallel to the last blocks of a frozen image tower (paper section 3.2).
 
 Each branch block attends over time and then within each frame:
 
-    x [B, T, 1 + P, D]  --temporal attention over T, per token-->  --copied CLIP block over 1 + P, per frame-->
+    x [B, T, N, D]  --temporal attention over T, per token-->  --copied block of the tower over N, per frame-->
 
-The first of the 1 + P tokens is the temporal token TMP, one per frame, initialised with the frame's CLS token at the
-depth where the branch starts. With its initial weights the branch returns CLIP's CLS features: the output projection of
-the temporal attention is zero, and the spatial attention and MLP are copies of the parallel CLIP block's.
+For CLIP N is 1 + P, and the first token is the temporal token TMP, one per frame, initialised with the frame's CLS
+token at the depth where the branch starts. With its initial weights the branch returns the tower's own features: the
+output projection of the temporal attention is zero, and the spatial attention and MLP are copies of the parallel
+block's.
 """
 
 from __future__ import annotations
 
-import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,82 +23,80 @@ from torch.func import functional_call
 
 NUM_TIME_POSITIONS = 32
 
+RunBlock = Callable[[nn.Module, Tensor], Tensor]  # a spatial block and [n, N, D] -> [n, N, D], or the pooled tokens
+
 
 class TemporalAttention(nn.Module):
     """Residual multi-head self-attention over T for every token position; the identity at initialisation."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, attention_width: int) -> None:
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(width)
         self.time_embedding = nn.Parameter(_sinusoids(NUM_TIME_POSITIONS, width))
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = nn.Linear(width, 3 * attention_width)
+        self.out = nn.Linear(attention_width, width)
         nn.init.normal_(self.qkv.weight, std=width**-0.5)
         nn.init.zeros_(self.qkv.bias)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        b, t, n, d = x.shape  # [B, T, 1 + P, D]
+        b, t, n, _ = x.shape  # [B, T, N, D]
         y = self.norm(x) + interpolate_time_embedding(self.time_embedding, t)[:, None, :].to(x.dtype)
-        qkv = self.qkv(y).view(b, t, n, 3, self.heads, d // self.heads)
-        q, k, v = qkv.permute(3, 0, 2, 4, 1, 5)  # each [B, 1 + P, heads, T, D / heads]
+        qkv = self.qkv(y).view(b, t, n, 3, self.heads, -1)
+        q, k, v = qkv.permute(3, 0, 2, 4, 1, 5)  # each [B, N, heads, T, attention width / heads]
         y = F.scaled_dot_product_attention(q, k, v)
-        y = y.permute(0, 3, 1, 2, 4).reshape(b, t, n, d)  # [B, T, 1 + P, D]
+        y = y.permute(0, 3, 1, 2, 4).reshape(b, t, n, -1)  # [B, T, N, attention width]
         out: Tensor = x + self.out(y)
         return out
 
 
 class SpatialBlock(nn.Module):
+    """A copy of one of the tower's blocks, or a new block for a tower that has none."""
+
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
-        self.block: Any = copy.deepcopy(block)
+        self.block: Any = block
 
-    def forward(self, x: Tensor, first_only: bool) -> Tensor:  # [n, 1 + P or 1, D]
-        if not first_only:
-            all_tokens: Tensor = self.block(x)
-            return all_tokens
-        block = self.block
-        y = block.ln_1(x)
-        first = x[:, :1] + block.ls_1(block.attn(y[:, :1], y, y, need_weights=False)[0])
-        out: Tensor = first + block.ls_2(block.mlp(block.ln_2(first)))
-        return out
+    def forward(self, x: Tensor, run: RunBlock) -> Tensor:
+        return run(self.block, x)
 
 
 class BranchBlock(nn.Module):
-    def __init__(self, block: nn.Module, width: int, heads: int) -> None:
+    def __init__(self, temporal: TemporalAttention, spatial: nn.Module) -> None:
         super().__init__()
-        self.temporal = TemporalAttention(width, heads)
-        self.spatial = SpatialBlock(block)
+        self.temporal = temporal
+        self.spatial = SpatialBlock(spatial)
 
-    def forward(self, x: Tensor, clip_block: nn.Module, alpha: float | Tensor, first_only: bool) -> Tensor:
-        """[B, T, 1 + P, D] -> [B, T, 1 + P or 1, D].
+    def forward(self, x: Tensor, run: RunBlock, frozen: nn.Module | None, alpha: float | Tensor) -> Tensor:
+        """[B, T, N, D] -> [B, T, N or fewer, D].
 
         The spatial weights are ``alpha * theta_ft + (1 - alpha) * theta_frozen`` (the paper's regularisation), with
-        ``theta_frozen`` from ``clip_block``. The gradient of ``theta_ft`` is scaled by ``alpha``.
+        ``theta_frozen`` from the tower's block ``frozen``. The gradient of ``theta_ft`` is scaled by ``alpha``. A new
+        block (``frozen`` None) has no such regularisation.
         """
         x = self.temporal(x)
         b, t, n, d = x.shape
-        flat = x.reshape(b * t, n, d)  # [B * T, 1 + P, D]
-        if isinstance(alpha, float) and alpha == 1.0:
-            flat = self.spatial(flat, first_only)
+        flat = x.reshape(b * t, n, d)  # [B * T, N, D]
+        if frozen is None or (isinstance(alpha, float) and alpha == 1.0):
+            flat = self.spatial(flat, run)
         else:
-            flat = functional_call(self.spatial, interpolate(self.spatial, clip_block, alpha), (flat, first_only))
+            flat = functional_call(self.spatial, interpolate(self.spatial, frozen, alpha), (flat, run))
         out: Tensor = flat.view(b, t, flat.shape[1], d)
         return out
 
     @torch.no_grad()
-    def fold(self, clip_block: nn.Module, alpha: float) -> None:
-        interpolated = interpolate(self.spatial, clip_block, alpha)
+    def fold(self, frozen: nn.Module, alpha: float) -> None:
+        interpolated = interpolate(self.spatial, frozen, alpha)
         for name, parameter in self.spatial.named_parameters():
             parameter.copy_(interpolated[name])
 
 
-def interpolate(spatial: SpatialBlock, clip_block: nn.Module, alpha: float | Tensor) -> dict[str, Tensor]:
-    clip_weights = dict(clip_block.named_parameters())
+def interpolate(spatial: SpatialBlock, frozen: nn.Module, alpha: float | Tensor) -> dict[str, Tensor]:
+    frozen_weights = dict(frozen.named_parameters())
     return {
-        name: alpha * own + (1 - alpha) * clip_weights[name.removeprefix("block.")].detach()
+        name: alpha * own + (1 - alpha) * frozen_weights[name.removeprefix("block.")].detach()
         for name, own in spatial.named_parameters()
     }
 
