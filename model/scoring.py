@@ -64,3 +64,9 @@ class Scorer:
         calibrated = float(np.log(probability) - np.log1p(-probability))
         logit = (calibrated - self.calibration.intercept) / self.calibration.slope
         return (logit - self.logit_bias) / self.logit_scale
+
+
+def zero_shot_scorer(logit_scale: float, logit_bias: float | None) -> Scorer:
+    """A model trained with softmax has no bias: its logits are centred at a cosine of 0.25, typical of a matching pair
+    of CLIP. The probabilities are then not calibrated."""
+    return Scorer(logit_scale, -0.25 * logit_scale if logit_bias is None else logit_bias)

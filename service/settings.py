@@ -96,7 +96,11 @@ class Settings(BaseSettings):
     rate_limit_burst: int = Field(200, ge=1, description="size of a burst of requests, per API key")
 
     # model
-    model: str = Field("emoji-small", min_length=1, description="zoo name, checkpoint folder, open_clip:... or dummy")
+    model: str = Field(
+        "emoji-small",
+        min_length=1,
+        description="zoo name, checkpoint folder, open_clip:..., transformers:... or dummy",
+    )
     allowed_models: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="what POST /models:prepare may load in addition to VIDLEX_MODEL and the zoo, as a JSON list",

@@ -36,7 +36,8 @@ def serve(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Zoo name, checkpoint folder or open_clip:NAME/WEIGHTS. Default: VIDLEX_MODEL, else emoji-small."
+            help="Zoo name, checkpoint folder, open_clip:NAME/WEIGHTS, transformers:ORG/NAME or transformers:FOLDER. "
+            "Default: VIDLEX_MODEL, else emoji-small."
         ),
     ] = None,
     device: Annotated[
