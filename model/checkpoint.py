@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vidlex.model.config import BaselineConfig, LabelEncoderConfig, Method, VideoEncoderConfig
+from vidlex.model.files import digest_files
 from vidlex.model.scoring import Calibration, Scorer
 from vidlex.model.types import FrameGeometry
 
@@ -39,6 +40,14 @@ class ClipSource:
     geometry: FrameGeometry
     model_cfg: dict[str, Any] | None = None
     digest: str | None = None  # of the backbone's weights, verified unless they are stored in the checkpoint
+
+    def __post_init__(self) -> None:
+        text = (self.model_cfg or {}).get("text_cfg", {})
+        if self.source == "stored" and ("hf_tokenizer_name" in text or "hf_model_name" in text):
+            raise CheckpointError(
+                "a checkpoint cannot store a CLIP whose tokenizer is a file of its own: refer to it by name "
+                "(--no-store-clip)"
+            )
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ class CheckpointConfig:
             return cls(
                 clip=ClipSource(mean=tuple(clip.pop("mean")), std=tuple(clip.pop("std")), geometry=geometry, **clip),
                 video=VideoEncoderConfig(**data.pop("video")),
-                label=LabelEncoderConfig(**data.pop("label")),
+                label=LabelEncoderConfig.from_dict(data.pop("label")),
                 scorer=Scorer(scorer["logit_scale"], scorer["logit_bias"], Calibration(**scorer["calibration"])),
                 trained_labels=tuple(data.pop("trained_labels")),
                 baseline=BaselineConfig(**data.pop("baseline", {})),
@@ -158,11 +167,7 @@ def digest_tensors(tensors: dict[str, Tensor]) -> str:
 
 
 def digest_llm(folder: Path) -> str:
-    digest = hashlib.sha256()
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise CheckpointError(f"the LLM folder {folder.name} has no safetensors file")
-    for file in files:
-        with file.open("rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return digest.hexdigest()[:16]
+    return digest_files(files)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
 
 Feedback = Literal["greedy", "soft"]
 Method = Literal["ours", "class_name", "fixed_llm", "coop", "dualcoop", "vificlip"]
+LlmDtype = Literal["auto", "float32", "bfloat16"]
 TemplateSet = Literal["name", "photo", "default", "imagenet", "video"]
 
 
@@ -63,6 +64,10 @@ class LabelEncoderConfig:
 
     llm: str = "smollm2-135m-instruct"
     """The LLM: the default's name, a hub name or a local folder (``vidlex.model.weights.fetch_llm``)."""
+    llm_dtype: LlmDtype = "auto"
+    """Precision of the LLM: float32 on a CPU and bfloat16 on a GPU, or a fixed one. The checkpoint keeps it. bfloat16
+    takes half the memory and is faster on a GPU, slower on a CPU; a label's vector then depends on its batch by
+    rounding."""
     num_prefixes: int = 4
     """Learned prefixes (N)."""
     num_attributes: int = 1
@@ -105,6 +110,14 @@ class LabelEncoderConfig:
             raise ValueError("prompting_width must be a multiple of prompting_heads")
         if self.feedback not in ("greedy", "soft"):
             raise ValueError(f"unknown feedback {self.feedback!r}: greedy or soft")
+        if self.llm_dtype not in get_args(LlmDtype):
+            raise ValueError(f"unknown llm_dtype {self.llm_dtype!r}: {', '.join(get_args(LlmDtype))}")
+
+    def for_device(self, device: str) -> LabelEncoderConfig:
+        """With ``llm_dtype`` decided."""
+        if self.llm_dtype != "auto":
+            return self
+        return replace(self, llm_dtype="bfloat16" if device.startswith("cuda") else "float32")
 
     @property
     def num_decoded(self) -> int:  # per prefix
@@ -112,7 +125,14 @@ class LabelEncoderConfig:
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
+        # what early checkpoints lack is left out: their fingerprints must stay the same
         for option in ("with_name", "name_trust", "soft_behind"):
-            if not values[option]:  # absent in early checkpoints, whose fingerprints must stay the same
+            if not values[option]:
                 del values[option]
+        if self.llm_dtype != "bfloat16":
+            del values["llm_dtype"]
         return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> LabelEncoderConfig:  # of a checkpoint, wherever it was trained
+        return cls(**{"llm_dtype": "float32", **values})

@@ -26,18 +26,21 @@ from vidlex.model.checkpoint import (
 from vidlex.model.classifier import Classifier
 from vidlex.model.config import BaselineConfig, LabelEncoderConfig, Method, VideoEncoderConfig, fingerprint
 from vidlex.model.dummy import create_dummy
-from vidlex.model.scoring import Scorer
-from vidlex.model.specs import ModelNotFound, checkpoint_folder
+from vidlex.model.extensions.features import video_head
+from vidlex.model.pretrained.loading import load_pretrained
+from vidlex.model.scoring import zero_shot_scorer
+from vidlex.model.specs import ModelNotFound, checkpoint_folder, is_transformers_spec
 from vidlex.model.text.clip_text import ClipText
 from vidlex.model.text.label_encoder import LabelEncoder
 from vidlex.model.text.llm import FrozenLLM
+from vidlex.model.text.load_llm import load_llm
 from vidlex.model.torch_classifier import TorchClassifier
-from vidlex.model.types import FrameGeometry
 from vidlex.model.video.encoder import VideoEncoder
 from vidlex.model.video.precision import Precision
+from vidlex.model.video.towers.preprocessing import read_preprocessing
 from vidlex.model.weights import fetch_llm
 
-# values in ``open_clip+PROMPTING:NAME``; "llm" is the default LLM
+# values in ``open_clip+PROMPTING:NAME`` and ``transformers+PROMPTING:NAME``; "llm", for open_clip, is the default LLM
 PROMPTING = ("name", "photo", "imagenet", "video", "llm")
 
 
@@ -76,15 +79,10 @@ def create_clip(name: str) -> Clip:
             f"cannot load the open_clip model {name!r} ({type(error).__name__}: {error}). Without a hub, give a "
             "folder: open_clip:local-dir:/path/with/open_clip_config.json"
         ) from error
-    preprocessing = model.visual.preprocess_cfg
-    size = preprocessing["size"]
-    side = size if isinstance(size, int) else size[0]
-    source = ClipSource(
-        source=name,
-        mean=tuple(preprocessing["mean"]),
-        std=tuple(preprocessing["std"]),
-        geometry=FrameGeometry(image_size=int(side), resize_mode=preprocessing.get("resize_mode", "shortest")),
-    )
+    try:
+        source = ClipSource(name, *read_preprocessing(model.visual))
+    except ValueError as error:
+        raise ModelNotFound(f"{name!r}: {error}") from None
     model_cfg = open_clip.get_model_config(architecture) or {}
     return Clip(model.eval().requires_grad_(False), tokenizer, source, model_cfg)
 
@@ -92,16 +90,27 @@ def create_clip(name: str) -> Clip:
 def _restore_clip(source: ClipSource, state: dict[str, Tensor]) -> Clip:
     if source.model_cfg is None:
         raise CheckpointError("the checkpoint stores its CLIP but has no clip.model_cfg")
-    model = open_clip.CLIP(**source.model_cfg)
+    arguments = dict(source.model_cfg)
+    model_class = open_clip.CustomTextCLIP if arguments.pop("custom_text", False) else open_clip.CLIP
+    model = model_class(**arguments)
     check_fits(state, model.state_dict())
     model.load_state_dict(state)
-    tokenizer = open_clip.SimpleTokenizer(context_length=source.model_cfg["text_cfg"]["context_length"])
+    tokenizer = open_clip.SimpleTokenizer(context_length=arguments["text_cfg"].get("context_length", 77))
     return Clip(model.eval().requires_grad_(False), tokenizer, source, source.model_cfg)
 
 
-def create_label_encoder(config: LabelEncoderConfig, clip: Clip) -> tuple[LabelEncoder, Path]:  # and the LLM's folder
+def create_label_encoder(
+    config: LabelEncoderConfig, clip: Clip, device: str = "cpu"
+) -> tuple[LabelEncoder, Path]:  # and the LLM's folder
+    """On the CPU; ``device`` is where it will run, which decides ``llm_dtype="auto"``."""
+    config = config.for_device(device)
+    llm, folder = _load_llm(config)
+    return LabelEncoder(llm, ClipText(clip.model, clip.tokenizer), config), folder
+
+
+def _load_llm(config: LabelEncoderConfig) -> tuple[FrozenLLM, Path]:
     folder = fetch_llm(config.llm)
-    return LabelEncoder(FrozenLLM.load(folder), ClipText(clip.model, clip.tokenizer), config), folder
+    return load_llm(folder, dtype=torch.bfloat16 if config.llm_dtype == "bfloat16" else torch.float32), folder
 
 
 def create_baseline_labels(
@@ -115,8 +124,7 @@ def create_baseline_labels(
     if method == "dualcoop":
         return DualCoOpLabelEncoder(text, num_context=baseline.num_context, seed=label.seed), None
     if method == "fixed_llm":
-        folder = fetch_llm(label.llm)
-        llm = FrozenLLM.load(folder)
+        llm, folder = _load_llm(label)
         return FixedLlmLabelEncoder(llm, text, prompt_version="v2", renormalize=label.renormalize), folder
     if method in ("class_name", "vificlip"):
         return ClassNameLabelEncoder(text, TEMPLATES[baseline.templates]), None
@@ -134,10 +142,11 @@ def list_devices(spec: str) -> list[str]:  # of VIDLEX_DEVICE: comma-separated n
 
 def load_classifier(spec: str, *, device: str = "auto", precision: Precision = "float32") -> Classifier:
     """``spec`` is ``dummy``, a zoo name, a checkpoint folder, or ``open_clip:NAME`` for zero-shot classification with
-    the frame mean and class-name prompts (``open_clip+PROMPTING:NAME`` selects other prompts, see PROMPTING).
+    the frame mean and class-name prompts (``open_clip+PROMPTING:NAME`` selects other prompts, see PROMPTING), or
+    ``transformers:NAME`` for that with a model of ``vidlex.model.pretrained``.
 
-    ``precision`` is that of the video encoder (``vidlex.model.video.precision``); labels are always encoded in float32.
-    Raises ModelNotFound, CheckpointError or WeightsError.
+    ``precision`` is that of the video encoder (``vidlex.model.video.precision``); labels are encoded in the precision
+    in which the checkpoint was trained. Raises ModelNotFound, CheckpointError or WeightsError.
     """
     torch_device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     dummy = create_dummy(spec)
@@ -145,6 +154,8 @@ def load_classifier(spec: str, *, device: str = "auto", precision: Precision = "
         return dummy
     if spec.startswith(("open_clip:", "open_clip+")):
         return _load_zero_shot(spec, torch_device, precision)
+    if is_transformers_spec(spec):
+        return _load_transformers(spec, torch_device, precision)
     return _load_from_checkpoint(checkpoint_folder(spec), torch_device, precision)
 
 
@@ -172,7 +183,7 @@ def _load_from_checkpoint(folder: Path, device: str, precision: Precision) -> Cl
     check_fits(parts["label"], label.trainable_state_dict())
     video.load_state_dict(parts["branch"], strict=False)
     label.load_state_dict(parts["label"], strict=False)
-    video.with_frame_mean = config.method == "ours" and config.label.name_trust > 0
+    video.head = video_head(config.label) if config.method == "ours" else None
     info = {
         "backbone": config.clip.source,
         "method": config.method,
@@ -212,10 +223,8 @@ def _load_zero_shot(spec: str, device: str, precision: Precision) -> Classifier:
     label, llm_folder = create_baseline_labels(method, baseline, LabelEncoderConfig(), clip)
     prompts: list[str] = [digest_llm(llm_folder)] if llm_folder is not None else list(TEMPLATES[baseline.templates])
     display_name = Path(name).name if name.startswith("local-dir:") else name
-    scale = float(clip.model.logit_scale.exp())
-    # a CLIP trained with softmax has no bias: its logits are centred at a cosine of 0.25, typical of a matching pair
     bias = getattr(clip.model, "logit_bias", None)
-    scorer = Scorer(scale, float(bias) if bias is not None else -0.25 * scale)
+    scorer = zero_shot_scorer(float(clip.model.logit_scale.exp()), None if bias is None else float(bias))
     identity = fingerprint(
         ENCODER_VERSION, clip.digest, prompts, list(clip.source.mean), list(clip.source.std),
         clip.source.geometry.image_size, clip.source.geometry.resize_mode,
@@ -231,6 +240,28 @@ def _load_zero_shot(spec: str, device: str, precision: Precision) -> Classifier:
         device=device,
         precision=precision,
         info={"backbone": display_name, "llm": LabelEncoderConfig().llm if llm_folder else None, "branch_blocks": 0},
+    )
+
+
+def _load_transformers(spec: str, device: str, precision: Precision) -> Classifier:
+    kind, _, name = spec.partition(":")
+    prompting = kind.removeprefix("transformers").removeprefix("+") or "default"
+    known = [prompts for prompts in PROMPTING if prompts != "llm"]
+    if prompting not in ("default", *known):
+        raise ModelNotFound(f"{kind}: unknown prompts {prompting!r}; known: {', '.join(known)}")
+    loaded = load_pretrained(name, TEMPLATES[prompting])  # type: ignore[index]
+    digest = digest_tensors(dict(loaded.model.state_dict()))
+    return TorchClassifier(
+        id=f"{kind}:{loaded.name}",
+        fingerprint=fingerprint(ENCODER_VERSION, "transformers", digest, loaded.settings),
+        video=loaded.video,
+        label=loaded.label,
+        scorer=loaded.model.scorer(),
+        geometry=loaded.preprocessing.geometry,
+        default_threshold=0.5,
+        device=device,
+        precision=precision,
+        info={"backbone": loaded.name, "model_type": loaded.model_type, "llm": None, "branch_blocks": 0},
     )
 
 

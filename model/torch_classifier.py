@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vidlex.model.baselines.base import ClipLabelEncoder
 from vidlex.model.classifier import LabelDescription
+from vidlex.model.pretrained.label_encoder import PretrainedLabelEncoder
 from vidlex.model.scoring import Scorer
 from vidlex.model.text.label_encoder import LabelEncoder
 from vidlex.model.types import FrameGeometry
@@ -27,7 +28,7 @@ class TorchClassifier:
         id: str,
         fingerprint: str,
         video: VideoEncoder,
-        label: LabelEncoder | ClipLabelEncoder,
+        label: LabelEncoder | ClipLabelEncoder | PretrainedLabelEncoder,
         scorer: Scorer,
         geometry: FrameGeometry,
         default_threshold: float,

@@ -17,6 +17,7 @@ from vidlex.model.classifier import LabelDescription
 from vidlex.model.text.clip_text import ClipText
 from vidlex.model.text.llm import FrozenLLM
 from vidlex.model.text.prompts import get_prompt
+from vidlex.model.weights import WeightsError
 
 MAX_ATTRIBUTES = 8
 MAX_WORDS = 8
@@ -57,6 +58,8 @@ class FixedLlmLabelEncoder(ClipLabelEncoder):
         self, llm: FrozenLLM, clip_text: ClipText, *, prompt_version: str = "v2", renormalize: bool = False
     ) -> None:
         super().__init__(clip_text)
+        if llm.model.config.is_encoder_decoder:
+            raise WeightsError("attributes are written by a causal language model, not by an encoder-decoder one")
         self.__dict__["llm"] = llm
         self.llm: FrozenLLM
         self.prompt, self.renormalize = get_prompt(prompt_version), renormalize

@@ -149,6 +149,9 @@ class ClipText:
         """Raises LabelTextError for a label that does not fit, has no tokens or contains reserved tokens."""
         self.ids([name], num_soft)
 
+    def num_tokens(self, name: str) -> int:
+        return len(self._content(self._tokenize_long([name])[0]))
+
     def embed_words(self, text: str) -> Tensor:  # [M, width], without special tokens
         content = self._content(self._tokenize_long([text])[0])
         words = content[self._num_lead : len(content) - self._num_trail]

@@ -17,11 +17,16 @@ from vidlex.model.text.clip_text import ClipText
 from vidlex.model.text.llm import Decoded, FrozenLLM, SharedPrompt
 from vidlex.model.text.prompting_transformer import PromptingTransformer
 from vidlex.model.text.prompts import get_prompt
+from vidlex.model.text.recompute import recompute_in_chunks
+
+NUM_CHUNK_LABELS = 128
 
 MAX_ROWS_CPU = 192
 MAX_ROWS_GPU = 2048  # rows per pass of the LLM: bounds memory; larger values are not faster
 
-AGREEMENT = 0.7  # cosine of a label's feature and CLIP's feature of the name above which CLIP knows the label
+# Beyond the paper (``fuse_with_names``): cosine of a label's feature and CLIP's feature of its name above which CLIP
+# knows the label.
+AGREEMENT = 0.7
 
 _INITIAL_WORDS = ("objects", "actions", "scene", "motion", "colors", "shape", "people", "place")
 
@@ -32,6 +37,9 @@ class LabelEncoder(nn.Module):
     Parameters and ``state_dict`` contain only what is learned. LLM and CLIP are not registered as submodules, but
     ``to(device)`` moves them too. Names are not normalised. ``check_label`` and methods that encode raise
     LabelTextError for a name that cannot be encoded whole.
+
+    ``num_chunk_labels``: with more labels than these, their activations are computed again in the backward pass, that
+    many labels at a time; 0: all are kept. ``label_memory`` chooses it.
     """
 
     state_mean: Tensor
@@ -61,6 +69,7 @@ class LabelEncoder(nn.Module):
         shape = (config.num_prefixes, config.num_attributes, config.tokens_per_attribute, llm.width)
         self.register_buffer("state_mean", torch.zeros(shape))
         self.register_buffer("state_std", torch.ones(llm.width))
+        self.num_chunk_labels = NUM_CHUNK_LABELS
         self._shared: tuple[Tensor, SharedPrompt] | None = None
         self._shared_ids = llm.shared_ids(self.prompt)
         super().to(llm.device)
@@ -96,13 +105,20 @@ class LabelEncoder(nn.Module):
             with torch.no_grad():
                 states = self._decode(self._shared_prompt(), ids, mask, with_last_token=False).states
         elif self.config.feedback == "soft":
-            states = self._decode(self.llm.prefill(self.prefixes, self._shared_ids), ids, mask).states
+            shared = self.llm.prefill(self.prefixes, self._shared_ids)
+            states = self._in_chunks(lambda rows: self._decode(shared, ids[rows], mask[rows]).states, len(names))
         else:
             with torch.no_grad():
-                tokens = self._decode(self._shared_prompt(), ids, mask).tokens
+                before = self._shared_prompt()
+                tokens = self._in_chunks(lambda rows: self._decode(before, ids[rows], mask[rows]).tokens, len(names))
             shared = self.llm.prefill(self.prefixes, self._shared_ids)
-            states = self.llm.teacher_forced_states(shared, ids, mask, tokens)
+            states = self._in_chunks(
+                lambda rows: self.llm.teacher_forced_states(shared, ids[rows], mask[rows], tokens[rows]), len(names)
+            )
         return states.reshape(len(names), *self.state_mean.shape)
+
+    def _in_chunks(self, function: Callable[[slice], Tensor], num_labels: int) -> Tensor:
+        return recompute_in_chunks(function, num_labels, self.num_chunk_labels)
 
     def _padded_ids(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
         return self.llm.pad([self.llm.label_ids(self.prompt, name, self.config.num_decoded) for name in names])
@@ -135,16 +151,20 @@ class LabelEncoder(nn.Module):
         """
         out = torch.empty(len(names), *self.state_mean.shape, dtype=dtype)
         done = 0
-        for chunk in self._chunks(names):
+        for chunk in self.chunks(names):
             out[chunk] = self.soft_attributes([names[i] for i in chunk]).to("cpu", dtype)
             done += len(chunk)
             if progress is not None:
                 progress(done)
         return out
 
-    def _chunks(self, names: Sequence[str]) -> list[list[int]]:
+    @property
+    def num_pass_labels(self) -> int:
         max_rows = MAX_ROWS_GPU if self.device.type == "cuda" else MAX_ROWS_CPU
-        size = max(1, max_rows // self.config.num_prefixes)
+        return max(1, max_rows // self.config.num_prefixes)
+
+    def chunks(self, names: Sequence[str]) -> list[list[int]]:  # indices of the names of each pass of the LLM
+        size = self.num_pass_labels
         lengths = [len(self.llm.label_ids(self.prompt, name, self.config.num_decoded)) for name in names]
         order = sorted(range(len(names)), key=lambda i: lengths[i])  # minimises padding
         return [order[start : start + size] for start in range(0, len(order), size)]
@@ -153,7 +173,7 @@ class LabelEncoder(nn.Module):
     def decoded_text(self, names: Sequence[str]) -> list[list[str]]:  # N * K texts per name
         out: list[list[str]] = [[] for _ in names]
         size = self.config.tokens_per_attribute
-        for chunk in self._chunks(names):
+        for chunk in self.chunks(names):
             decoded = self._decode(self._shared_prompt(), *self._padded_ids([names[i] for i in chunk]))
             for i, tokens in zip(chunk, decoded.tokens, strict=True):
                 out[i] = [self.llm.text(part) for row in tokens for part in row.split(size)]
@@ -190,24 +210,30 @@ class LabelEncoder(nn.Module):
         features are [V, 2D] (``fuse_with_names``).
         """
         if not len(names):
-            return torch.zeros(0, self._dim(), device=self.device)
+            return torch.zeros(0, self.dim, device=self.device)
+        return self._in_chunks(lambda rows: self._features(names[rows], states[rows]), len(names))
+
+    def _features(self, names: Sequence[str], states: Tensor) -> Tensor:
+        config = self.config
         centred = (states.to(self.device, torch.float32) - self.state_mean) / self.state_std
         soft = self.prompting(centred.flatten(0, 2))  # [V * N * K, L, width]
         soft = soft.view(len(names), -1, *soft.shape[1:])  # [V, N * K, L, width]
-        texts = self.clip_text.encode_with_soft(names, soft, after=self.config.soft_behind)  # [V, N * K, D]
-        if self.config.with_name or self.config.name_trust:
+        texts = self.clip_text.encode_with_soft(names, soft, after=config.soft_behind)  # [V, N * K, D]
+        if config.with_name or config.name_trust:
             with torch.no_grad():
                 plain_name = self.clip_text.encode(names)  # [V, D]
-        if self.config.with_name:
+        if config.with_name:  # beyond the paper
             texts = torch.cat((texts, plain_name[:, None]), dim=1)  # [V, N * K + 1, D]
         feature = F.normalize(texts, dim=-1).mean(dim=1)  # [V, D]
-        if self.config.renormalize:
+        if config.renormalize:  # beyond the paper
             feature = F.normalize(feature, dim=-1)
-        return fuse_with_names(feature, plain_name, self.config.name_trust) if self.config.name_trust else feature
+        if config.name_trust:  # beyond the paper
+            feature = fuse_with_names(feature, plain_name, config.name_trust)  # [V, 2D]
+        return feature
 
     def forward(self, names: Sequence[str]) -> Tensor:  # [V, D], with gradient
         if not len(names):
-            return torch.zeros(0, self._dim(), device=self.device)
+            return torch.zeros(0, self.dim, device=self.device)
         return self.forward_from_states(names, self.soft_attributes(names))
 
     def check_label(self, name: str) -> None:  # tokenises only
@@ -218,16 +244,17 @@ class LabelEncoder(nn.Module):
     def encode_labels(self, names: Sequence[str], *, progress: Callable[[int], None] | None = None) -> Tensor:
         for name in names:
             self.check_label(name)  # all of them before the first pass
-        out = torch.empty(len(names), self._dim())  # [V, D] float32 on the CPU
+        out = torch.empty(len(names), self.dim)  # [V, D] float32 on the CPU
         done = 0
-        for chunk in self._chunks(names):
+        for chunk in self.chunks(names):
             out[chunk] = self([names[i] for i in chunk]).float().cpu()
             done += len(chunk)
             if progress is not None:
                 progress(done)
         return out
 
-    def _dim(self) -> int:
+    @property
+    def dim(self) -> int:
         return 2 * self.clip_text.dim if self.config.name_trust else self.clip_text.dim
 
 
@@ -250,7 +277,7 @@ def fuse_with_names(features: Tensor, names: Tensor, trust: float) -> Tensor:
 
 
 def _initial_prefixes(llm: FrozenLLM, num_prefixes: int) -> Tensor:  # [N, d], common words with noise
-    table = llm.embedding.weight.detach().float().cpu()
+    table = llm.embedding.weight.detach().float().cpu() * llm.embedding_scale
     names = [_INITIAL_WORDS[i % len(_INITIAL_WORDS)] for i in range(num_prefixes)]
     words = torch.stack([table[llm.token_ids(f" {name}")].mean(dim=0) for name in names])
     return words + 0.1 * table.std() * torch.randn_like(words)

@@ -19,7 +19,8 @@ d is the width of a hidden state. A row is one label under one prefix: N * V row
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,11 @@ from vidlex.model.classifier import LabelTextError
 from vidlex.model.config import Feedback
 from vidlex.model.text.fast_llm import FastLlama, can_be_fast
 from vidlex.model.text.prompts import Prompt
+from vidlex.model.weights import WeightsError
+
+_NEEDED_INPUTS = {"inputs_embeds", "position_ids", "past_key_values"}
+_CACHE_LAYERS = {"DynamicLayer", "DynamicSlidingWindowLayer"}
+_CONTEXT_LIMITS = ("max_position_embeddings", "sliding_window", "attention_chunk_size")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,19 +61,26 @@ class Decoded:
 class FrozenLLM:
     """A causal LM of transformers with its tokenizer; in evaluation mode, without gradient to its weights.
 
-    Supports any architecture with a key-value cache that takes ``inputs_embeds`` and ``position_ids``.
+    Supports any architecture with a key-value cache that takes ``inputs_embeds`` and ``position_ids``; raises
+    WeightsError for another one. ``folder``: where ``load_llm`` found it.
     """
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any, folder: Path | None = None) -> None:
         model.requires_grad_(False).eval()
         self.model = model
         self.tokenizer = tokenizer
+        self.folder = folder
         self._body = self.model.base_model
+        self._check_architecture()
         self._head: Any = self.model.get_output_embeddings()
         self._fast: FastLlama | None = None
-        special = sorted({i for i in tokenizer.all_special_ids if i < self._head.weight.shape[0]})
-        self._special_ids = torch.tensor(special, dtype=torch.long)
-        tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))]
+        self._shared_ids: dict[Prompt, list[int]] = {}
+        num_ids = int(self._head.weight.shape[0])
+        tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))][:num_ids]
+        # some vocabularies have more rows than tokens (Qwen), or fewer
+        special = {*(i for i in tokenizer.all_special_ids if i < num_ids), *range(len(tokens), num_ids)}
+        self._special_ids = torch.tensor(sorted(special), dtype=torch.long)
+        tokens += [""] * (num_ids - len(tokens))
         # Only tokens with ASCII letters count as words: byte-level vocabularies split letters of other scripts into
         # bytes, which may repeat. They spell a line break "Ċ" or "<0x0A>".
         words = [any(c.isascii() and c.isalpha() for c in token) and token[:3] != "<0x" for token in tokens]
@@ -75,18 +88,15 @@ class FrozenLLM:
         breaks = [i for i, token in enumerate(tokens) if "Ċ" in token or "\n" in token or token == "<0x0A>"]
         self._special_and_break_ids = torch.tensor(sorted({*special, *breaks}), dtype=torch.long)
 
-    @classmethod
-    def load(cls, folder: Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> FrozenLLM:
-        """``folder`` has the hub's layout. bfloat16 is for GPUs; it is slower on a CPU."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-        from transformers.utils import logging
+    def _check_architecture(self) -> None:
+        missing = sorted(_NEEDED_INPUTS - set(inspect.signature(self._body.forward).parameters))
+        if missing:
+            raise self._unsupported(f"it takes no {' and no '.join(missing)}")
+        if getattr(self.model.config.get_text_config(), "hidden_size_per_layer_input", None):
+            raise self._unsupported("each layer reads token ids, and a prefix has none")
 
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it would end up in the service's log
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        return cls(model.to(device), tokenizer)
+    def _unsupported(self, reason: str) -> WeightsError:
+        return WeightsError(f"the language model {type(self.model).__name__} is not supported: {reason}")
 
     def optimize_for_inference(self) -> None:
         """Switch to ``FastLlama`` if it supports the model: equal up to rounding, but without gradient and bound to the
@@ -103,6 +113,10 @@ class FrozenLLM:
     def embedding(self) -> nn.Embedding:
         module: nn.Embedding = self.model.get_input_embeddings()
         return module
+
+    @property
+    def embedding_scale(self) -> float:  # by which the embedding module multiplies its weights (Gemma)
+        return float(getattr(self.embedding, "scalar_embed_scale", 1.0))
 
     @property
     def width(self) -> int:
@@ -124,15 +138,23 @@ class FrozenLLM:
         return ids
 
     def shared_ids(self, prompt: Prompt) -> list[int]:
+        if prompt not in self._shared_ids:
+            self._shared_ids[prompt] = self._tokenize_shared(prompt)
+        return self._shared_ids[prompt]
+
+    def _tokenize_shared(self, prompt: Prompt) -> list[int]:
         ids = self.token_ids(prompt.before)
         with_special: list[int] = self.tokenizer(prompt.before).input_ids
         start = self.tokenizer.bos_token_id
         return [start, *ids] if start is not None and with_special[:1] == [start] else ids
 
     def label_ids(self, prompt: Prompt, name: str, num_decoded: int) -> list[int]:
-        """Raises LabelTextError if the sequence exceeds the LLM's context."""
+        """Raises LabelTextError if the sequence exceeds the LLM's context, or its attention window: padding between
+        the shared part and the label would shift the window."""
         ids = self.token_ids(prompt.label_text(name))
-        limit = getattr(self.model.config, "max_position_embeddings", None)
+        config = self.model.config.get_text_config()
+        limits = [getattr(config, name, None) for name in _CONTEXT_LIMITS]
+        limit = min((limit for limit in limits if limit), default=None)
         needed = 1 + len(self.shared_ids(prompt)) + len(ids) + num_decoded
         if limit is not None and needed > limit:
             raise LabelTextError(f"the label is too long: its prompt takes {needed} tokens of the LLM's {limit}")
@@ -151,14 +173,21 @@ class FrozenLLM:
 
     def prefill(self, prefixes: Tensor, shared_ids: Sequence[int]) -> SharedPrompt:
         """One pass over ``[prefix | shared ids]`` for prefixes [N, d], with gradient to them if enabled."""
-        n = len(prefixes)
-        words = self.embedding(torch.tensor([list(shared_ids)], device=self.device)).expand(n, -1, -1)
-        x = torch.cat((prefixes[:, None].to(words.dtype), words), dim=1)  # [N, 1 + M, d]
+        n, x = len(prefixes), self.embed_shared(prefixes, shared_ids)
         if self._fast is not None:
             self._check_no_gradient(x)
             return SharedPrompt(self._fast.prefill(x), n, x.shape[1])
-        out = self._body(inputs_embeds=x, use_cache=True)
-        return SharedPrompt(out.past_key_values, n, x.shape[1])
+        cache = self._body(inputs_embeds=x, use_cache=True).past_key_values
+        if other := {type(layer).__name__ for layer in cache.layers} - _CACHE_LAYERS:
+            # a recurrent state cannot skip the padding between the shared part and a label
+            raise WeightsError(
+                f"{type(self.model).__name__} is not supported: its cache has {' and '.join(sorted(other))}"
+            )
+        return SharedPrompt(cache, n, x.shape[1])
+
+    def embed_shared(self, prefixes: Tensor, shared_ids: Sequence[int]) -> Tensor:  # [N, d] -> [N, 1 + M, d]
+        words = self.embedding(torch.tensor([list(shared_ids)], device=self.device)).expand(len(prefixes), -1, -1)
+        return torch.cat((prefixes[:, None].to(words.dtype), words), dim=1)
 
     def decode(
         self,
@@ -178,10 +207,8 @@ class FrozenLLM:
         Without ``with_last_token`` only K * L - 1 tokens are returned; the states do not depend on the last one.
         """
         n, v = shared.num_prefixes, len(ids)
-        cache = self._expand_cache(shared, v, ids.shape[1] + num_tokens - 1)
-        ids, all_mask = ids.repeat(n, 1), mask.repeat(n, 1)  # [N * V, M]
-        lengths = all_mask.sum(dim=1)
-        h = self._read(cache, shared.length, self.embedding(ids), all_mask)[:, -1]  # [N * V, d]
+        h, advance = self._start(shared, ids, mask, num_tokens)  # [N * V, d]
+        ids = ids.repeat(n, 1)  # [N * V, M]
         used_words = self._mask_non_words(ids) if distinct else None
         states, tokens = [h], []
         for step in range(num_tokens if with_last_token else num_tokens - 1):
@@ -192,17 +219,34 @@ class FrozenLLM:
             if used_words is not None:
                 used_words = torch.cat((used_words, self._mask_non_words(tokens[-1][:, None])), dim=1)
             if feedback == "soft":
-                x = logits.softmax(dim=1).to(self.dtype) @ self.embedding.weight
+                x = logits.softmax(dim=1).to(self.dtype) @ self.embedding.weight * self.embedding_scale
             else:
                 x = self.embedding(tokens[-1])
-            all_mask = torch.cat((all_mask, torch.ones_like(all_mask[:, :1])), dim=1)
-            position = (shared.length + lengths + step)[:, None]
-            h = self._forward(cache, shared.length, x[:, None], all_mask, position)[:, -1]
+            h = advance(x)
             states.append(h)
         return Decoded(
             torch.stack(states, dim=1).float().view(n, v, num_tokens, -1).transpose(0, 1),
             torch.stack(tokens, dim=1).view(n, v, len(tokens)).transpose(0, 1) if tokens else ids.new_empty(v, n, 0),
         )
+
+    def _start(
+        self, shared: SharedPrompt, ids: Tensor, mask: Tensor, num_tokens: int
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The states that predict the first tokens [N * V, d], and the function from the embeddings of the tokens
+        [N * V, d] to the states that predict the next ones."""
+        cache = self._expand_cache(shared, len(ids), ids.shape[1] + num_tokens - 1)
+        all_mask = mask.repeat(shared.num_prefixes, 1)  # [N * V, M]
+        position = shared.length + all_mask.sum(dim=1, keepdim=True)  # [N * V, 1], of the next token
+
+        def advance(x: Tensor) -> Tensor:
+            nonlocal all_mask, position
+            all_mask = torch.cat((all_mask, torch.ones_like(all_mask[:, :1])), dim=1)
+            h = self._forward(cache, shared.length, x[:, None], all_mask, position)
+            position = position + 1
+            return h[:, -1]
+
+        x = self.embedding(ids.repeat(shared.num_prefixes, 1))
+        return self._read(cache, shared.length, x, all_mask)[:, -1], advance
 
     def teacher_forced_states(self, shared: SharedPrompt, ids: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
         """The states of ``decode`` [V, N, K * L, d] in one pass over given tokens [V, N, K * L].

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vidlex.model.factory import load_classifier
 from vidlex.model.text.label_encoder import LabelEncoder
-from vidlex.model.text.llm import FrozenLLM
+from vidlex.model.text.load_llm import load_llm
 from vidlex.model.weights import fetch_llm
 from vidlex.service.bench.harness import (
     BenchError,
@@ -54,7 +54,8 @@ def run(options: RegisterOptions) -> Report:
     ours = getattr(load_classifier(options.model, device=options.device), "label", None)
     if not isinstance(ours, LabelEncoder):
         raise BenchError(f"{options.model} has no language model")
-    plain = LabelEncoder(FrozenLLM.load(fetch_llm(ours.config.llm), device=ours.device), ours.clip_text, ours.config)
+    llm = load_llm(fetch_llm(ours.config.llm), device=ours.device, dtype=ours.llm.dtype)
+    plain = LabelEncoder(llm, ours.clip_text, ours.config)
     plain.load_state_dict(ours.state_dict())
     plain.eval()
     sizes = (1,) if options.quick else (1, 32, 256)

@@ -15,7 +15,7 @@ from vidlex.model.config import LabelEncoderConfig
 from vidlex.model.packed_linear import PackedLinear
 from vidlex.model.text.fast_llm import FastLlama, can_be_fast
 from vidlex.model.text.label_encoder import LabelEncoder
-from vidlex.model.text.llm import FrozenLLM
+from vidlex.model.text.load_llm import load_llm
 
 CONFIG = LabelEncoderConfig(
     num_prefixes=3, num_attributes=2, tokens_per_attribute=3, prompting_width=16, prompting_layers=1, prompting_heads=2
@@ -29,7 +29,7 @@ def llm_folder(tmp_path_factory):
 
 
 def build(folder, **changes) -> LabelEncoder:
-    return LabelEncoder(FrozenLLM.load(folder), tiny_clip_text(), replace(CONFIG, **changes)).eval()
+    return LabelEncoder(load_llm(folder), tiny_clip_text(), replace(CONFIG, **changes)).eval()
 
 
 def build_fast(folder, **changes) -> LabelEncoder:

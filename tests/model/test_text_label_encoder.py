@@ -14,7 +14,7 @@ from vidlex.model.config import LabelEncoderConfig
 from vidlex.model.text import label_encoder as module
 from vidlex.model.text.clip_text import ClipText
 from vidlex.model.text.label_encoder import LabelEncoder, fuse_with_names
-from vidlex.model.text.llm import FrozenLLM
+from vidlex.model.text.load_llm import load_llm
 from vidlex.model.text.prompts import PROMPTS, get_prompt
 
 CONFIG = LabelEncoderConfig(
@@ -36,7 +36,7 @@ def llm_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def llm(llm_folder):
-    return FrozenLLM.load(llm_folder)
+    return load_llm(llm_folder)
 
 
 def build(llm, **changes) -> LabelEncoder:
@@ -71,7 +71,7 @@ def naive_states(encoder: LabelEncoder, name: str, prefix: int, soft: bool = Fal
 @pytest.mark.parametrize("feedback", ["greedy", "soft"])
 def test_all_paths_give_the_states_of_the_definition(llm, llm_folder, feedback, prompt_version):
     if feedback == "soft":  # in float32, rounding errors of the continuous feedback grow with every step
-        llm = FrozenLLM.load(llm_folder, dtype=torch.float64)
+        llm = load_llm(llm_folder, dtype=torch.float64)
     encoder = build(llm, feedback=feedback, prompt_version=prompt_version).to(llm.dtype)
     with torch.no_grad():
         serving = encoder.soft_attributes(NAMES)

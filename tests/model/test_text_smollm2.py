@@ -8,7 +8,7 @@ import torch
 from support.tiny import tiny_clip_text
 from vidlex.model.config import LabelEncoderConfig
 from vidlex.model.text.label_encoder import LabelEncoder
-from vidlex.model.text.llm import FrozenLLM
+from vidlex.model.text.load_llm import load_llm
 from vidlex.model.weights import fetch_llm
 
 CONFIG = LabelEncoderConfig(num_prefixes=2, num_attributes=1, tokens_per_attribute=4, prompting_width=32)
@@ -17,7 +17,7 @@ PAIRS = [("car", "automobile"), ("growing", "getting bigger"), ("doctor", "physi
 
 @pytest.fixture(scope="module")
 def encoder():
-    llm = FrozenLLM.load(fetch_llm())
+    llm = load_llm(fetch_llm())
     return LabelEncoder(llm, tiny_clip_text(), CONFIG).eval()
 
 

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from support.video_encoder import MEAN, SIDE, STD, make_encoder
+from vidlex.model import factory
 from vidlex.model.config import VideoEncoderConfig
+from vidlex.model.extensions.name_trust import concat_frame_mean
 from vidlex.model.factory import load_classifier
 from vidlex.model.scoring import Calibration, Scorer
-from vidlex.model.text.llm import FrozenLLM
 from vidlex.model.video import precision as precisions
 from vidlex.model.video.cuda_graphs import GraphedVideoEncoder
 from vidlex.model.video.encoder import VideoEncoder
@@ -53,7 +54,7 @@ def test_the_frame_mean_is_appended_to_the_branch_feature(blocks: int) -> None:
     pictures = encoder.to_pixels(videos.permute(0, 1, 4, 2, 3)).flatten(0, 1)
     with torch.no_grad():
         mean = encoder.visual(pictures).view(*videos.shape[:2], -1).mean(dim=1)
-    encoder.with_frame_mean = True
+    encoder.head = concat_frame_mean
     for implementation in (PlainVideoEncoder(encoder), FastVideoEncoder(encoder)):
         features = implementation.encode_video(videos)
         assert torch.allclose(features[:, :24] * 2**0.5, branch, atol=3e-6)
@@ -175,7 +176,7 @@ def shipped() -> dict[str, Any]:
         patch.setattr(precisions, "cpu_supports_bfloat16", lambda: True)
         patch.setattr(precisions, "load_choice", lambda _: None)
         patch.setattr(precisions, "save_choice", lambda *_: None)
-        patch.setattr(FrozenLLM, "load", cache(FrozenLLM.load))  # loaded and packed once for both
+        patch.setattr(factory, "load_llm", cache(factory.load_llm))  # loaded and packed once for both
         return {name: load_classifier("emoji-small", device="cpu", precision=name) for name in ("float32", "bfloat16")}
 
 

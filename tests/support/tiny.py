@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from vidlex.model.text.clip_text import ClipText
 from vidlex.model.text.llm import FrozenLLM
+from vidlex.model.text.load_llm import load_llm
 
 LLM_WIDTH = 32
 MAX_POSITIONS = 288
@@ -62,7 +63,7 @@ def write_llm(folder: Path, seed: int = 0) -> Path:
 
 
 def tiny_llm(folder: Path) -> FrozenLLM:
-    return FrozenLLM.load(write_llm(folder))
+    return load_llm(write_llm(folder))
 
 
 VISION = {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8}
