@@ -24,6 +24,7 @@ from vidlex.model.scoring import Calibration, Scorer
 from vidlex.model.types import FrameGeometry
 
 FORMAT = 1
+_METADATA = {"format": "vidlex"}  # one entry: safetensors writes several in random order, and the file is hashed
 ENCODER_VERSION = 1  # part of the fingerprint; increment when the arithmetic changes the vectors of the same weights
 
 
@@ -99,7 +100,7 @@ def save_checkpoint(folder: Path, config: CheckpointConfig, tensors: dict[str, T
         name: value.detach().cpu().to(torch.float16 if half and value.is_floating_point() else value.dtype).contiguous()
         for name, value in tensors.items()
     }
-    save_file(stored, folder / "model.safetensors", metadata={"format": "vidlex", "id": config.id})
+    save_file(stored, folder / "model.safetensors", metadata=_METADATA)
     (folder / "config.json").write_text(config.to_json(), encoding="utf-8")
 
 
@@ -107,7 +108,7 @@ def copy_checkpoint(source: Path, target: Path, *, id: str) -> None:
     config, _, _ = load_checkpoint(source)
     target.mkdir(parents=True, exist_ok=True)
     tensors = load_file(source / "model.safetensors")
-    save_file(tensors, target / "model.safetensors", metadata={"format": "vidlex", "id": id})
+    save_file(tensors, target / "model.safetensors", metadata=_METADATA)
     (target / "config.json").write_text(replace(config, id=id).to_json(), encoding="utf-8")
 
 

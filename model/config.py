@@ -86,8 +86,9 @@ class LabelEncoderConfig:
     with_name: bool = False
     """Add the name without soft tokens to the texts of the mean. The paper does not."""
     name_trust: float = 0.0
-    """0 to 1: weight of frozen CLIP in the score of labels that CLIP already knows (``label_encoder.fuse_with_names``;
-    not in the paper). Above 0, label and video features have twice the width. Set after training."""
+    """0 to 1: weight of frozen CLIP in the score of labels that CLIP already knows (not in the paper, see
+    ``vidlex.model.extensions.name_trust``). Above 0, label and video features have twice the width. Set after
+    training."""
     soft_behind: bool = False
     """Place the soft tokens after the name, so that CLIP reads the name at its usual positions. The paper places them
     before it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from vidlex.model.classifier import Classifier
 from vidlex.model.data.dataset import Unlabelled
-from vidlex.model.data.manifest import Entry, read_manifest
+from vidlex.model.data.manifest import Entry, ManifestError, read_manifest, select_split
 from vidlex.model.data.rareact import read_ratings
 from vidlex.model.decode.decoder import decode_frames
 from vidlex.model.decode.limits import DecodeError
@@ -22,6 +23,8 @@ from vidlex.model.eval.calibration import expected_calibration_error, reliabilit
 from vidlex.model.eval.metrics import f1_at, federated_average_precision, per_label, summarise
 from vidlex.model.eval.rareact import rareact_metrics
 from vidlex.model.eval.thresholds import threshold_loss
+
+ALL_SPLITS = "all"
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,15 +44,17 @@ def score(
     *,
     prompts: Mapping[str, str] | None = None,
     unlabelled: Unlabelled = "unknown",
+    split: str | None = None,
     num_frames: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """Decode and score every video of ``manifest`` against ``labels`` (default: all labels in the manifest).
 
-    ``prompts``: texts to encode in place of the label names. ``unlabelled``: see ``vidlex.model.data.dataset``. Missing
-    and broken videos are skipped. Raises ManifestError for an invalid manifest, ValueError if no video could be scored.
+    ``prompts``: texts to encode in place of the label names. ``unlabelled``: see ``vidlex.model.data.dataset``.
+    ``split``: of the entries to score, or "all"; None only if they have one split. Missing and broken videos are
+    skipped. Raises ManifestError for an invalid manifest, ValueError if no video could be scored.
     """
-    entries = list(read_manifest(manifest))
+    entries = _entries(manifest, split)
     vocabulary = tuple(labels) if labels else tuple(sorted({n for e in entries for n in e.positives + e.negatives}))
     label_features = classifier.encode_labels([(prompts or {}).get(name, name) for name in vocabulary])  # [V, D]
     rows: list[NDArray[np.float32]] = []
@@ -88,6 +93,17 @@ def score(
         tuple(skipped),
         tuple(entry.native_id for entry in scored),
     )
+
+
+def _entries(manifest: Path, split: str | None) -> list[Entry]:
+    entries = list(read_manifest(manifest))
+    if split is not None and split != ALL_SPLITS:
+        return select_split(entries, split, manifest)
+    splits = Counter(entry.split for entry in entries if entry.split is not None)
+    if split is None and len(splits) > 1:
+        found = ", ".join(f"{name} ({num})" for name, num in sorted(splits.items()))
+        raise ManifestError(f"{manifest} has entries of several splits, {found}: choose one with --split, or all")
+    return entries
 
 
 def report(classifier: Classifier, scores: Scores, kinds: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -6,7 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vidlex.model.config import LabelEncoderConfig, VideoEncoderConfig
+from vidlex.model.sources.config import EmojiConfig
 from vidlex.model.train.fit_config import FitConfig
+from vidlex.model.train.loop.config import NO_EVALUATION
+
+NUM_PREFIX_VOCABULARY = 600
 
 
 @dataclass(frozen=True)
@@ -96,25 +100,37 @@ class SuiteConfig:
     def label(self) -> LabelEncoderConfig:
         return LabelEncoderConfig(
             llm=self.llm,
+            llm_dtype="float32",
             num_prefixes=self.num_prefixes,
             num_attributes=self.num_attributes,
             tokens_per_attribute=self.tokens_per_attribute,
             soft_behind=self.held,
         )
 
-    def regularised(self) -> dict[str, Any]:
-        """The settings of training with the CLIP regulariser."""
+    def settling(self, seed: int) -> FitConfig:
+        """Of the label stage of the rows "settled"."""
+        return replace(
+            self.fit(seed), num_label_steps=self.num_settling_steps, num_stage_labels=self.num_settling_labels,
+            num_cached_videos=self.num_settling_videos, label_learning_rate=self.settling_rate,
+        )  # fmt: skip
+
+    def regularised(self) -> dict[str, dict[str, Any]]:
+        """The settings of training with the CLIP regulariser: changes of ``fit`` and of ``emoji``."""
         return {
-            "num_more_pairs": self.num_more_pairs, "video_hold": self.video_hold, "label_hold": self.label_hold,
-            "pair_weight": self.pair_weight, "state_noise": self.state_noise,
-        }  # fmt: skip
+            "fit": {"video_hold": self.video_hold, "label_hold": self.label_hold, "state_noise": self.state_noise},
+            "emoji": {"num_more_pairs": self.num_more_pairs, "pair_weight": self.pair_weight},
+        }
+
+    def emoji(self) -> EmojiConfig:
+        return EmojiConfig(**self.regularised()["emoji"]) if self.held else EmojiConfig()
 
     def fit(self, seed: int) -> FitConfig:
         fit = FitConfig(
-            batch_size=self.batch_size, num_step_labels=self.num_step_labels, all_positives=self.all_positives,
-            num_joint_steps=self.num_joint_steps, num_validation_videos=min(64, self.num_validation_videos),
-            num_prefix_labels=self.num_prefix_labels,
-            num_prefix_steps=self.num_prefix_steps, num_stage_labels=self.num_step_labels,
-            device=self.device, bf16=self.bf16, seed=seed,
+            num_warmup_steps=self.num_warmup_steps, num_joint_steps=self.num_joint_steps,
+            num_prefix_steps=self.num_prefix_steps, num_prefix_labels=self.num_prefix_labels,
+            num_prefix_vocabulary=NUM_PREFIX_VOCABULARY, batch_size=self.batch_size,
+            num_step_labels=self.num_step_labels, all_positives=self.all_positives,
+            num_cached_videos=self.num_pool_videos, num_validation_videos=self.num_validation_videos,
+            num_ramp_steps=50, evaluate_every=NO_EVALUATION, device=self.device, bf16=self.bf16, seed=seed,
         )  # fmt: skip
-        return replace(fit, **self.regularised()) if self.held else fit
+        return replace(fit, **self.regularised()["fit"]) if self.held else fit

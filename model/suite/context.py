@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,20 +17,34 @@ from vidlex.model.config import LabelEncoderConfig, VideoEncoderConfig
 from vidlex.model.emoji.assets import SpriteSheet, load_sheet
 from vidlex.model.emoji.protocol import COLUMNS
 from vidlex.model.emoji.world import World
-from vidlex.model.factory import Clip, create_clip, create_label_encoder
+from vidlex.model.factory import Clip, create_clip
 from vidlex.model.files import replace_atomically
+from vidlex.model.sources.emoji import training_labels
+from vidlex.model.sources.emoji_pool import (
+    TRAIN_SEED,
+    VALIDATION_SEED,
+    Pool,
+    PoolSource,
+    TrunkAdapter,
+    build_pool,
+    pool_targets,
+)
 from vidlex.model.suite.config import SuiteConfig
-from vidlex.model.suite.pool import Pool, build_pool, pool_targets
 from vidlex.model.suite.row import Row
 from vidlex.model.text.label_encoder import LabelEncoder
-from vidlex.model.train.fit import LabelTask
-from vidlex.model.train.loop.loop import NO_EVALUATION, console, run
+from vidlex.model.text.label_memory import choose_num_chunk_labels
+from vidlex.model.text.state_cache import cached_states
+from vidlex.model.train.fit_config import FitConfig
+from vidlex.model.train.loop.loop import console
 from vidlex.model.train.network import OpenVocabularyNetwork
+from vidlex.model.train.recipe import prefix_stage, start_stage
+from vidlex.model.train.setup import create_network, set_up
+from vidlex.model.train.source import TrainingLabels
+from vidlex.model.train.stages import StageRunner
 from vidlex.model.video.encoder import VideoEncoder
 
-TRAIN_SEED, VALIDATION_SEED, TEST_SEED = 800_000, 810_000, 820_000
+TEST_SEED = 820_000
 TEST_SEED_STRIDE = 10_000  # between the columns of the test videos
-NUM_PREFIX_VOCABULARY = 600  # labels on which the prefixes are learned, at most
 
 
 class SuiteNetwork(NamedTuple):
@@ -84,31 +96,20 @@ class SuiteContext:
     def run_folder(self, row: Row) -> Path:
         return self.out / "runs" / row.key
 
-    def run_description(self, row: Row) -> dict[str, str]:
-        return {"row": row.key, "identity": self.identity}
+    def run_description(self, row: Row) -> dict[str, Any]:
+        return {"row": row.key, "identity": self.identity, "seed": row.seed}
 
     def create_network(self, video: VideoEncoderConfig, label: LabelEncoderConfig, seed: int) -> SuiteNetwork:
         # ``seed`` determines all initial weights.
-        torch.manual_seed(seed)
-        clip = create_clip(self.clip_name)
-        encoder = VideoEncoder(clip.model.visual, video, mean=clip.source.mean, std=clip.source.std)
-        labels, llm_folder = create_label_encoder(replace(label, seed=seed), clip)
-        return SuiteNetwork(OpenVocabularyNetwork(encoder, labels).to(self.config.device), clip, llm_folder)
+        fit = self.config.fit(seed)
+        backbone = set_up(fit, video, clip_name=self.clip_name)
+        network, llm_folder = create_network(backbone, replace(label, seed=seed), fit)
+        network.label.num_chunk_labels = choose_num_chunk_labels(network.label, self.worlds["train"].labels)
+        return SuiteNetwork(network, backbone.clip, llm_folder)
 
     def states(self, encoder: LabelEncoder, name: str, labels: Sequence[str]) -> Tensor:
         """[V, N, K, L, d] float16, for the prefixes of the encoder; cached in ``out/states``."""
-        prefixes = encoder.prefixes.detach().float().cpu().numpy().tobytes()
-        config = encoder.config
-        parts = [config.llm, config.prompt_version, config.feedback, config.num_attributes, config.tokens_per_attribute]
-        digest = hashlib.sha256(json.dumps([parts, list(labels)]).encode() + prefixes).hexdigest()[:16]
-        path = self.out / "states" / f"{name}-{digest}.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            if not path.exists():
-                console.print(f"LLM states of {len(labels)} labels: {name}")
-                with replace_atomically(path) as temporary:
-                    save_file({"states": encoder.cache_states(labels, dtype=torch.float16)}, temporary)
-        return load_file(path)["states"]
+        return cached_states(encoder, labels, self.out / "states", report=console.print, dtype=torch.float16, name=name)
 
     def prefixes(self) -> Tensor:
         """Shared by all rows; learned once through the frozen LLM, on frame means and few labels per step."""
@@ -123,22 +124,30 @@ class SuiteContext:
     def _learn_prefixes(self) -> Tensor:
         config = self.config
         network = self.create_network(VideoEncoderConfig(num_branch_blocks=0), config.label(), 0).network
-        world = self.worlds["train"]
-        order = torch.randperm(len(world.labels), generator=torch.Generator().manual_seed(0))
-        chosen = order[:NUM_PREFIX_VOCABULARY].sort().values
-        labels = [world.labels[i] for i in chosen.tolist()]
-        states = self.states(network.label, "starting", labels).float()
-        network.label.fit_statistics(states)
-        fit = replace(config.fit(0), num_more_pairs=0)
-        cached = self.frame_means(self.train), self.train.targets[:, chosen]
-        for name, num_steps, stage_states in (
-            ("warmup", config.num_warmup_steps, states),
-            ("prefix", config.num_prefix_steps, None),
-        ):
-            task = LabelTask(name, network, cached=cached, world=world, labels=labels, states=stage_states, config=fit)
-            loop = replace(fit, bf16=False).loop(num_steps, num_warmup_steps=5, evaluate_every=NO_EVALUATION)
-            run(task, loop, self.out / "prefix", {"part": "prefix", "identity": self.identity})
+        fit, emoji = config.fit(0), replace(config.emoji(), num_more_pairs=0)
+        source = self.source(fit, self.train, training_labels(self.worlds["train"], emoji))
+        runner = StageRunner(
+            network, source, fit, out=self.out / "prefix",
+            description={"part": "prefix", "identity": self.identity, "seed": fit.seed},
+            states_of=lambda labels: self.states(network.label, "starting", labels).float(), keeps_features=False,
+        )  # fmt: skip
+        runner.run([start_stage(fit), prefix_stage(fit, "frame_means", with_extensions=False)])
         return network.label.prefixes.detach().cpu().clone()
+
+    def source(
+        self,
+        fit: FitConfig,
+        pool: Pool,
+        labels: TrainingLabels,
+        *,
+        frames: bool = False,
+        num_frames: int = 0,
+        adapter: TrunkAdapter | None = None,
+    ) -> PoolSource:
+        return PoolSource(
+            pool, self.validation, labels, batch_size=fit.batch_size, seed=fit.seed, frames=frames,
+            num_frames=num_frames, adapter=adapter,
+        )  # fmt: skip
 
     def frame_means(self, pool: Pool) -> Tensor:
         # [n, D], CLIP's zero-shot video features
@@ -154,6 +163,9 @@ class SuiteContext:
             pool = replace(self.train, targets=pool_targets(world, len(self.train), TRAIN_SEED))
             self._with_more_pairs[num] = world, pool
         return self._with_more_pairs[num]
+
+    def more_pairs(self, world: World) -> Sequence[str]:
+        return world.labels[len(self.worlds["train"].labels) :]
 
     def column_labels(self) -> list[str]:
         return list(dict.fromkeys(label for name in COLUMNS for label in self.labels[name]))

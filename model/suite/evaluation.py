@@ -15,21 +15,17 @@ from vidlex.model.emoji.vocabulary import HELD_OUT_ACTIONS
 from vidlex.model.eval.calibration import expected_calibration_error, fit_platt, reliability
 from vidlex.model.eval.metrics import precision_recall_curve, summarise
 from vidlex.model.eval.thresholds import threshold_loss
+from vidlex.model.sources.emoji_pool import Pool, TrunkAdapter
 from vidlex.model.suite.context import SuiteContext, SuiteNetwork
-from vidlex.model.suite.pool import Pool
 from vidlex.model.suite.row import Row
-from vidlex.model.text.label_encoder import fuse_with_names
 from vidlex.model.train.export import write_checkpoint
-from vidlex.model.train.loop.loop import console
 from vidlex.model.train.network import OpenVocabularyNetwork
 from vidlex.model.video.encoder import Trunk, VideoEncoder
 
-TRUSTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # candidates for ``name_trust``
 NUM_CURVE_POINTS = 200
 BATCH_LABELS = 256
 
 Logits = Callable[[Pool, Sequence[str]], Tensor]  # [n, V]
-TrunkAdapter = Callable[[Trunk], Trunk]  # carries a pool's tokens to the block where a branch begins
 
 
 class LabelStates:
@@ -50,6 +46,15 @@ class LabelStates:
 
     def of(self, labels: Sequence[str]) -> Tensor:
         return self.states[[self.position[label] for label in labels]]
+
+    def of_training(self, labels: Sequence[str], pairs: Sequence[str]) -> Tensor:
+        """On the device of training. ``pairs``: all additional pairs, of which ``labels`` may have some at its end."""
+        own = [label for label in labels if label in self.position]
+        states = self.of(own)
+        if more := labels[len(own) :]:
+            place = {pair: i for i, pair in enumerate(pairs)}
+            states = torch.cat((states, self.of_more_pairs(pairs)[[place[label] for label in more]]))
+        return states.to(self.context.config.device)
 
     @torch.no_grad()
     def features(self, network: OpenVocabularyNetwork, labels: Sequence[str]) -> Tensor:
@@ -104,47 +109,6 @@ def logits_of(network: OpenVocabularyNetwork, states: LabelStates, adapter: Trun
     return logits
 
 
-@torch.no_grad()
-def choose_trust(
-    context: SuiteContext, network: OpenVocabularyNetwork, states: LabelStates, adapter: TrunkAdapter | None
-) -> dict[str, dict[str, float]]:
-    """Set the ``name_trust`` with the best micro AUPR on validation videos.
-
-    Returns the micro AUPR of each candidate on validation videos and on unseen nouns, which do not affect the choice.
-    """
-    kinds = context.kinds["unseen_words"]
-    nouns = [label for label in context.labels["unseen_words"] if kinds[label] == "noun"]
-    is_noun = torch.tensor([kinds[label] == "noun" for label in context.labels["unseen_words"]])
-    sets = {
-        "validation": (context.validation, list(context.worlds["val"].labels), context.validation.targets),
-        "unseen nouns": (context.test["unseen_words"], nouns, context.test["unseen_words"].targets[:, is_noun]),
-    }
-    sets = {name: (pool, labels, targets) for name, (pool, labels, targets) in sets.items() if targets.any()}
-    texts = {name: _features_and_names(network, states, labels) for name, (_, labels, _) in sets.items()}
-    network.set_name_trust(1.0)  # video features then have the dimensions that every trust above 0 needs
-    videos = {name: pool_features(network, pool, adapter) for name, (pool, _, _) in sets.items()}
-    result: dict[str, dict[str, float]] = {}
-    for trust in TRUSTS:
-        result[str(trust)] = {}
-        for name, (_, _, targets) in sets.items():
-            logits = network.logits(videos[name], fuse_with_names(*texts[name], trust))
-            result[str(trust)][name] = summarise(logits.cpu().numpy(), targets.numpy())["micro_aupr"]
-    best = max(TRUSTS, key=lambda trust: result[str(trust)]["validation"])
-    console.print(f"trust {best} of {result}", highlight=False)
-    network.set_name_trust(best)
-    return result
-
-
-@torch.no_grad()
-def _features_and_names(
-    network: OpenVocabularyNetwork, states: LabelStates, labels: Sequence[str]
-) -> tuple[Tensor, Tensor]:
-    # [V, D] each: label features without trust, and CLIP's features of the bare names
-    network.set_name_trust(0.0)
-    names = [network.label.clip_text.encode(labels[i : i + BATCH_LABELS]) for i in range(0, len(labels), BATCH_LABELS)]
-    return states.features(network, labels), torch.cat(names)
-
-
 def evaluate(context: SuiteContext, logits: Logits) -> dict[str, Any]:
     validation = logits(context.validation, context.worlds["val"].labels).float().cpu().numpy()
     calibration = fit_platt(validation, context.validation.targets.numpy())
@@ -197,5 +161,5 @@ def save_checkpoint_of(context: SuiteContext, row: Row, trained: SuiteNetwork, l
         trained.llm_folder,
         checkpoint_id=row.key,
         trained_labels=labels,
-        validation=(logits(context.validation, labels).cpu(), context.validation.targets),
+        validation=(logits(context.validation, labels).cpu(), context.validation.int8_targets),
     )

@@ -15,8 +15,9 @@ from sklearn.multiclass import OneVsRestClassifier
 from vidlex.model.emoji.vocabulary import HELD_OUT_ACTIONS
 from vidlex.model.eval.metrics import summarise
 from vidlex.model.files import replace_atomically
+from vidlex.model.sources.emoji_pool import TrunkAdapter
 from vidlex.model.suite.context import SuiteContext
-from vidlex.model.suite.evaluation import TrunkAdapter, pool_features
+from vidlex.model.suite.evaluation import pool_features
 from vidlex.model.train.network import OpenVocabularyNetwork
 
 NUM_FOLDS = 5

@@ -12,6 +12,7 @@ import numpy as np
 
 from vidlex.model.eval.plots import plot_points, plot_reliability
 from vidlex.model.suite.report_rows import METHOD_TITLES, OURS, TITLES, Rows, cell, of_method, spread, values_of
+from vidlex.model.train.loop.run_log import describe_machine
 
 # Words that are in no training text, for things that training videos show: title, column and part.
 UNSEEN_WORDS = (
@@ -65,7 +66,7 @@ def markdown(rows: Rows, facts: Mapping[str, Any]) -> str:
     main = _main(rows)
     parts = [
         "# Our method and the baselines\n",
-        _setup(facts, main),
+        _setup(facts, main, rows),
         "## Main table\n",
         *(f"{title}, {MEAN}:\n\n{_main_table(main, metric)}" for metric, title in METRICS),
         "Chance is the prevalence, which is the AUPR of random scores. Curves: `curves_*.png`.\n",
@@ -89,12 +90,12 @@ def _main(rows: Rows) -> Rows:
     return [row for row in rows if row["group"] == "main"]
 
 
-def _setup(facts: Mapping[str, Any], main: Rows) -> str:
+def _setup(facts: Mapping[str, Any], main: Rows, rows: Rows) -> str:
     settings = facts["settings"]
     minutes = sum(row["minutes"] for row in main)
     seeds = {title: len(of_method(main, method)) for method, title in METHOD_TITLES.items()}
     return (
-        f"Written by `{facts['command'] or 'vidlex eval suite'}` on {facts['machine']}, torch {facts['torch']}. "
+        f"Written by `{facts['command'] or 'vidlex eval suite'}` on {_machines(rows)}. "
         f"Number of seeds: {', '.join(f'{title} {num}' for title, num in seeds.items() if num)}. "
         f"All trained methods use the same pool of {settings['num_pool_videos']} rendered videos "
         f"({settings['num_frames']} frames each); every column has "
@@ -109,6 +110,13 @@ def _setup(facts: Mapping[str, Any], main: Rows) -> str:
         f"table took {minutes:.0f} minutes. The scale is small, so compare differences rather than absolute values. A "
         "value without a standard deviation is from one run, and some methods had not converged.\n"
     )
+
+
+def _machines(rows: Rows) -> str:
+    """As the processes that trained the rows recorded them."""
+    sessions = [row["session"] for row in rows if "session" in row]
+    found = dict.fromkeys(f"{describe_machine(s)}, torch {s['versions']['torch']}" for s in sessions)
+    return "; ".join(found) or "a machine that the rows do not record"
 
 
 def _held(facts: Mapping[str, Any]) -> str:

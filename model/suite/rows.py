@@ -10,28 +10,27 @@ import torch
 from torch import Tensor, nn
 
 from vidlex.model.config import BaselineConfig, LabelEncoderConfig, Method, TemplateSet, VideoEncoderConfig
-from vidlex.model.factory import create_baseline_labels, create_clip
+from vidlex.model.sources.config import EmojiConfig
+from vidlex.model.sources.emoji import training_labels
+from vidlex.model.sources.emoji_pool import Pool
 from vidlex.model.suite.config import SuiteConfig
 from vidlex.model.suite.context import SuiteContext
 from vidlex.model.suite.evaluation import (
     LabelStates,
     Logits,
-    TrunkAdapter,
     evaluate,
     logits_of,
-    pool_features,
     save_checkpoint_of,
     trunk_adapter,
 )
-from vidlex.model.suite.pool import Pool, PoolVideos
 from vidlex.model.suite.row import WITHOUT_LLM, Row
 from vidlex.model.train.baseline import BaselineNetwork, BaselineTask
-from vidlex.model.train.clip_regulariser import ClipRegulariser
-from vidlex.model.train.fit import JointTask, LabelTask, choose_alpha
 from vidlex.model.train.fit_config import FitConfig
-from vidlex.model.train.loop.loop import NO_EVALUATION, run
-from vidlex.model.train.network import OpenVocabularyNetwork
-from vidlex.model.video.encoder import VideoEncoder
+from vidlex.model.train.loop.config import NO_EVALUATION
+from vidlex.model.train.loop.loop import run
+from vidlex.model.train.recipe import joint_stage, warmup_stage
+from vidlex.model.train.setup import create_baseline, set_up
+from vidlex.model.train.stages import StageRunner
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def ablations(config: SuiteConfig, tower_depth: int) -> list[Row]:
     tuned = {"fit": {"interpolation_lambda": 0.0}, "tuned_trunk": True}
     rows.append(Row("ours", 0, "no weight interpolation, CLIP trunk tuned", "video side", tuned))
     if config.held:
-        rows.append(Row("ours", 0, "no further pairs", "video side", {"fit": {"num_more_pairs": 0}}))
+        rows.append(Row("ours", 0, "no further pairs", "video side", {"emoji": {"num_more_pairs": 0}}))
         if config.state_noise:
             rows.append(Row("ours", 0, "no noise on the states", "video side", {"fit": {"state_noise": 0.0}}))
         rows.append(Row("ours", 0, "soft tokens before the name", "video side", {"label": {"soft_behind": False}}))
@@ -95,7 +94,8 @@ def ablations(config: SuiteConfig, tower_depth: int) -> list[Row]:
 def _without_regulariser() -> list[tuple[str, dict[str, Any]]]:
     free = {"video_hold": 0.0, "label_hold": 0.0}
     paper = {
-        "fit": {**free, "num_more_pairs": 0, "pair_weight": 1.0, "state_noise": 0.0}, "label": {"soft_behind": False}
+        "fit": {**free, "state_noise": 0.0}, "emoji": {"num_more_pairs": 0, "pair_weight": 1.0},
+        "label": {"soft_behind": False},
     }  # fmt: skip
     return [("not held to CLIP", {"fit": free}), ("as in the paper", paper)]
 
@@ -120,7 +120,11 @@ def longer_runs(config: SuiteConfig) -> list[Row]:
     rows = [Row("ours", seed, change, "length", longer) for seed in range(config.num_seeds)]
     with_name = {**longer, "label": {"with_name": True}}
     rows.append(Row("ours", 0, f"{change}, the bare name in the mean", "length", with_name))
-    held: dict[str, Any] = {"fit": {"num_joint_steps": steps, **config.regularised()}, "label": {"soft_behind": True}}
+    regularised = config.regularised()
+    held: dict[str, Any] = {
+        "fit": {"num_joint_steps": steps, **regularised["fit"]}, "emoji": regularised["emoji"],
+        "label": {"soft_behind": True},
+    }  # fmt: skip
     return [
         *rows,
         *(Row("ours", seed, f"{change}, held to CLIP", "length", held) for seed in range(config.num_seeds)),
@@ -130,7 +134,7 @@ def longer_runs(config: SuiteConfig) -> list[Row]:
 def train_ours(context: SuiteContext, row: Row) -> dict[str, Any]:
     """Train the label encoder on frame means, then both encoders; choose alpha in validation."""
     config, options = context.config, row.options
-    video, label, fit = _settings(config, row)
+    video, label, fit, emoji = _settings(config, row)
     created = context.create_network(video, label, row.seed)
     network = created.network
     if not (options.get("fixed_prefixes") or options.get("without_llm")):
@@ -138,55 +142,28 @@ def train_ours(context: SuiteContext, row: Row) -> dict[str, Any]:
     if options.get("without_transformer"):
         network.label.prompting.blocks = nn.ModuleList()
     states = LabelStates(context, network, without_llm=bool(options.get("without_llm")))
-    base = context.worlds["train"]
-    train_states = states.of(base.labels)
-    network.label.fit_statistics(train_states.float())
-    world, pool = context.with_more_pairs(fit.num_more_pairs)
-    if more := world.labels[len(base.labels) :]:
-        train_states = torch.cat((train_states, states.of_more_pairs(more)))
-    train_states = train_states.to(config.device)
-    out, description = context.run_folder(row), context.run_description(row)
-    cached = context.frame_means(pool), pool.targets
-    regulariser: ClipRegulariser | None = None
-    if fit.video_hold or fit.label_hold:
-        regulariser = ClipRegulariser.fit(network.label.clip_text, world.labels, world.kinds(), *cached)
-    is_label_side = row.group == "label side"
-    label_task = LabelTask(
-        "warmup", network, cached=cached, world=world, states=train_states, config=fit, regulariser=regulariser
-    )
-    num_label_steps = config.num_label_ablation_steps if is_label_side else config.num_warmup_steps
-    loop = fit.loop(num_label_steps, num_warmup_steps=10, evaluate_every=NO_EVALUATION)
-    run(label_task, loop, out, description)
-    trains_trunk = bool(options.get("tuned_trunk"))
-    adapter = None if trains_trunk else trunk_adapter(network.video, config.num_branch_blocks)
-    alpha = None
+    # statistics of the labels that every row has
+    network.label.fit_statistics(states.of(context.worlds["train"].labels).float())
+    world, pool = context.with_more_pairs(emoji.num_more_pairs)
+    trains_tower = bool(options.get("tuned_trunk"))
+    adapter = None if trains_tower else trunk_adapter(network.video, config.num_branch_blocks)
+    source = context.source(fit, pool, training_labels(world, emoji), frames=adapter is None, adapter=adapter)
+    runner = StageRunner(
+        network, source, fit, out=context.run_folder(row), description=context.run_description(row),
+        states_of=lambda names: states.of_training(names, context.more_pairs(world)), has_statistics=True,
+        keeps_features=False,
+    )  # fmt: skip
+    stages = [warmup_stage(fit)]
     if network.video.branch:
-        network.video.requires_grad_(True)
-        network.video.visual.requires_grad_(trains_trunk)
-        task = JointTask(network, {**context.worlds, "train": world}, train_states, fit, regulariser)
-        task.videos = PoolVideos(
-            pool, batch_size=fit.batch_size, seed=fit.seed, frames=adapter is None, adapter=adapter
-        )
-        run(task, fit.loop(fit.num_joint_steps, num_warmup_steps=50, evaluate_every=NO_EVALUATION), out, description)
-        alpha = _choose_alpha(context, network, states, adapter)
+        stages.append(joint_stage(fit, tunes_tower=trains_tower))
+    runner.run(stages)
     logits = logits_of(network, states, adapter)
     if row.is_full:
         save_checkpoint_of(context, row, created, logits)
-    return {**evaluate(context, logits), "alpha": alpha, "num_parameters": _num_trainable(network)}
+    return {**evaluate(context, logits), "alpha": runner.alpha, "num_parameters": _num_trainable(network)}
 
 
-@torch.no_grad()
-def _choose_alpha(
-    context: SuiteContext, network: OpenVocabularyNetwork, states: LabelStates, adapter: TrunkAdapter | None
-) -> float:
-    texts = states.features(network, context.worlds["val"].labels)
-    pool = context.validation
-    return choose_alpha(
-        network, lambda alpha: (network.logits(pool_features(network, pool, adapter, alpha), texts), pool.targets)
-    )
-
-
-def _settings(config: SuiteConfig, row: Row) -> tuple[VideoEncoderConfig, LabelEncoderConfig, FitConfig]:
+def _settings(config: SuiteConfig, row: Row) -> tuple[VideoEncoderConfig, LabelEncoderConfig, FitConfig, EmojiConfig]:
     options = row.options
     is_label_side = row.group == "label side"
     blocks = 0 if is_label_side else config.num_branch_blocks
@@ -194,36 +171,34 @@ def _settings(config: SuiteConfig, row: Row) -> tuple[VideoEncoderConfig, LabelE
     fit = config.fit(row.seed)
     if not row.is_full:
         fit = replace(fit, num_joint_steps=config.num_ablation_steps)
+    if is_label_side:
+        fit = replace(fit, num_warmup_steps=config.num_label_ablation_steps)
     fit = replace(fit, **options.get("fit", {}))
+    emoji = replace(config.emoji(), **options.get("emoji", {}))
     if is_label_side:  # each of these needs its own LLM states, which are slow for many pairs
-        fit = replace(fit, num_more_pairs=0)
-    return video, replace(config.label(), **options.get("label", {})), fit
+        emoji = replace(emoji, num_more_pairs=0)
+    return video, replace(config.label(), **options.get("label", {})), fit, emoji
 
 
 def train_baseline(context: SuiteContext, row: Row) -> dict[str, Any]:
     config, spec = context.config, BASELINES[row.method]
-    torch.manual_seed(row.seed)
-    clip = create_clip(context.clip_name)
-    encoder = VideoEncoder(
-        clip.model.visual, replace(config.video(), num_branch_blocks=0), mean=clip.source.mean, std=clip.source.std
-    )
     baseline = BaselineConfig(templates=spec.templates)
     label = replace(config.label(), seed=row.seed, soft_behind=False)
-    labels, _ = create_baseline_labels(spec.method, baseline, label, clip)
-    trains_towers = spec.method == "vificlip"
-    network = BaselineNetwork(clip.model, encoder, labels, places=baseline.places, train_towers=trains_towers)
-    network.to(config.device)
     fit = replace(config.fit(row.seed), num_joint_steps=config.num_baseline_steps)
+    backbone = set_up(fit, replace(config.video(), num_branch_blocks=0), clip_name=context.clip_name)
+    network, _ = create_baseline(backbone, spec.method, baseline, label, fit)
+    trains_towers = network.train_towers
     if trains_towers:
         fit = replace(fit, batch_size=config.num_tuned_videos)
         baseline = replace(baseline, learning_rate=1e-4)  # a small tower needs a higher rate than the 1e-5 of ViT-B
     if spec.is_trained:
-        world, pool = context.with_more_pairs(fit.num_more_pairs)
-        task = BaselineTask(spec.method, network, {**context.worlds, "train": world}, fit, baseline)
-        task.videos = PoolVideos(
-            pool, batch_size=fit.batch_size, seed=fit.seed, frames=trains_towers,
+        emoji = config.emoji()
+        world, pool = context.with_more_pairs(emoji.num_more_pairs)
+        source = context.source(
+            fit, pool, training_labels(world, emoji), frames=trains_towers,
             num_frames=config.num_tuned_frames if trains_towers else 0,
         )  # fmt: skip
+        task = BaselineTask(spec.method, network, source, fit, baseline)
         loop = fit.loop(
             fit.num_joint_steps, num_warmup_steps=fit.num_joint_steps // 10 + 1, evaluate_every=NO_EVALUATION
         )

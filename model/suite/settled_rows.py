@@ -14,24 +14,24 @@ import torch
 from torch import Tensor
 
 from vidlex.model.checkpoint import CheckpointError
+from vidlex.model.sources.emoji import training_labels
+from vidlex.model.sources.emoji_pool import Pool
 from vidlex.model.suite.config import SuiteConfig
 from vidlex.model.suite.context import SuiteContext
 from vidlex.model.suite.evaluation import (
     LabelStates,
-    choose_trust,
     evaluate,
     logits_of,
-    pool_features,
     save_checkpoint_of,
     trunk_adapter,
 )
-from vidlex.model.suite.pool import Pool
 from vidlex.model.suite.probes import held_out_probe
 from vidlex.model.suite.row import Row, row_file
-from vidlex.model.train.clip_regulariser import ClipRegulariser
+from vidlex.model.suite.trust import choose_trust
 from vidlex.model.train.export import restore_network
-from vidlex.model.train.fit import LabelTask
-from vidlex.model.train.loop.loop import NO_EVALUATION, run
+from vidlex.model.train.loop.config import NO_EVALUATION
+from vidlex.model.train.recipe import label_stage
+from vidlex.model.train.stages import StageRunner
 
 SETTLED = "settled"  # the ``method`` of these rows
 
@@ -53,10 +53,8 @@ def train_settled(context: SuiteContext, row: Row) -> dict[str, Any]:
             f"{row_file(context.out, base)} and run the command again to train that row"
         )
     config = context.config
-    fit = replace(
-        config.fit(row.seed), num_stage_labels=config.num_settling_labels, label_learning_rate=config.settling_rate,
-        **row.options.get("fit", {}),
-    )  # fmt: skip
+    fit = replace(config.settling(row.seed), **row.options.get("fit", {}))
+    emoji = replace(config.emoji(), **row.options.get("emoji", {}))
     without_llm = bool(row.options.get("without_llm"))
     created = context.create_network(config.video(), config.label(), row.seed)
     network = created.network
@@ -64,39 +62,28 @@ def train_settled(context: SuiteContext, row: Row) -> dict[str, Any]:
     if not without_llm:
         network.label.prefixes.data.copy_(context.prefixes())  # the checkpoint has them in half precision
     states = LabelStates(context, network, without_llm=without_llm)
-    world, pool = context.with_more_pairs(fit.num_more_pairs)
+    world, pool = context.with_more_pairs(emoji.num_more_pairs)
     pool = pool.first(config.num_settling_videos)
     num_base = len(context.worlds["train"].labels)
-    chosen = _training_labels(pool, num_base, config.num_settling_pairs)
-    labels = [world.labels[i] for i in chosen]
-    targets = pool.targets[:, chosen]
-    train_states = states.of(labels[:num_base])
-    if more := world.labels[num_base:]:  # all of them, because the base row has cached the states of exactly these
-        pair_states = states.of_more_pairs(more)
-        train_states = torch.cat((train_states, pair_states[[i - num_base for i in chosen[num_base:]]]))
-    regulariser: ClipRegulariser | None = None
-    if fit.label_hold:
-        kinds = world.kinds()
-        regulariser = ClipRegulariser.fit(network.label.clip_text, labels, kinds, context.frame_means(pool), targets)
-        regulariser = regulariser.for_label_stage([kinds[label] for label in labels])
+    chosen = torch.tensor(_training_labels(pool, num_base, config.num_settling_pairs))
     adapter = trunk_adapter(network.video, config.num_branch_blocks)
-    task = LabelTask(
-        "settle", network, cached=(pool_features(network, pool, adapter), targets), world=world, labels=labels,
-        states=train_states.to(config.device), config=fit, regulariser=regulariser,
+    labels = training_labels(world, emoji).select(chosen)
+    runner = StageRunner(
+        network, context.source(fit, pool.select(chosen), labels, adapter=adapter), fit,
+        out=context.run_folder(row), description=context.run_description(row), has_statistics=True,
+        states_of=lambda names: states.of_training(names, context.more_pairs(world)), keeps_features=False,
     )  # fmt: skip
-    loop = fit.loop(config.num_settling_steps, num_warmup_steps=10, evaluate_every=NO_EVALUATION)
-    run(task, loop, context.run_folder(row), context.run_description(row))
+    runner.run([replace(label_stage(fit), evaluate_every=NO_EVALUATION)])
     probe = held_out_probe(context, network, adapter)
-    by_trust = choose_trust(context, network, states, adapter)
+    trust = choose_trust(context, network, states, adapter)
     logits = logits_of(network, states, adapter)
     save_checkpoint_of(context, row, created, logits)
-    trained = [*network.label.prompting.parameters(), network.log_scale, network.bias]
+    parameters = [*network.label.prompting.parameters(), network.log_scale, network.bias]
     return {
         **evaluate(context, logits),
         "held_out_probe": probe,
-        "trust": network.label.config.name_trust,
-        "by_trust": by_trust,
-        "num_parameters": sum(p.numel() for p in trained),
+        **trust,
+        "num_parameters": sum(p.numel() for p in parameters),
     }
 
 

@@ -9,14 +9,12 @@ missing, the report is written.
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 
 from vidlex.model.emoji.assets import SpriteSheet
@@ -29,6 +27,7 @@ from vidlex.model.suite.row import Row, row_file
 from vidlex.model.suite.rows import BASELINES, ablations, longer_runs, train_baseline, train_ours, without_llm
 from vidlex.model.suite.settled_rows import SETTLED, base_row, settled_rows, train_settled
 from vidlex.model.train.loop.loop import console
+from vidlex.model.train.loop.run_log import session_record
 
 Train = Callable[[SuiteContext, Row], dict[str, Any]]
 
@@ -59,8 +58,6 @@ def main(
         "command": command,
         "clip": Path(clip_name).name,
         "settings": asdict(config),
-        "machine": f"{platform.system()} {platform.machine()}, {config.device}, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
         "minutes": round((time.monotonic() - started) / 60, 1),
         "unseen": context.protocol.unseen_texts(),
         "num_training_texts": len(context.protocol.training_texts(config.num_more_pairs if config.held else 0)),
@@ -111,7 +108,9 @@ def _ensure_row(context: SuiteContext, row: Row, train: Train, *, waits: bool) -
 def _train_row(context: SuiteContext, path: Path, row: Row, train: Train) -> None:
     started = time.monotonic()
     console.print(f"row {row.key}")
-    result = {**asdict(row), **train(context, row), "minutes": round((time.monotonic() - started) / 60, 2)}
+    trained = train(context, row)
+    minutes = round((time.monotonic() - started) / 60, 2)
+    result = {**asdict(row), **trained, "minutes": minutes, "session": session_record()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_atomically(path) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vidlex.model.classifier import LabelDescription
 from vidlex.model.config import LabelEncoderConfig
+from vidlex.model.extensions.features import extended_label_features, extends_labels, label_dim
 from vidlex.model.text.clip_text import ClipText
 from vidlex.model.text.llm import Decoded, FrozenLLM, SharedPrompt
 from vidlex.model.text.prompting_transformer import PromptingTransformer
@@ -23,10 +24,6 @@ NUM_CHUNK_LABELS = 128
 
 MAX_ROWS_CPU = 192
 MAX_ROWS_GPU = 2048  # rows per pass of the LLM: bounds memory; larger values are not faster
-
-# Beyond the paper (``fuse_with_names``): cosine of a label's feature and CLIP's feature of its name above which CLIP
-# knows the label.
-AGREEMENT = 0.7
 
 _INITIAL_WORDS = ("objects", "actions", "scene", "motion", "colors", "shape", "people", "place")
 
@@ -205,9 +202,7 @@ class LabelEncoder(nn.Module):
     def forward_from_states(self, names: Sequence[str], states: Tensor) -> Tensor:
         """States of the names [V, N, K, L, d] -> label features [V, D], with gradient.
 
-        The N * K text features (one more with ``config.with_name``) are normalised before the mean, so a label
-        feature's length is at most 1, or exactly 1 with ``config.renormalize``. With ``config.name_trust`` label
-        features are [V, 2D] (``fuse_with_names``).
+        The N * K text features are normalised before the mean, so a label feature's length is at most 1.
         """
         if not len(names):
             return torch.zeros(0, self.dim, device=self.device)
@@ -219,16 +214,9 @@ class LabelEncoder(nn.Module):
         soft = self.prompting(centred.flatten(0, 2))  # [V * N * K, L, width]
         soft = soft.view(len(names), -1, *soft.shape[1:])  # [V, N * K, L, width]
         texts = self.clip_text.encode_with_soft(names, soft, after=config.soft_behind)  # [V, N * K, D]
-        if config.with_name or config.name_trust:
-            with torch.no_grad():
-                plain_name = self.clip_text.encode(names)  # [V, D]
-        if config.with_name:  # beyond the paper
-            texts = torch.cat((texts, plain_name[:, None]), dim=1)  # [V, N * K + 1, D]
+        if extends_labels(config):
+            return extended_label_features(texts, lambda: self.clip_text.encode(names), config)
         feature = F.normalize(texts, dim=-1).mean(dim=1)  # [V, D]
-        if config.renormalize:  # beyond the paper
-            feature = F.normalize(feature, dim=-1)
-        if config.name_trust:  # beyond the paper
-            feature = fuse_with_names(feature, plain_name, config.name_trust)  # [V, 2D]
         return feature
 
     def forward(self, names: Sequence[str]) -> Tensor:  # [V, D], with gradient
@@ -255,25 +243,7 @@ class LabelEncoder(nn.Module):
 
     @property
     def dim(self) -> int:
-        return 2 * self.clip_text.dim if self.config.name_trust else self.clip_text.dim
-
-
-def fuse_with_names(features: Tensor, names: Tensor, trust: float) -> Tensor:
-    """Label features and CLIP's features of the plain names, [V, D] each -> [V, 2D], to match ``concat_frame_mean``.
-
-    With ``weight = trust * max(0, (cos - AGREEMENT) / (1 - AGREEMENT))``, a label's similarity to a video is
-
-        (1 - weight) * label . branch + weight * |label| * name . frame_mean
-
-    If training left a label's feature near that of its name, CLIP knows the label and its frozen tower scores it too;
-    other labels are scored by the branch only. This mixes the outputs of a fine-tuned and a frozen model (Wortsman et
-    al., CVPR 2022) with a weight per label.
-    """
-    length = features.norm(dim=1, keepdim=True)
-    names = F.normalize(names, dim=1)
-    agreement = (features * names).sum(dim=1, keepdim=True) / length.clamp_min(1e-6)  # [V, 1]
-    weight = trust * ((agreement - AGREEMENT) / (1 - AGREEMENT)).clamp(0, 1)
-    return 2**0.5 * torch.cat(((1 - weight) * features, weight * length * names), dim=1)
+        return label_dim(self.clip_text.dim, self.config)
 
 
 def _initial_prefixes(llm: FrozenLLM, num_prefixes: int) -> Tensor:  # [N, d], common words with noise

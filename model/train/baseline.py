@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -12,15 +13,14 @@ from torch import Tensor, nn
 from vidlex.model.baselines.base import ClipLabelEncoder
 from vidlex.model.baselines.dualcoop import LOGIT_SCALE, DualCoOpLabelEncoder, aggregate, frame_regions
 from vidlex.model.config import BaselineConfig, Method
-from vidlex.model.emoji.world import World
 from vidlex.model.scoring import similarity_to_logit
-from vidlex.model.train.fit import VALIDATION_SEED, features_of_world, metrics_by_kind
 from vidlex.model.train.fit_config import FitConfig
-from vidlex.model.train.label_sampling import LabelSampler
+from vidlex.model.train.label_sampling import sample_step_labels
 from vidlex.model.train.loop.optim import ParameterGroup, make_optimizer
 from vidlex.model.train.loop.processes import MicroBatch
-from vidlex.model.train.losses import asymmetric_loss, weighted_bce
-from vidlex.model.train.step_videos import RenderedVideos, VideoSource
+from vidlex.model.train.losses import POSITIVE, UNKNOWN, weighted_bce
+from vidlex.model.train.source import StepVideos, TrainingSource
+from vidlex.model.train.validation import features_of_videos, metrics_by_kind
 from vidlex.model.video.encoder import Trunk, VideoEncoder
 
 EVALUATION_BATCH_LABELS = 32
@@ -75,16 +75,16 @@ class BaselineTask:
         self,
         method: Method,
         network: BaselineNetwork,
-        worlds: Mapping[str, World],
+        source: TrainingSource,
         config: FitConfig,
         baseline: BaselineConfig,
     ) -> None:
         self.name: str = method
-        self.network, self.worlds, self.config = network, worlds, config
-        self.labels = worlds["train"].labels
-        self.sampler = LabelSampler.for_world(worlds["train"], config)
+        self.network, self.source, self.config = network, source, config
+        self.labels = source.labels
         self.module = network
-        self.videos: VideoSource = RenderedVideos(worlds["train"], config, network.video.config.num_frames)
+        self.videos: StepVideos = source
+        self.waited_seconds = 0.0  # for videos
         scoring = [network.log_scale, network.bias]
         scoring_ids = {id(p) for p in scoring}
         others = [p for p in (*network.parameters(), *network.label.parameters()) if id(p) not in scoring_ids]
@@ -101,13 +101,15 @@ class BaselineTask:
     def micro_batch_loss(self, step: int, micro_batch: MicroBatch) -> tuple[Tensor, Mapping[str, float]]:
         # Micro-batches divide the videos of the step; each has all labels of the step.
         config = self.config
+        started = time.monotonic()
         batch = self.videos.draw(step, micro_batch)
-        index, weights = self.sampler.sample(batch.all_targets, config, batch.generator)
-        names = [self.labels[i] for i in index.tolist()]
+        self.waited_seconds += time.monotonic() - started
+        index, weights = sample_step_labels(self.labels, batch.all_targets, config, batch.generator)
+        names = [self.labels.names[i] for i in index.tolist()]
         logits = self.network.logits(self.network.frame_features(batch.frames.to(config.device)), names)
         targets = batch.targets[:, index].to(config.device)
         weights = weights.to(config.device)
-        num_positives = batch.all_targets[:, index].sum()
+        num_positives = (batch.all_targets[:, index] == POSITIVE).sum()
         if self.network.is_dual:
             return asymmetric_loss(logits, targets, weights, num_positives) * micro_batch.count, {}
         loss = weighted_bce(logits, targets, weights, config.negative_weight, num_positives)
@@ -117,20 +119,42 @@ class BaselineTask:
         }
 
     def evaluate(self) -> Mapping[str, float]:
-        world = self.worlds["val"]
         num_videos = min(256, self.config.num_validation_videos)
-        return metrics_by_kind(*evaluate_baseline(self.network, world, self.config, num_videos), world)
+        logits, targets = evaluate_baseline(self.network, self.source, self.config, num_videos)
+        return metrics_by_kind(logits, targets, self.source.validation_labels, self.labels.kinds)
 
 
 @torch.no_grad()
 def evaluate_baseline(
-    network: BaselineNetwork, world: World, config: FitConfig, num_videos: int
+    network: BaselineNetwork, source: TrainingSource, config: FitConfig, num_videos: int
 ) -> tuple[Tensor, Tensor]:
-    """Logits and targets, both [n, V]. The videos are those of our method's validation."""
-    num_frames = network.video.config.num_frames
-    frames, targets = features_of_world(
-        network.frame_features, world, num_videos, num_frames, config, seed=VALIDATION_SEED
-    )
-    size = EVALUATION_BATCH_LABELS
-    batches = [list(world.labels[i : i + size]) for i in range(0, len(world.labels), size)]
+    """Logits and int8 targets, both [n, V]. The videos are those of our method's validation."""
+    frames, targets = features_of_videos(network.frame_features, source.validation_videos(num_videos), config)
+    labels, size = source.validation_labels, EVALUATION_BATCH_LABELS
+    batches = [list(labels[i : i + size]) for i in range(0, len(labels), size)]
     return torch.cat([network.logits(frames, names).cpu() for names in batches], dim=1), targets
+
+
+def asymmetric_loss(
+    logits: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    num_positives: Tensor | None = None,
+    *,
+    focus: tuple[float, float] = (1.0, 2.0),
+    margin: float = 0.05,
+) -> Tensor:
+    """DualCoOp's loss (its code's form of Ridnik et al., ICCV 2021), per positive of the batch as in ``weighted_bce``.
+
+    With ``p = sigmoid(logit)``: positives ``-(1 - p)^focus[0] log p``, negatives ``-q^focus[1] log(1 - q)`` with
+    ``q = max(p - margin, 0)``. The focusing factors carry no gradient; the arguments of logarithms are at least 1e-6.
+    """
+    is_positive, is_known = targets == POSITIVE, targets != UNKNOWN
+    count = is_positive.sum() if num_positives is None else num_positives
+    p = torch.sigmoid(logits.float())
+    absent = (1 - p + margin).clamp_max(1)
+    with torch.no_grad():
+        factor = torch.where(is_positive, (1 - p) ** focus[0], (1 - absent) ** focus[1]) * is_known
+    log = torch.where(is_positive, p.clamp_min(1e-6).log(), absent.clamp_min(1e-6).log())
+    total: Tensor = -(factor * log * weights).sum() / count.clamp_min(1)
+    return total

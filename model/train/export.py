@@ -19,11 +19,14 @@ from vidlex.model.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from vidlex.model.config import LabelEncoderConfig
 from vidlex.model.eval.calibration import fit_platt
 from vidlex.model.eval.metrics import peak_f1
 from vidlex.model.factory import Clip
 from vidlex.model.scoring import Scorer
+from vidlex.model.train.losses import POSITIVE, UNKNOWN
 from vidlex.model.train.network import OpenVocabularyNetwork
+from vidlex.model.weights import DEFAULT_LLM
 
 
 def write_open_clip_folder(
@@ -52,12 +55,12 @@ def write_checkpoint(
     store_clip: bool = True,
     half: bool = True,
 ) -> None:
-    """``validation``: logits and bool targets [n, V] of videos that training did not see, for calibration and
+    """``validation``: logits and int8 targets [n, V] of videos that training did not see, for calibration and
     threshold. ``store_clip`` includes CLIP's weights; otherwise the checkpoint has their name and digest.
     ``half`` stores float16.
     """
     scorer, default_threshold = fit_scorer(network.log_scale, network.bias, validation)
-    source = replace(clip.source, digest=clip.digest)
+    source = named_clip(clip)
     tensors = _trainable_tensors(network)
     if store_clip:
         source, stored = stored_clip(clip)
@@ -66,7 +69,7 @@ def write_checkpoint(
         id=checkpoint_id,
         clip=source,
         video=network.video.config,
-        label=network.label.config,
+        label=with_absolute_llm(network.label.config),
         scorer=scorer,
         default_threshold=default_threshold,
         llm_digest=digest_llm(llm_folder),
@@ -76,11 +79,25 @@ def write_checkpoint(
 
 
 def fit_scorer(log_scale: Tensor, bias: Tensor, validation: tuple[Tensor, Tensor]) -> tuple[Scorer, float]:
-    logits, targets = (values.numpy() for values in validation)
+    """Calibration and threshold are fitted on the known pairs of ``validation``: logits and int8 targets [n, V]."""
+    is_known = validation[1] != UNKNOWN
+    logits, targets = validation[0][is_known].numpy(), (validation[1][is_known] == POSITIVE).numpy()
     calibration = fit_platt(logits, targets)
     _, best_logit = peak_f1(logits, targets)
     threshold = round(float(calibration.probability(best_logit)), 4)
     return Scorer(log_scale.exp().item(), bias.item(), calibration), threshold
+
+
+def named_clip(clip: Clip) -> ClipSource:
+    """A CLIP that the checkpoint refers to. A folder is absolute: the checkpoint may be served from anywhere."""
+    kind, _, folder = clip.source.source.partition(":")
+    name = f"{kind}:{Path(folder).expanduser().resolve()}" if kind == "local-dir" else clip.source.source
+    return replace(clip.source, source=name, digest=clip.digest)
+
+
+def with_absolute_llm(label: LabelEncoderConfig) -> LabelEncoderConfig:
+    folder = Path(label.llm).expanduser()
+    return replace(label, llm=str(folder.resolve())) if label.llm != DEFAULT_LLM and folder.is_dir() else label
 
 
 def stored_clip(clip: Clip) -> tuple[ClipSource, dict[str, Tensor]]:
@@ -100,7 +117,7 @@ def restore_network(folder: Path, network: OpenVocabularyNetwork) -> None:
         network.log_scale.fill_(math.log(config.scorer.logit_scale))
         network.bias.fill_(config.scorer.logit_bias)
     network.video.fold_alpha = 1.0
-    network.set_name_trust(config.label.name_trust)
+    network.set_label_config(replace(network.label.config, name_trust=config.label.name_trust))
 
 
 def _trainable_tensors(network: OpenVocabularyNetwork) -> dict[str, Tensor]:

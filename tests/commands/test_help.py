@@ -21,7 +21,7 @@ from vidlex.service.commands.experiments.dataclass_options import ENTRIES
 runner = CliRunner()
 
 # Their modules define the options next to code that uses PyTorch.
-NEED_TORCH = {"vidlex bench encode", "vidlex bench register"}
+NEED_TORCH = {"vidlex bench encode", "vidlex bench register", "vidlex bench train"}
 HELP_OF_ALL = """
 import json, sys
 from typer.testing import CliRunner

@@ -49,6 +49,8 @@ def test_manifest_may_have_a_byte_order_mark_crlf_and_empty_lines(tmp_path: Path
         ('{"positives": []}', "not a manifest entry"),
         ('{"video": "a", "positives": ["x"], "colour": 1}', "not a manifest entry"),
         ('{"video": 3, "positives": ["x"]}', "must be text"),
+        ('{"video": "a", "positives": ["x"], "split": 1}', "split must be text"),
+        ('{"video": "a", "positives": ["x"], "end_ms": "9"}', "start_ms and end_ms whole numbers"),
         ('{"video": "a", "positives": ["x"], "negatives": ["x"]}', "both positive and negative"),
         ('{"video": "' + "a" * (1 << 20) + '", "positives": []}', "longer than"),
     ],
@@ -103,6 +105,29 @@ def test_score_of_known_colours_and_a_missing_file(tmp_path: Path) -> None:
     assert metrics["micro_aupr"] == 1.0 and metrics["chance"] == pytest.approx(2 / 5)
     assert metrics["f1_at_default_threshold"] == 1.0
     assert metrics["by_kind"]["warm"]["num_positives"] == 1 and metrics["skipped_videos"] == ["gone.mp4"]
+
+
+def test_score_of_a_split_and_of_a_window(tmp_path: Path) -> None:
+    """One video is red, then green: its two windows are entries of two splits."""
+    frames = torch.zeros(24, 3, 32, 32, dtype=torch.uint8)
+    frames[:12, 0] = frames[12:, 1] = 255
+    write_mp4(frames, tmp_path / "a.mp4", fps=12)
+    path, names = tmp_path / "m.jsonl", ["red", "green"]
+    red = Entry("a.mp4", ("red",), closed=True, split="train", end_ms=1000)
+    green = Entry("a.mp4", ("green",), closed=True, split="val", start_ms=1000, end_ms=2000)
+    both = Entry("a.mp4", ("red", "green"))
+    write_manifest(path, [red, green, both])
+    for split, expected in (("train", [[1, 0], [0.5, 0.5]]), ("val", [[0, 1], [0.5, 0.5]])):
+        scores = score(DummyClassifier(), path, names, split=split)
+        brightness = scores.similarities / scores.similarities.sum(axis=1, keepdims=True)
+        assert np.allclose(brightness, expected, atol=0.06), (split, scores.similarities)
+    assert len(score(DummyClassifier(), path, names, split="all").targets) == 3
+    with pytest.raises(ManifestError, match=r"several splits, train \(1\), val \(1\): choose one with --split"):
+        score(DummyClassifier(), path, names)
+    with pytest.raises(ManifestError, match="no entries of the split 'test'"):
+        write_manifest(path, [red])
+        score(DummyClassifier(), path, names, split="test")
+    assert len(score(DummyClassifier(), path, names).targets) == 1
 
 
 def test_score_raises_without_any_video(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ _SUBJECTS = {
     "service.labels.embedded": "Valkey of our own",
     "service.schemas": "bodies and answers",
     "model.suite": "the experiment",
+    "model.sources": "training data",
     "model.train": "training",
     "model.eval": "metrics",
     "model.emoji": "the procedural world",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import operator
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -10,6 +13,7 @@ from typing import Any
 import typer.main
 
 from support.paths import ROOT
+from vidlex.model.video.towers.table import TOWER_ROWS
 from vidlex.service.app import create_app
 from vidlex.service.cli import app as command_line
 from vidlex.service.http.guard import PUBLIC_PATHS, required_scope
@@ -85,12 +89,68 @@ def _commands(command: Any, name: str) -> Iterator[tuple[str, str]]:
             yield from _commands(child, f"{name} {word}")
 
 
+def towers_table() -> str:
+    head = ("image tower", "library", "adapter", "in TMP's place", "blocks of the branch", "own text tower")
+    return _table(head, ((f"`{r.name}`", r.library, f"`{r.adapter}`", r.tmp, r.blocks, r.text) for r in TOWER_ROWS))
+
+
+# The paper's equations in the order in which a step computes them, and the function that is each of them.
+EQUATIONS: tuple[tuple[str, str], ...] = (
+    (
+        "`h = LLM([P_i; prompt(label)])`: K x L decoded states per prefix",
+        "text.label_encoder:LabelEncoder.soft_attributes",
+    ),
+    ("the keys and values of `[P_i; I]`, which all labels share", "text.llm:FrozenLLM.prefill"),
+    ("greedy decoding, without gradient", "text.llm:FrozenLLM.decode"),
+    ("the same states with gradient to `P_i`", "text.llm:FrozenLLM.teacher_forced_states"),
+    ("`z = prompting transformer(h)`, in CLIP's token space", "text.prompting_transformer:PromptingTransformer"),
+    ("`CLIP_text([SOS, z_1 ... z_L, label, EOT])`", "text.clip_text:ClipText.encode_with_soft"),
+    ("`f_t = mean(normalize(CLIP_text(...)))` over N x K", "text.label_encoder:LabelEncoder._features"),
+    ("`x + Attention_T(x)`: temporal attention, new", "video.temporal:TemporalAttention"),
+    ("a branch block: temporal, then spatial attention", "video.temporal:BranchBlock"),
+    ("`theta = alpha theta_ft + (1 - alpha) theta_frozen`", "video.temporal:interpolate"),
+    ("`f_v = (TMP + frame mean) / 2`, over T frames", "video.encoder:VideoEncoder._run_branch"),
+    ("`alpha ~ U(0, lambda)`, and the step as a whole", "train.fit:JointTask.micro_batch_loss"),
+    ("`s = f_v . f_t`", "train.network:OpenVocabularyNetwork.logits"),
+    ("`logit = s / tau + bias`", "scoring:similarity_to_logit"),
+    ("`p = sigmoid(logit)`", "scoring:Scorer.probability"),
+    ("`- sum_v [ sum_P log p + w sum_N log(1 - p) ]`", "train.losses:weighted_bce"),
+)
+# Read in this order, these files are the method. The rest of training loads, feeds, logs, evaluates and resumes.
+CORE_PATH = (
+    "scoring", "text.prompts", "text.llm", "text.prompting_transformer", "text.clip_text", "text.label_encoder",
+    "video.temporal", "video.encoder", "train.losses", "train.network", "train.recipe", "train.fit",
+)  # fmt: skip
+
+
+def equations_table() -> str:
+    return _table(("equation", "function", "lines"), map(_equation, EQUATIONS))
+
+
+def _equation(row: tuple[str, str]) -> tuple[str, str, str]:
+    equation, target = row
+    module, _, name = target.partition(":")
+    found = operator.attrgetter(name)(importlib.import_module(f"vidlex.model.{module}"))
+    path = f"{module.replace('.', '/')}.py"
+    return equation, f"[`{path}`]({path}): `{name}`", str(len(inspect.getsourcelines(inspect.unwrap(found))[0]))
+
+
+def core_path_table() -> str:
+    files = [f"{module.replace('.', '/')}.py" for module in CORE_PATH]
+    lines = [len((ROOT / "model" / file).read_text(encoding="utf-8").splitlines()) for file in files]
+    rows = [(f"[`{file}`]({file})", str(num)) for file, num in zip(files, lines, strict=True)]
+    return _table(("file", "lines"), [*rows, ("together", str(sum(lines)))])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "commands": commands_table,
+    "core_path": core_path_table,
+    "equations": equations_table,
     "errors": errors_table,
     "metrics": metrics_table,
     "routes": routes_table,
     "settings": settings_table,
+    "towers": towers_table,
 }
 
 

@@ -25,13 +25,15 @@ from vidlex.model.config import BaselineConfig, LabelEncoderConfig, Method, Vide
 from vidlex.model.emoji.world import World
 from vidlex.model.eval.metrics import summarise
 from vidlex.model.factory import load_classifier
+from vidlex.model.sources.config import EmojiConfig
+from vidlex.model.sources.emoji import EmojiSource, emoji_opener
 from vidlex.model.specs import ModelNotFound
 from vidlex.model.text.clip_text import ClipText
-from vidlex.model.train.baseline import BaselineNetwork, BaselineTask
+from vidlex.model.train.baseline import BaselineNetwork, BaselineTask, asymmetric_loss
 from vidlex.model.train.export import write_open_clip_folder
 from vidlex.model.train.fit_config import FitConfig
 from vidlex.model.train.loop.processes import WHOLE_BATCH
-from vidlex.model.train.losses import asymmetric_loss, weighted_bce
+from vidlex.model.train.losses import weighted_bce
 from vidlex.model.train.run_fit import main
 from vidlex.model.video.encoder import VideoEncoder
 
@@ -185,8 +187,8 @@ def fit(folders: tuple[Path, Path], out: Path, method: Method, **baseline: objec
     return main(
         FIT, VideoEncoderConfig(num_frames=3), LabelEncoderConfig(llm=str(llm)),
         BaselineConfig(num_context=4, **baseline),  # type: ignore[arg-type]
-        method=method, clip_name=f"local-dir:{clip}", out=out, art_cache=out, checkpoint_id=method, half=False,
-        sheet=tiny_sheet(),
+        method=method, clip_name=f"local-dir:{clip}", out=out, checkpoint_id=method, half=False,
+        open_source=emoji_opener(EmojiConfig(), out, sheet=tiny_sheet()),
     )  # fmt: skip
 
 
@@ -228,7 +230,8 @@ def test_the_loss_decreases(worlds: dict[str, World], method: str) -> None:
     places = "frames" if method == "frames" else "video"
     network = network_of(label, clip, train_towers=method == "vificlip", places=places)
     baseline = BaselineConfig(learning_rate=1e-3 if method == "vificlip" else 1e-2)
-    task = BaselineTask("coop", network, worlds, FIT, baseline)
+    source = EmojiSource(worlds["train"], worlds["val"], EmojiConfig(), FIT, network.video.config.num_frames)
+    task = BaselineTask("coop", network, source, FIT, baseline)
     losses = []
     for _ in range(30):  # the same batch
         task.optimizer.zero_grad()

@@ -24,6 +24,8 @@ from vidlex.model.checkpoint import CheckpointConfig, CheckpointError, copy_chec
 from vidlex.model.config import LabelEncoderConfig, VideoEncoderConfig
 from vidlex.model.emoji.world import World
 from vidlex.model.factory import create_clip, create_label_encoder, load_classifier
+from vidlex.model.sources.config import EmojiConfig
+from vidlex.model.sources.emoji import emoji_opener
 from vidlex.model.specs import ModelNotFound
 from vidlex.model.train.export import restore_network, write_open_clip_folder
 from vidlex.model.train.fit_config import FitConfig
@@ -55,7 +57,8 @@ def fit(folders: tuple[Path, Path], out: Path, *, store_clip: bool = True, half:
     clip, llm = folders
     return main(
         FIT, VideoEncoderConfig(num_branch_blocks=2, num_frames=3), label_config(llm), clip_name=f"local-dir:{clip}",
-        out=out, art_cache=out, checkpoint_id="tiny", store_clip=store_clip, half=half, sheet=tiny_sheet(),
+        out=out, open_source=emoji_opener(EmojiConfig(), out, sheet=tiny_sheet()), checkpoint_id="tiny",
+        store_clip=store_clip, half=half,
     )  # fmt: skip
 
 
@@ -78,6 +81,14 @@ def test_a_copy_has_another_id_and_the_same_weights(checkpoint: Path, tmp_path: 
     assert all(torch.equal(value, new[1][name]) for name, value in old[1].items())
     with pytest.raises(CheckpointError, match="has no config"):
         copy_checkpoint(tmp_path, tmp_path / "nothing", id="x")
+
+
+def test_the_same_weights_are_the_same_file(checkpoint: Path, tmp_path: Path) -> None:
+    """The fingerprint is that of the files."""
+    config, tensors, _ = load_checkpoint(checkpoint)
+    for name in ("a", "b", "c", "d"):
+        save_checkpoint(tmp_path / name, config, dict(reversed(tensors.items())), half=True)
+        assert load_checkpoint(tmp_path / name)[2] == load_checkpoint(tmp_path / "a")[2]
 
 
 def test_a_trained_checkpoint_is_served(checkpoint: Path) -> None:
@@ -269,12 +280,13 @@ def test_name_trust_is_set_after_training_and_served(
 ) -> None:
     """After the same training, features have twice the width, and their first half equals the plain features."""
     monkeypatch.setattr(
-        "vidlex.model.text.label_encoder.AGREEMENT", -1.0
+        "vidlex.model.extensions.name_trust.AGREEMENT", -1.0
     )  # barely trained features do not agree with CLIP's
     clip, llm = folders
     trusting = main(
         FIT, VideoEncoderConfig(num_branch_blocks=2, num_frames=3), replace(label_config(llm), name_trust=0.5),
-        clip_name=f"local-dir:{clip}", out=tmp_path, art_cache=tmp_path, checkpoint_id="tiny", sheet=tiny_sheet(),
+        clip_name=f"local-dir:{clip}", out=tmp_path, checkpoint_id="tiny",
+        open_source=emoji_opener(EmojiConfig(), tmp_path, sheet=tiny_sheet()),
     )  # fmt: skip
     plain, fused = (load_checkpoint(folder) for folder in (checkpoint, trusting))
     assert all(torch.equal(value, fused[1][name]) for name, value in plain[1].items())

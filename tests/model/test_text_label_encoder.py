@@ -11,9 +11,11 @@ import torch
 from support.tiny import EMBED_DIM, LLM_WIDTH, MAX_POSITIONS, tiny_clip, tiny_clip_text, write_llm
 from vidlex.model.classifier import LabelTextError
 from vidlex.model.config import LabelEncoderConfig
+from vidlex.model.extensions import name_trust
+from vidlex.model.extensions.name_trust import fuse_with_names
 from vidlex.model.text import label_encoder as module
 from vidlex.model.text.clip_text import ClipText
-from vidlex.model.text.label_encoder import LabelEncoder, fuse_with_names
+from vidlex.model.text.label_encoder import LabelEncoder
 from vidlex.model.text.load_llm import load_llm
 from vidlex.model.text.prompts import PROMPTS, get_prompt
 
@@ -215,7 +217,7 @@ def test_fused_similarities_match_values_computed_by_hand():
 
 @torch.no_grad()
 def test_all_paths_apply_name_trust(llm, monkeypatch):
-    monkeypatch.setattr(module, "AGREEMENT", -1.0)  # untrained features do not agree with CLIP's
+    monkeypatch.setattr(name_trust, "AGREEMENT", -1.0)  # untrained features do not agree with CLIP's
     plain, fused = build(llm), build(llm, name_trust=1.0)
     expected = fuse_with_names(plain.encode_labels(NAMES), plain.clip_text.encode(NAMES), 1.0)
     assert expected.shape == (len(NAMES), 2 * EMBED_DIM) and (expected[:, EMBED_DIM:].norm(dim=1) > 0.01).all()

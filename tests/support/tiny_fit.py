@@ -11,8 +11,10 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import open_clip
@@ -23,6 +25,9 @@ from support.art import tiny_sheet
 from support.tiny import write_llm
 from vidlex.model.config import BaselineConfig, LabelEncoderConfig, Method, VideoEncoderConfig
 from vidlex.model.emoji.world import World
+from vidlex.model.sources.config import EmojiConfig
+from vidlex.model.sources.emoji import emoji_opener
+from vidlex.model.sources.emoji_pool import pool_opener
 from vidlex.model.train.export import write_open_clip_folder
 from vidlex.model.train.fit import JointTask, LabelTask
 from vidlex.model.train.fit_config import FitConfig
@@ -44,6 +49,7 @@ CONFIG = FitConfig(
 )  # fmt: skip
 STEPS = {"joint": CONFIG.num_joint_steps, "prefix": CONFIG.num_prefix_steps, "label": CONFIG.num_label_steps}
 PLACES = ("before", "logged", "saving")
+Run = Callable[[Path, Path], Any]
 
 
 def write_backbones(folder: Path) -> Path:
@@ -53,16 +59,25 @@ def write_backbones(folder: Path) -> Path:
     return folder
 
 
-def fit(folder: Path, out: Path, *, method: Method = "ours", **changes: Any) -> Path:
+def fit(
+    folder: Path,
+    out: Path,
+    *,
+    method: Method = "ours",
+    emoji: EmojiConfig = EmojiConfig(),
+    label_options: Mapping[str, Any] = MappingProxyType({}),
+    **changes: Any,
+) -> Path:
     """``changes`` override fields of ``CONFIG``."""
     label = LabelEncoderConfig(
         llm=str(folder / "llm"), num_prefixes=2, num_attributes=1, tokens_per_attribute=2, prompting_width=16,
-        prompting_heads=2,
+        prompting_heads=2, **label_options,
     )  # fmt: skip
     return main(
         replace(CONFIG, **changes), VideoEncoderConfig(num_branch_blocks=2, num_frames=3), label,
-        BaselineConfig(num_context=4), method=method, clip_name=f"local-dir:{folder / 'clip'}", out=out, art_cache=out,
-        checkpoint_id="tiny", half=False, sheet=tiny_sheet(),
+        BaselineConfig(num_context=4), method=method, clip_name=f"local-dir:{folder / 'clip'}", out=out,
+        open_source=(pool_opener if emoji.num_pool_videos else emoji_opener)(emoji, out, sheet=tiny_sheet()),
+        checkpoint_id="tiny", half=False,
     )  # fmt: skip
 
 
@@ -106,15 +121,15 @@ def die_at(place: str, stage: str, step: int) -> None:
         raise ValueError(place)
 
 
-def start(folder: Path, out: Path, kill: tuple[str, str, int] | None = None) -> int:
-    """Fork a process that runs ``fit``, with the imports and the backgrounds of this one. Returns its id."""
+def start(folder: Path, out: Path, kill: tuple[str, str, int] | None = None, *, run: Run | None = None) -> int:
+    """Fork a process that runs ``run`` (default: ``fit``), with the imports of this one. Returns its id."""
     if process := os.fork():
         return process
     status = 1
     try:
         if kill is not None:
             die_at(*kill)
-        fit(folder, out)
+        (run or fit)(folder, out)
         status = 0
     finally:
         os._exit(status)
@@ -132,27 +147,33 @@ def prepare_to_fork() -> None:
     curves.plot_stage = lambda out, stage: None
 
 
-def run_processes(folder: Path, out: Path, num_processes: int) -> None:
-    """``fit`` in forked workers of torchrun's agent."""
+def run_processes(folder: Path, out: Path, num_processes: int, *, run: Run | None = None) -> None:
+    """In forked workers of torchrun's agent."""
     prepare_to_fork()
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=num_processes, run_id="tiny", rdzv_backend="c10d",
         rdzv_endpoint="localhost:0", start_method="fork",
     )  # fmt: skip
-    elastic_launch(config, fit)(folder, out)
+    elastic_launch(config, run or fit)(folder, out)
 
 
-def kill_and_restart(folder: Path, out: Path, kills: list[tuple[str, str, int]]) -> list[int]:
+def kill_and_restart(
+    folder: Path, out: Path, kills: list[tuple[str, str, int]], *, run: Run | None = None
+) -> list[int]:
     """Exit codes: of the uninterrupted run in ``out/unbroken``, then of those in ``out/broken``."""
     prepare_to_fork()
-    unbroken = start(folder, out / "unbroken")
-    broken = [exit_code(start(folder, out / "broken", kill)) for kill in (*kills, None)]
+    unbroken = start(folder, out / "unbroken", run=run)
+    broken = [exit_code(start(folder, out / "broken", kill, run=run)) for kill in (*kills, None)]
     return [exit_code(unbroken), *broken]
 
 
-if __name__ == "__main__":
-    paths, argument = (Path(sys.argv[1]), Path(sys.argv[2])), json.loads(sys.argv[3])
+def main_of_process(run: Run) -> None:
+    folder, out, argument = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
     if isinstance(argument, int):
-        run_processes(*paths, argument)
+        run_processes(folder, out, argument, run=run)
     else:
-        print(json.dumps(kill_and_restart(*paths, argument)))
+        print(json.dumps(kill_and_restart(folder, out, argument, run=run)))
+
+
+if __name__ == "__main__":
+    main_of_process(fit)

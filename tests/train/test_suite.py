@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterable
 from dataclasses import replace
@@ -21,9 +22,11 @@ from vidlex.model.config import VideoEncoderConfig
 from vidlex.model.emoji.protocol import COLUMNS
 from vidlex.model.emoji.world import World
 from vidlex.model.factory import load_classifier
+from vidlex.model.sources.config import EmojiConfig
+from vidlex.model.sources.emoji import training_labels
+from vidlex.model.sources.emoji_pool import PoolSource, build_pool, pool_targets
 from vidlex.model.suite.config import SuiteConfig
 from vidlex.model.suite.context import SuiteContext
-from vidlex.model.suite.pool import PoolVideos, build_pool, pool_targets
 from vidlex.model.suite.report import comparisons
 from vidlex.model.suite.row import Row
 from vidlex.model.suite.rows import BASELINES, ablations, longer_runs, without_llm
@@ -68,6 +71,7 @@ def test_suite_trains_every_row_once_and_reports_it(tmp_path: Path) -> None:
     assert {f"length_ours_4-joint-steps_seed{seed}" for seed in range(2)} <= set(rows)
     assert {f"length_ours_4-joint-steps--held-to-CLIP_seed{seed}" for seed in range(2)} <= set(rows)
     for row in rows.values():
+        assert row["session"]["hardware"]["num_cpus"] == os.cpu_count() and row["session"]["command"]
         assert set(row["columns"]) == set(COLUMNS)
         for figures in row["columns"].values():
             assert 0 < figures["all"]["micro_aupr"] <= 1
@@ -78,6 +82,7 @@ def test_suite_trains_every_row_once_and_reports_it(tmp_path: Path) -> None:
     text = (report / "SUITE.md").read_text(encoding="utf-8")
     ours = [rows[f"main_ours_seed{seed}"]["columns"]["seen"]["all"]["micro_aupr"] for seed in range(2)]
     assert f"| ours | {sum(ours) / 2:.3f}" in text
+    assert f"on {os.cpu_count()} CPUs (" in text and f"torch {torch.__version__.split('+')[0]}" in text
     assert "vidlex eval suite --tiny" in text and "without the LLM" in text and "no weight interpolation" in text
     long = text[text.index("## Longer training: 4 joint steps\n") :]
     ours = [rows[f"length_ours_4-joint-steps_seed{seed}"]["columns"]["seen"]["all"]["micro_aupr"] for seed in range(2)]
@@ -137,9 +142,11 @@ def test_suite_with_clip_regulariser_in_all_rows(tmp_path: Path) -> None:
     assert "Ours is held to CLIP." in text and "trained with the additional pairs too" in text
     assert options["not held to CLIP"]["fit"] == {"video_hold": 0.0, "label_hold": 0.0}
     assert "not held to CLIP" not in {row.change for row in ablations(TINY, 3)}
-    longer_options = {row.change: row.options["fit"] for row in longer_runs(replace(config, num_long_steps=9))}
+    longer_rows = longer_runs(replace(config, num_long_steps=9))
+    assert all(row.options.get("emoji", {}).get("num_more_pairs", 0) == 0 for row in longer_rows)
+    longer_options = {row.change: row.options["fit"] for row in longer_rows}
     paper = longer_options.pop("9 joint steps, as in the paper")
-    assert paper["num_joint_steps"] == 9 and not paper["num_more_pairs"] and not paper["video_hold"]
+    assert paper["num_joint_steps"] == 9 and not paper["video_hold"]
     assert longer_options.pop("9 joint steps, as in the paper but for weight interpolation") == {
         **paper, "interpolation_lambda": 0.0
     }  # fmt: skip
@@ -255,10 +262,11 @@ def test_pool_equals_the_output_of_the_tower(tmp_path: Path) -> None:
     assert torch.equal(pool_targets(world, 70, 5), pool.targets)
     again = build_pool(tmp_path / "a.safetensors", world, encoder, 70, seed=5, identity="x")
     assert torch.equal(again.targets, pool.targets)
-    videos = PoolVideos(pool, batch_size=16, seed=0)
+    labels = training_labels(world, EmojiConfig())
+    videos = PoolSource(pool, pool, labels, batch_size=16, seed=0)
     drawn = [videos.draw(step) for step in range(8)]
     assert sum(int(batch.targets.sum()) for batch in drawn[:4]) != sum(int(batch.targets.sum()) for batch in drawn[4:])
-    assert torch.equal(drawn[0].targets, PoolVideos(pool, batch_size=16, seed=0).draw(0).targets)
-    assert not torch.equal(drawn[0].targets, PoolVideos(pool, batch_size=16, seed=1).draw(0).targets)
+    assert torch.equal(drawn[0].targets, PoolSource(pool, pool, labels, batch_size=16, seed=0).draw(0).targets)
+    assert not torch.equal(drawn[0].targets, PoolSource(pool, pool, labels, batch_size=16, seed=1).draw(0).targets)
     with pytest.raises(ValueError, match="has no frames"):
         replace(pool, frames=None).rows(torch.tensor([0]), frames=True)

@@ -20,6 +20,7 @@ from torch import Tensor
 from support.paths import ROOT, TESTS
 from support.tiny_fit import PLACES, STEPS, fit, write_backbones
 from vidlex.model.config import Method
+from vidlex.model.sources.config import EmojiConfig
 from vidlex.model.train.fit_config import FitConfig
 from vidlex.model.train.loop.config import LoopConfig
 from vidlex.model.train.loop.loop import DivisibleTask
@@ -28,7 +29,8 @@ from vidlex.model.train.loop.precision import choose_bf16
 from vidlex.model.train.loop.processes import WHOLE_BATCH, MicroBatch
 from vidlex.model.train.loop.run_log import StageLog, read_log
 
-REGULARISED = {"video_hold": 0.5, "label_hold": 2.0, "num_more_pairs": 5, "state_noise": 0.5}
+REGULARISED = {"video_hold": 0.5, "label_hold": 2.0, "state_noise": 0.5}
+MORE_PAIRS = {"emoji": EmojiConfig(num_more_pairs=5)}
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -104,7 +106,7 @@ def test_run_folder_contents(backbones: Path, tmp_path: Path, monkeypatch: pytes
 def test_regularised_run_trains_more_labels_and_is_evaluated_on_the_same(
     backbones: Path, plain_run: Path, tmp_path: Path
 ) -> None:
-    fit(backbones, tmp_path, **REGULARISED)
+    fit(backbones, tmp_path, **REGULARISED, **MORE_PAIRS)
     folders = plain_run, tmp_path
     trained = [json.loads((out / "checkpoint" / "config.json").read_text())["trained_labels"] for out in folders]
     assert trained[1][: len(trained[0])] == trained[0] and len(trained[1]) == len(trained[0]) + 5
@@ -143,7 +145,8 @@ def gradients(task: DivisibleTask, micro_batches: list[MicroBatch]) -> list[Tens
 
 
 @pytest.mark.parametrize(
-    "method, changes", [("ours", {}), ("ours", REGULARISED), ("coop", {}), ("dualcoop", {}), ("vificlip", {})]
+    "method, changes",
+    [("ours", {}), ("ours", {**REGULARISED, **MORE_PAIRS}), ("coop", {}), ("dualcoop", {}), ("vificlip", {})],
 )
 def test_gradients_of_micro_batches_add_up(
     backbones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: Method, changes: dict[str, Any]
@@ -161,7 +164,7 @@ def test_gradients_of_micro_batches_add_up(
             assert error < 1e-5 * largest, (task.name, num, error, largest)
         seen.append(task.name)
 
-    monkeypatch.setattr("vidlex.model.train.run_fit.run", check)
+    monkeypatch.setattr("vidlex.model.train.stages.run", check)
     monkeypatch.setattr("vidlex.model.train.run_baseline.run", check)
     fit(backbones, tmp_path, method=method, num_step_labels=20, **changes)
     assert seen == (["joint", "prefix", "label"] if method == "ours" else [method])

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+NO_EVALUATION = 10**9  # a value of ``evaluate_every``: evaluate only after the last step
+
 
 @dataclass(frozen=True)
 class LoopConfig:

@@ -57,7 +57,9 @@ class DivisibleTask(Task, Protocol):
         ...
 
 
-NO_EVALUATION = 10**9  # a value of ``evaluate_every``: evaluate only after the last step
+@runtime_checkable
+class WaitingTask(Protocol):
+    waited_seconds: float  # for data, in the steps of this process: meanwhile the device has nothing to do
 
 
 def run(task: WholeBatchTask | DivisibleTask, config: LoopConfig, out: Path, description: Mapping[str, Any]) -> None:
@@ -121,9 +123,11 @@ class _Stage:
         self.log = StageLog(out, task.name, self.state.progress.step, is_writer=self.is_main)
         self.monitor = _Monitor(task.name, config, out, self.state.progress)
         self.saved_at = time.monotonic()
+        self.step_seconds = 0.0
 
     def step(self) -> bool:
         """Returns whether the state has to be saved, which is the same in all processes."""
+        started = time.monotonic()
         task, config, progress = self.task, self.config, self.state.progress
         factor = learning_rate_factor(
             progress.step, num_steps=config.num_steps, num_warmup_steps=config.num_warmup_steps
@@ -148,6 +152,7 @@ class _Stage:
         self.state.weights.update(progress.step)
         self.log.add(progress.step, {**values, "learning_rate": rate, "gradient_norm": norm.item()})
         self.monitor.step(progress, values)
+        self.step_seconds += time.monotonic() - started
         return save_is_due
 
     def _loss(self, micro_batch: MicroBatch) -> tuple[Tensor, Mapping[str, float]]:
@@ -191,9 +196,13 @@ class _Stage:
             from vidlex.model.train.loop.curves import plot_stage  # imports matplotlib, which is slow
 
             plot_stage(self.out, self.task.name)
-            best = {} if progress.best is None else {"best": progress.best, "best_step": progress.best_step}
+            figures = {} if progress.best is None else {"best": progress.best, "best_step": progress.best_step}
+            if isinstance(self.task, WaitingTask) and has_trained:
+                share = self.task.waited_seconds / self.step_seconds
+                figures["waiting_share"] = round(share, 4)
+                console.print(f"{self.task.name}: {share:.1%} of the time of the steps was waiting for videos")
             self.run_file.update_stage(
-                self.task.name, ended=timestamp(), num_steps=progress.step, stopped=progress.stopped, **best
+                self.task.name, ended=timestamp(), num_steps=progress.step, stopped=progress.stopped, **figures
             )
 
 

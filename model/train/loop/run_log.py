@@ -39,7 +39,7 @@ class RunFile:
         self.data |= values
         sessions = self.data.setdefault("sessions", [])
         if not sessions or sessions[-1]["process"] != _process_identity():  # first call
-            sessions.append(_session(self.num_processes))
+            sessions.append(session_record(self.num_processes))
         sessions[-1]["last_seen"] = timestamp()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with replace_atomically(self.path) as temporary:
@@ -92,7 +92,8 @@ def timestamp() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _session(num_processes: int) -> dict[str, Any]:
+def session_record(num_processes: int = 1) -> dict[str, Any]:
+    """What ran where: command, versions, commit and hardware, as found by this process."""
     return {
         "process": _process_identity(),
         "started": timestamp(),
@@ -108,6 +109,12 @@ def _session(num_processes: int) -> dict[str, Any]:
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }
+
+
+def describe_machine(session: Mapping[str, Any]) -> str:
+    hardware = session["hardware"]
+    gpus = f"{', '.join(hardware['gpus'])}, " if hardware["gpus"] else ""
+    return f"{gpus}{hardware['num_cpus']} CPUs ({hardware['cpu']}), {hardware['num_threads']} threads"
 
 
 def _process_identity() -> list[float]:

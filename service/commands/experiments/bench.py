@@ -16,6 +16,7 @@ import typer
 from rich.markup import escape
 
 from vidlex.service.commands.experiments.dataclass_options import add_entry
+from vidlex.service.commands.experiments.training import TRAINING_MODULES
 from vidlex.service.commands.output import CommandError, JsonFlag, print_json, print_text, stderr, use_json
 from vidlex.service.commands.stores import log_to_stderr
 
@@ -38,8 +39,9 @@ def benchmarks() -> dict[str, str]:
 
 for _name, _description in benchmarks().items():
     add_entry(
-        app, f"vidlex bench {_name}", f"vidlex.service.bench.{_name}:run", help=_description, before=log_to_stderr
-    )
+        app, f"vidlex bench {_name}", f"vidlex.service.bench.{_name}:run", help=_description, before=log_to_stderr,
+        requires=TRAINING_MODULES if _name == "train" else (),
+    )  # fmt: skip
 
 
 @app.callback(invoke_without_command=True)

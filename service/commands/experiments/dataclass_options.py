@@ -1,8 +1,8 @@
 """Commands whose options are the parameters of a function; a dataclass parameter contributes one option per field.
 
-The fields of a parameter named ``config`` or ``options`` keep their names (``--seed``); those of other parameters have
-its name as a prefix (``label: LabelEncoderConfig`` gives ``--label-num-prefixes``). The help texts are the docstrings
-below the fields, and the ``Args`` section of the function.
+The fields of a parameter named ``config``, ``options`` or ``data`` keep their names (``--seed``); those of other
+parameters have its name as a prefix (``label: LabelEncoderConfig`` gives ``--label-num-prefixes``). The help texts are
+the docstrings below the fields, and the ``Args`` section of the function.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vidlex.service.commands.output import CommandError, print_json, stdout, use
 if typing.TYPE_CHECKING:
     from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-_UNPREFIXED = ("config", "options")
+_UNPREFIXED = ("config", "options", "data")
 _PASS_THROUGH: dict[str, Any] = {
     "ignore_unknown_options": True,
     "allow_extra_args": True,

@@ -32,6 +32,10 @@ def evaluate(
             help="JSON file of labels: names, or names with kinds. Default: labels.json in the manifest's folder."
         ),
     ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Split to measure on, such as test; all: every entry. Needed if the manifest has several."),
+    ] = None,
     num_frames: Annotated[int | None, typer.Option(min=1, help="Frames per video. Default: of the model.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the metrics to this JSON file.")] = None,
     tables: Annotated[
@@ -49,7 +53,9 @@ def evaluate(
     if not manifest.is_file():
         raise CommandError(f"{manifest} is not a file")
     require_model(settings.model)
-    metrics = _measure(settings.model, settings.device, manifest, labels, num_frames=num_frames, tables=tables)
+    metrics = _measure(
+        settings.model, settings.device, manifest, labels, split=split, num_frames=num_frames, tables=tables
+    )
     if out is not None:
         try:
             out.write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -62,7 +68,14 @@ def evaluate(
 
 
 def _measure(
-    model: str, device: str, manifest: Path, labels: Path | None, *, num_frames: int | None, tables: Path | None
+    model: str,
+    device: str,
+    manifest: Path,
+    labels: Path | None,
+    *,
+    split: str | None,
+    num_frames: int | None,
+    tables: Path | None,
 ) -> dict[str, Any]:
     from vidlex.model.data.dataset import read_dataset_info, read_labels
     from vidlex.model.eval.evaluate import label_table, protocol_metrics, report, score
@@ -84,6 +97,7 @@ def _measure(
                 list(texts) or None,
                 prompts={name: text.prompt for name, text in texts.items()},
                 unlabelled=info.unlabelled,
+                split=split,
                 num_frames=num_frames,
                 progress=lambda done, total: bar.update(
                     bar.task_ids[0], description="scoring", completed=done, total=total

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from vidlex.model.config import BaselineConfig, LabelEncoderConfig, Method, VideoEncoderConfig
+from vidlex.model.sources.config import DataConfig, EmojiConfig
 from vidlex.model.suite.config import SuiteConfig
 from vidlex.model.suite.pretrain_config import PretrainConfig
 from vidlex.model.train.fit_config import FitConfig
@@ -18,6 +19,9 @@ _ART_CACHE = cache_dir() / "art"
 OPTION_GROUPS = {
     FitConfig: {
         "the paper's": (
+            "recipe",
+            "num_warmup_steps",
+            "num_ramp_steps",
             "num_joint_steps",
             "batch_size",
             "num_step_labels",
@@ -28,8 +32,10 @@ OPTION_GROUPS = {
             "interpolation_lambda",
             "num_prefix_steps",
             "num_prefix_labels",
+            "num_prefix_vocabulary",
             "prefix_learning_rate",
             "num_label_steps",
+            "label_stage_learning_rate",
             "num_stage_labels",
             "weight_decay",
         ),
@@ -45,10 +51,6 @@ OPTION_GROUPS = {
         ),
         "beyond the paper": (
             "negative_weight",
-            "action_weight",
-            "pair_weight",
-            "num_more_pairs",
-            "one_sprite_until",
             "video_hold",
             "label_hold",
             "state_noise",
@@ -78,6 +80,8 @@ def fit(
     label: LabelEncoderConfig,
     baseline: BaselineConfig,
     *,
+    data: DataConfig,
+    emoji: EmojiConfig,
     clip_name: str,
     checkpoint_id: str,
     out: Path = Path("runs/fit"),
@@ -86,7 +90,7 @@ def fit(
     store_clip: bool = True,
     half: bool = True,
 ) -> Path:
-    """Fine-tune label encoder and temporal branch, and write a checkpoint. A repeated command resumes the run.
+    """Fine-tune label encoder and temporal branch on labelled videos, and write a checkpoint. Resumes if repeated.
 
     Args:
         clip_name: The CLIP: NAME/PRETRAINED of open_clip, or local-dir:FOLDER.
@@ -97,11 +101,13 @@ def fit(
         store_clip: Store CLIP's weights in the checkpoint; otherwise only its name and digest.
         half: Store the weights as float16.
     """
+    from vidlex.model.sources.open import source_opener
     from vidlex.model.train.run_fit import main
 
     return main(
-        config, video, label, baseline, method=method, clip_name=clip_name, out=out, art_cache=art_cache,
-        checkpoint_id=checkpoint_id, store_clip=store_clip, half=half,
+        config, video, label, baseline, method=method, clip_name=clip_name,
+        open_source=source_opener(data, emoji, art_cache), out=out, checkpoint_id=checkpoint_id, store_clip=store_clip,
+        half=half,
     )  # fmt: skip
 
 
@@ -111,7 +117,6 @@ def ship(
     art_cache: Path = _ART_CACHE,
     name: str = "emoji-small",
     num_test_videos: int = 400,
-    trained: str = "",
 ) -> Path:
     """Evaluate a trained checkpoint on held-out videos, and copy it to the zoo with its model card and sample videos.
 
@@ -120,11 +125,10 @@ def ship(
         art_cache: Folder of the downloaded artwork.
         name: Name in the zoo.
         num_test_videos: Videos of the larger of the two test sets.
-        trained: Text of the model card about the training: hardware, duration, steps.
     """
     from vidlex.model.suite.ship import main
 
-    return main(checkpoint=checkpoint, art_cache=art_cache, name=name, num_test_videos=num_test_videos, trained=trained)
+    return main(checkpoint=checkpoint, art_cache=art_cache, name=name, num_test_videos=num_test_videos)
 
 
 def suite(

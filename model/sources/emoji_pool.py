@@ -1,14 +1,15 @@
-"""A fixed pool of videos, rendered and run through the frozen tower once, then shared by all methods.
+"""Training on a fixed pool of videos of the procedural world, rendered and run through the frozen tower once.
 
-Stored as one safetensors file, which is memory-mapped.
+Stored as one safetensors file, which is memory-mapped, and shared by runs and methods.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from filelock import FileLock
@@ -16,15 +17,21 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vidlex.model.emoji.assets import SpriteSheet
 from vidlex.model.emoji.world import World
 from vidlex.model.files import replace_atomically
 from vidlex.model.seeds import Stream, generator_for
+from vidlex.model.sources.config import EmojiConfig
+from vidlex.model.sources.emoji import training_labels
 from vidlex.model.train.loop.loop import console
 from vidlex.model.train.loop.processes import WHOLE_BATCH, MicroBatch
-from vidlex.model.train.step_videos import StepBatch
+from vidlex.model.train.source import LabelledVideos, SourceOpener, SourceSetup, StepBatch, TrainingLabels
 from vidlex.model.video.encoder import Trunk, VideoEncoder
 
 CHUNK = 64
+TRAIN_SEED, VALIDATION_SEED = 800_000, 810_000
+
+TrunkAdapter = Callable[[Trunk], Trunk]  # carries a pool's tokens to the block where a branch begins
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +43,10 @@ class Pool:
     def __len__(self) -> int:
         return len(self.targets)
 
+    @property
+    def int8_targets(self) -> Tensor:  # of the losses; every pair is known
+        return self.targets.view(torch.int8)
+
     def rows(self, index: Tensor, *, frames: bool = False) -> Tensor | Trunk:
         if frames:
             if self.frames is None:
@@ -46,6 +57,9 @@ class Pool:
     def first(self, num: int) -> Pool:
         trunk = Trunk(self.trunk.frame_features[:num], self.trunk.tokens[:num])
         return Pool(trunk, self.targets[:num], None)
+
+    def select(self, labels: Tensor) -> Pool:
+        return replace(self, targets=self.targets[:, labels])
 
     def chunks(self, *, frames: bool = False) -> Iterator[Tensor | Trunk]:
         for rows in torch.split(torch.arange(len(self)), CHUNK):
@@ -101,21 +115,30 @@ def pool_targets(world: World, num_videos: int, seed: int) -> Tensor:
     )
 
 
-class PoolVideos:
-    """A new random order every epoch. ``frames`` draws ``num_frames`` frames (0: all) instead of the trunk."""
+class PoolSource:
+    """Draws from the pool in a new random order every epoch.
+
+    ``labels`` are those of the columns of ``pool``, those of ``validation`` the first of them. ``frames`` gives
+    ``num_frames`` frames of each video (0: all) instead of the trunk. ``adapter`` changes each trunk.
+    """
 
     def __init__(
         self,
         pool: Pool,
+        validation: Pool,
+        labels: TrainingLabels,
         *,
         batch_size: int,
         seed: int,
         frames: bool = False,
         num_frames: int = 0,
-        adapter: Callable[[Trunk], Trunk] | None = None,
+        adapter: TrunkAdapter | None = None,
+        settings: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
-        self.pool, self.batch_size, self.seed, self.adapter = pool, batch_size, seed, adapter
-        self.frames, self.num_frames = frames, num_frames
+        self.pool, self.validation, self.labels = pool, validation, labels
+        self.validation_labels = labels.names[: validation.targets.shape[1]]
+        self.batch_size, self.seed, self.adapter = batch_size, seed, adapter
+        self.frames, self.num_frames, self._settings = frames, num_frames, settings
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def draw(self, step: int, micro_batch: MicroBatch = WHOLE_BATCH) -> StepBatch:
@@ -126,11 +149,60 @@ class PoolVideos:
             self._order = (epoch, torch.randperm(len(self.pool), generator=generator))
         rows = self._order[1][position * self.batch_size : (position + 1) * self.batch_size]
         chosen = rows[micro_batch.rows(self.batch_size)]
-        videos = self.pool.rows(chosen, frames=self.frames)
+        videos = self._adapted(self.pool.rows(chosen, frames=self.frames))
+        generator = generator_for(self.seed, Stream.JOINT_STEP, step)
+        targets = self.pool.int8_targets
+        return StepBatch(videos, targets[chosen], targets[rows], generator)
+
+    def _adapted(self, videos: Tensor | Trunk) -> Tensor | Trunk:
         if isinstance(videos, Tensor) and self.num_frames:
             stride = videos.shape[1] // self.num_frames
-            videos = videos[:, stride // 2 :: stride][:, : self.num_frames]
-        elif isinstance(videos, Trunk) and self.adapter is not None:
-            videos = self.adapter(videos)
-        generator = generator_for(self.seed, Stream.JOINT_STEP, step)
-        return StepBatch(videos, self.pool.targets[chosen], self.pool.targets[rows], generator)
+            return videos[:, stride // 2 :: stride][:, : self.num_frames]
+        if isinstance(videos, Trunk) and self.adapter is not None:
+            return self.adapter(videos)
+        return videos
+
+    def prepare(self) -> None:
+        pass
+
+    def training_videos(self, max_videos: int) -> Iterator[LabelledVideos]:
+        return self._fixed(self.pool, max_videos)
+
+    def validation_videos(self, max_videos: int) -> Iterator[LabelledVideos]:
+        return self._fixed(self.validation, max_videos)
+
+    def _fixed(self, pool: Pool, max_videos: int) -> Iterator[LabelledVideos]:
+        for rows in torch.split(torch.arange(min(max_videos, len(pool))), CHUNK):
+            yield LabelledVideos(self._adapted(pool.rows(rows, frames=self.frames)), pool.int8_targets[rows])
+
+    def validation_targets(self, max_videos: int) -> Tensor:
+        return self.validation.int8_targets[:max_videos]
+
+    def settings(self) -> Mapping[str, object]:
+        return self._settings
+
+    def close(self) -> None:
+        pass
+
+
+def pool_opener(emoji: EmojiConfig, art_cache: Path, *, sheet: SpriteSheet | None = None) -> SourceOpener:
+    """``sheet`` replaces the downloaded sprites. The pools are kept in the folder ``pools`` of the run."""
+
+    def open_source(setup: SourceSetup) -> PoolSource:
+        config, encoder = setup.config, setup.encoder
+        canvas, device = setup.geometry.image_size, config.device
+        train = World(art_cache, canvas=canvas, num_more_pairs=emoji.num_more_pairs, sheet=sheet, device=device)
+        val = World(art_cache, canvas=canvas, split="val", sheet=train.sheet, device=device)
+
+        def pool(name: str, world: World, num: int, seed: int) -> Pool:
+            path = setup.out / "pools" / f"{name}.safetensors"
+            return build_pool(path, world, encoder, num, seed=seed, identity=setup.clip_digest)
+
+        return PoolSource(
+            pool("train", train, emoji.num_pool_videos, TRAIN_SEED),
+            pool("val", val, config.num_validation_videos, VALIDATION_SEED),
+            training_labels(train, emoji), batch_size=config.batch_size, seed=config.seed,
+            frames=setup.trains_tower, settings={"train": "emoji", **asdict(emoji)},
+        )  # fmt: skip
+
+    return open_source

@@ -1,0 +1,132 @@
+"""Frames of one video for training, with a random window, crop, reflection and colours of the whole video.
+
+Runs in a decode process: imports no torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vidlex.model.decode.decoder import decode_frames
+from vidlex.model.decode.framing import scaled_size
+from vidlex.model.decode.limits import DecodeLimits
+from vidlex.model.decode.probe import read_header
+from vidlex.model.types import FrameGeometry
+
+Frames = NDArray[np.uint8]  # [T, H, W, 3]
+
+MAX_ASPECT_CHANGE = 4 / 3  # of a crop
+MAX_ENLARGEMENT = 3  # side of the decoded picture over that of the result
+_GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """See ``DataConfig``. ``seed``: all random numbers of one video."""
+
+    seed: tuple[int, ...]
+    crop_scale: float
+    flip: bool
+    colour: float
+    time_jitter: float
+
+
+def read_frames(
+    path: Path,
+    *,
+    geometry: FrameGeometry,
+    num_frames: int,
+    start_ms: int | None,
+    end_ms: int | None,
+    augmentation: Augmentation | None,
+) -> Frames:
+    """Without ``augmentation`` as the service decodes. Raises DecodeError or OSError."""
+    if augmentation is None:
+        return decode_frames(
+            path, geometry=geometry, num_frames=num_frames, start_ms=start_ms, end_ms=end_ms, num_threads=1
+        ).frames
+    rng = np.random.default_rng(augmentation.seed)
+    before, after = rng.uniform(0, augmentation.time_jitter, 2)
+    crop = _Crop(rng.uniform(augmentation.crop_scale, 1), rng.uniform(-1, 1), *rng.uniform(0, 1, 2))
+    is_mirrored = augmentation.flip and rng.uniform() < 0.5
+    colours = rng.uniform(1 - augmentation.colour, 1 + augmentation.colour, 3)
+    header = read_header(path, DecodeLimits(), with_index=augmentation.time_jitter > 0)
+    if header.index is not None:
+        first, last = start_ms or 0, min(end_ms or header.index.end_ms, header.index.end_ms)
+        start_ms = first + int(before * (last - first))
+        end_ms = max(start_ms + 1, last - int(after * (last - first)))
+    decoded, box = geometry, None
+    if augmentation.crop_scale < 1:
+        decoded, box = _plan_crop(geometry, header.info.width, header.info.height, crop)
+    frames = decode_frames(
+        path, geometry=decoded, num_frames=num_frames, start_ms=start_ms, end_ms=end_ms, num_threads=1
+    ).frames
+    matrix = _colour_matrix(colours, frames) if augmentation.colour else None
+    return _transform(frames, geometry.image_size, box, is_mirrored=is_mirrored, matrix=matrix)
+
+
+@dataclass(frozen=True)
+class _Crop:
+    area: float  # relative to what the model sees without augmentation: with "shortest" the central square
+    aspect: float  # -1 to 1: the logarithm of width over height, over that of MAX_ASPECT_CHANGE
+    left: float  # 0 to 1, between the borders of the picture
+    top: float
+
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+
+
+def _plan_crop(geometry: FrameGeometry, width: int, height: int, crop: _Crop) -> tuple[FrameGeometry, Box]:
+    """How to decode, and the box of the decoded square to keep. The crop may lie anywhere in the picture."""
+    size = geometry.image_size
+    side = math.ceil(size / math.sqrt(crop.area))
+    if geometry.resize_mode == "shortest":
+        side = math.ceil(side * max(width, height) / min(width, height))
+        side = max(size, min(side, MAX_ENLARGEMENT * size, max(width, height)))
+        decoded = FrameGeometry(side, "longest")
+        picture = scaled_size(decoded, width, height)
+        seen = (min(picture), min(picture))
+    else:
+        side = min(side, MAX_ENLARGEMENT * size)
+        decoded = replace(geometry, image_size=side)
+        picture = seen = scaled_size(decoded, width, height)
+    aspect = MAX_ASPECT_CHANGE**crop.aspect
+    crop_width = min(picture[0], seen[0] * math.sqrt(crop.area * aspect))
+    crop_height = min(picture[1], seen[1] * math.sqrt(crop.area / aspect))
+    left = (side - picture[0]) / 2 + crop.left * (picture[0] - crop_width)
+    top = (side - picture[1]) / 2 + crop.top * (picture[1] - crop_height)
+    box = (left, top, min(side, left + crop_width), min(side, top + crop_height))
+    return decoded, box
+
+
+def _colour_matrix(factors: Sequence[float] | NDArray[np.float64], frames: Frames) -> tuple[float, ...]:
+    """Brightness, saturation and contrast as one affine map of RGB, in the 12 numbers of PIL's ``convert``."""
+    brightness, saturation, contrast = factors
+    grey = np.array(_GREY)
+    mean = float((frames[len(frames) // 2, ::8, ::8].reshape(-1, 3) @ grey).mean()) * brightness
+    linear = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * grey[None, :])
+    offset = (1 - contrast) * mean
+    return tuple(np.concatenate([linear, np.full((3, 1), offset)], axis=1).ravel().tolist())
+
+
+def _transform(
+    frames: Frames, size: int, box: Box | None, *, is_mirrored: bool, matrix: tuple[float, ...] | None
+) -> Frames:
+    out = np.empty((len(frames), size, size, 3), np.uint8)
+    for number, frame in enumerate(frames):
+        picture = Image.fromarray(frame)
+        if box is not None:
+            picture = picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
+        if is_mirrored:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if matrix is not None:
+            picture = picture.convert("RGB", matrix)
+        out[number] = np.asarray(picture)
+    return out
