@@ -106,7 +106,7 @@ def create_app(
     problems.install(app)
     for router in (labels.router, label_cards.router, classify.router, models.router, health.router, keys.router):
         # Load balancers may add query parameters to health checks.
-        strict = [] if router is health.router else [strict_query.REFUSE_UNKNOWN_PARAMETERS]
+        strict = [] if router is health.router else [strict_query.STRICT_PARAMETERS]
         app.include_router(router, dependencies=strict)
         app.include_router(router, dependencies=strict, prefix="/v1", include_in_schema=False)
     app.include_router(web.router)

@@ -13,6 +13,8 @@ MAX_CATEGORIES = 32
 MAX_PARENTS = 16
 MAX_METADATA_BYTES = 16_384
 """Of the metadata's compact JSON in UTF-8."""
+MAX_METADATA_LEVELS = 32
+"""Of nested objects and lists in the metadata, which a response contains a few levels deeper."""
 
 MAX_BATCH_LABELS = 1000
 MAX_PREVIEWS = 32

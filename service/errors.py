@@ -53,6 +53,10 @@ class NotFound(VidlexError):
     code, status, title = "not_found", 404, "Not found"
 
 
+class MethodNotAllowed(VidlexError):
+    code, status, title = "method_not_allowed", 405, "Method not allowed"
+
+
 class UploadTimeout(VidlexError):
     code, status, title = "upload_timeout", 408, "The upload took too long"
 

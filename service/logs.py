@@ -17,6 +17,17 @@ def choose_format(log_format: LogFormat) -> Literal["json", "console"]:
     return log_format
 
 
+def _escape_control_characters(
+    _logger: object, _method: str, event: structlog.types.EventDict
+) -> structlog.types.EventDict:
+    """Paths of requests may contain sequences that control a terminal."""
+    return {key: _escaped(value) if isinstance(value, str) else value for key, value in event.items()}
+
+
+def _escaped(text: str) -> str:
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 class _StderrHandler(logging.StreamHandler[TextIO]):
     """Writes to the present ``sys.stderr``, which tests replace."""
 
@@ -41,7 +52,8 @@ def configure_logging(level: str = "info", log_format: LogFormat = "auto") -> No
         stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
         # The default formatter prints local variables: slow, and they may contain an upload.
         formatter = structlog.dev.plain_traceback
-        renderers = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=formatter)]
+        console = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=formatter)
+        renderers = [_escape_control_characters, console]
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,

@@ -17,6 +17,7 @@ from vidlex.service.access.key_file import KeyFileError
 from vidlex.service.app import create_app
 from vidlex.service.http.context import Context
 from vidlex.service.http.graceful_shutdown import GracefulShutdown
+from vidlex.service.http.request_timeout import RequestTimeoutProtocol
 from vidlex.service.logs import configure_logging
 from vidlex.service.settings import Settings, unknown_variables
 from vidlex.service.tracing import TracingUnavailable
@@ -59,7 +60,7 @@ def serve(
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http="h11",  # httptools does not bound the size of headers
+        http=RequestTimeoutProtocol,  # on h11: httptools does not bound the size of headers
         log_config=None,
         access_log=False,
         server_header=False,

@@ -148,7 +148,9 @@ class Settings(BaseSettings):
         default_factory=_default_decode_workers, ge=1, le=256, description="decode processes; default: cores, at most 8"
     )
     max_waiting_videos: int = Field(64, ge=1, description="concurrent classify requests; further ones get 429")
-    max_waiting_uploads: int = Field(128, ge=1, description="concurrent uploads; further ones get 429")
+    max_waiting_uploads: int = Field(
+        128, ge=1, description="concurrent uploads, half of them per client; further ones get 429"
+    )
     max_queued_frames: int = Field(4096, ge=1, description="decoded frames queued for the encoder")
     max_queued_labels: int = Field(4096, ge=1, description="label names queued for the encoder")
     max_batch_frames: int = Field(128, ge=1, description="frames per forward pass")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from vidlex.model.data.manifest import Entry, write_manifest
 EXTENSIONS = frozenset((".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".flv", ".3gp"))
 # a pair that is neither positive nor a verified negative: not judged, or absent by convention
 Unlabelled = Literal["unknown", "absent"]
+PROTOCOLS = ("tao", "rareact")
 
 SPLITS = {
     "train": "train",
@@ -46,7 +47,7 @@ class LabelInfo:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """``dataset.json``. ``protocol`` is "tao" or "rareact"; ``sources`` maps file names to sha256."""
+    """``dataset.json``. ``protocol`` is one of ``PROTOCOLS``; ``sources`` maps file names to sha256."""
 
     name: str
     unlabelled: Unlabelled = "unknown"
@@ -126,9 +127,9 @@ def _write_json(path: Path, value: Any) -> None:
 def read_labels(path: Path) -> dict[str, LabelInfo]:
     """A list of names, or an object of names to kinds or ``LabelInfo``. Raises DatasetError."""
     document = _read_json(path)
-    if isinstance(document, list):
+    if isinstance(document, list) and all(isinstance(key, str) for key in document):
         document = dict.fromkeys(document)
-    if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
+    if not isinstance(document, dict):
         raise DatasetError(f"{path} must hold a list of names, or an object of names and their kinds")
     labels = {}
     for key, value in document.items():
@@ -138,6 +139,10 @@ def read_labels(path: Path) -> dict[str, LabelInfo]:
             labels[key] = LabelInfo(value["prompt"], value.get("kind"), value.get("native_id"))
         else:
             raise DatasetError(f"{path}: {key!r} needs a kind, or an object with a prompt")
+        if not labels[key].prompt.strip():
+            raise DatasetError(f"{path}: the text of {key!r} is empty")
+        if not all(isinstance(member, str | None) for member in (labels[key].kind, labels[key].native_id)):
+            raise DatasetError(f"{path}: kind and native_id of {key!r} must be text")
     return labels
 
 
@@ -147,12 +152,19 @@ def read_dataset_info(folder: Path) -> DatasetInfo:
     if not path.is_file():
         return DatasetInfo(folder.name)
     document = _read_json(path)
-    try:
-        info = DatasetInfo(**document)
-    except TypeError as error:
-        raise DatasetError(f"{path} does not describe a dataset: {error}") from None
+    if not isinstance(document, dict):
+        raise DatasetError(f"{path} does not describe a dataset: it must hold an object")
+    members = [member.name for member in fields(DatasetInfo)]
+    for key in document:
+        if key not in members:
+            raise DatasetError(
+                f"{path} does not describe a dataset: unknown member {key!r}; there are {', '.join(members)}"
+            )
+    info = DatasetInfo(**{"name": folder.name, **document})
     if info.unlabelled not in ("unknown", "absent"):
         raise DatasetError(f"{path}: unlabelled must be unknown or absent, not {info.unlabelled!r}")
+    if info.protocol not in (None, *PROTOCOLS):
+        raise DatasetError(f"{path}: protocol must be one of {', '.join(PROTOCOLS)}, not {info.protocol!r}")
     return info
 
 

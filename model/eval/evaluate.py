@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidlex.model.classifier import Classifier
-from vidlex.model.data.dataset import Unlabelled
+from vidlex.model.data.dataset import DatasetError, Unlabelled
 from vidlex.model.data.manifest import Entry, ManifestError, read_manifest, select_split
 from vidlex.model.data.rareact import read_ratings
 from vidlex.model.decode.decoder import decode_frames
@@ -54,7 +54,7 @@ def score(
     ``split``: of the entries to score, or "all"; None only if they have one split. Missing and broken videos are
     skipped. Raises ManifestError for an invalid manifest, ValueError if no video could be scored.
     """
-    entries = _entries(manifest, split)
+    entries = read_entries(manifest, split)
     vocabulary = tuple(labels) if labels else tuple(sorted({n for e in entries for n in e.positives + e.negatives}))
     label_features = classifier.encode_labels([(prompts or {}).get(name, name) for name in vocabulary])  # [V, D]
     rows: list[NDArray[np.float32]] = []
@@ -95,7 +95,8 @@ def score(
     )
 
 
-def _entries(manifest: Path, split: str | None) -> list[Entry]:
+def read_entries(manifest: Path, split: str | None) -> list[Entry]:
+    """Those that ``score`` takes. Raises ManifestError."""
     entries = list(read_manifest(manifest))
     if split is not None and split != ALL_SPLITS:
         return select_split(entries, split, manifest)
@@ -104,6 +105,14 @@ def _entries(manifest: Path, split: str | None) -> list[Entry]:
         found = ", ".join(f"{name} ({num})" for name, num in sorted(splits.items()))
         raise ManifestError(f"{manifest} has entries of several splits, {found}: choose one with --split, or all")
     return entries
+
+
+def check_vocabulary(entries: Sequence[Entry], names: Collection[str], source: Path) -> None:
+    """``source``: the file of ``names``. Raises DatasetError if an entry has another label."""
+    for entry in entries:
+        for name in entry.positives + entry.negatives:
+            if name not in names:
+                raise DatasetError(f"{entry.video} has the label {name!r}, which is not in {source}")
 
 
 def report(classifier: Classifier, scores: Scores, kinds: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vidlex.model.decode.decoder import decode_frames
-from vidlex.model.decode.framing import scaled_size
+from vidlex.model.decode.framing import fit_square, scaled_size
 from vidlex.model.decode.limits import DecodeLimits
 from vidlex.model.decode.probe import read_header
 from vidlex.model.types import FrameGeometry
@@ -65,11 +65,13 @@ def read_frames(
     decoded, box = geometry, None
     if augmentation.crop_scale < 1:
         decoded, box = _plan_crop(geometry, header.info.width, header.info.height, crop)
+    elif geometry.resize_mode == "longest":  # the bars stay black
+        box = _box_of_picture(geometry.image_size, scaled_size(geometry, header.info.width, header.info.height))
     frames = decode_frames(
         path, geometry=decoded, num_frames=num_frames, start_ms=start_ms, end_ms=end_ms, num_threads=1
     ).frames
     matrix = _colour_matrix(colours, frames) if augmentation.colour else None
-    return _transform(frames, geometry.image_size, box, is_mirrored=is_mirrored, matrix=matrix)
+    return _transform(frames, geometry, box, is_mirrored=is_mirrored, matrix=matrix)
 
 
 @dataclass(frozen=True)
@@ -100,10 +102,16 @@ def _plan_crop(geometry: FrameGeometry, width: int, height: int, crop: _Crop) ->
     aspect = MAX_ASPECT_CHANGE**crop.aspect
     crop_width = min(picture[0], seen[0] * math.sqrt(crop.area * aspect))
     crop_height = min(picture[1], seen[1] * math.sqrt(crop.area / aspect))
-    left = (side - picture[0]) / 2 + crop.left * (picture[0] - crop_width)
-    top = (side - picture[1]) / 2 + crop.top * (picture[1] - crop_height)
+    first_left, first_top, *_ = _box_of_picture(side, picture)
+    left = first_left + crop.left * (picture[0] - crop_width)
+    top = first_top + crop.top * (picture[1] - crop_height)
     box = (left, top, min(side, left + crop_width), min(side, top + crop_height))
     return decoded, box
+
+
+def _box_of_picture(side: int, picture: tuple[int, int]) -> Box:  # as ``fit_square`` pads it
+    left, top = ((side - length) // 2 for length in picture)
+    return left, top, left + picture[0], top + picture[1]
 
 
 def _colour_matrix(factors: Sequence[float] | NDArray[np.float64], frames: Frames) -> tuple[float, ...]:
@@ -117,16 +125,20 @@ def _colour_matrix(factors: Sequence[float] | NDArray[np.float64], frames: Frame
 
 
 def _transform(
-    frames: Frames, size: int, box: Box | None, *, is_mirrored: bool, matrix: tuple[float, ...] | None
+    frames: Frames, geometry: FrameGeometry, box: Box | None, *, is_mirrored: bool, matrix: tuple[float, ...] | None
 ) -> Frames:
-    out = np.empty((len(frames), size, size, 3), np.uint8)
+    side = geometry.image_size
+    size = (side, side)
+    if box is not None and geometry.resize_mode == "longest":  # padded like the whole picture, not squashed
+        size = scaled_size(geometry, round(box[2] - box[0]), round(box[3] - box[1]))
+    out = np.empty((len(frames), side, side, 3), np.uint8)
     for number, frame in enumerate(frames):
         picture = Image.fromarray(frame)
         if box is not None:
-            picture = picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
+            picture = picture.resize(size, Image.Resampling.BICUBIC, box=box)
         if is_mirrored:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if matrix is not None:
             picture = picture.convert("RGB", matrix)
-        out[number] = np.asarray(picture)
+        fit_square(np.asarray(picture), out[number])
     return out

@@ -6,7 +6,10 @@ unknown otherwise. A label that the entry's dataset does not have follows ``Data
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +21,8 @@ from torch import Tensor
 from vidlex.model.data.dataset import DatasetError, LabelInfo, Unlabelled, read_dataset_info, read_labels
 from vidlex.model.data.manifest import Entry, read_manifest, select_split
 from vidlex.model.train.losses import NEGATIVE, POSITIVE, UNKNOWN
+
+Window = tuple[str, int, float]  # of a file: real path, first millisecond, end
 
 
 class Video(NamedTuple):
@@ -107,12 +112,29 @@ class Catalogue:
         video = self.videos[row]
         return self.datasets[video.dataset].manifest.parent / video.name
 
-    def num_known_negatives(self) -> list[int]:  # [n]; at least that many
-        absent = (self._unlisted == NEGATIVE).sum(dim=2).tolist()
+    def windows(self) -> list[Window]:  # [n]
         return [
-            len(video.negatives) or max(0, absent[video.dataset][video.is_closed] - len(video.positives))
-            for video in self.videos
+            (_real_path(self.path(row)), video.start_ms or 0, math.inf if video.end_ms is None else video.end_ms)
+            for row, video in enumerate(self.videos)
         ]
+
+    def num_known_negatives(self) -> tuple[list[int], list[int]]:  # [n] of each video, [V] of each label
+        is_absent = self._unlisted == NEGATIVE
+        num_absent, is_absent_label = is_absent.sum(dim=2).tolist(), is_absent.tolist()
+        num_videos = torch.zeros(self._unlisted.shape[:2], dtype=torch.int64)
+        of_videos, extra = [], [0] * len(self.names)
+        for video in self.videos:
+            by_rule = is_absent_label[video.dataset][video.is_closed]
+            contradicted = [i for i in video.positives if by_rule[i]]
+            added = [i for i in video.negatives if not by_rule[i]]
+            of_videos.append(num_absent[video.dataset][video.is_closed] - len(contradicted) + len(added))
+            num_videos[video.dataset, int(video.is_closed)] += 1
+            for i in contradicted:
+                extra[i] -= 1
+            for i in added:
+                extra[i] += 1
+        of_labels = (num_videos[..., None] * is_absent).sum(dim=(0, 1)) + torch.tensor(extra, dtype=torch.int64)
+        return of_videos, of_labels.tolist()
 
     def keep(self, rows: Sequence[int]) -> None:
         self.videos = [self.videos[row] for row in rows]
@@ -125,12 +147,8 @@ class Catalogue:
 
     def names_without_negatives(self) -> list[str]:
         """Labels that no video is known to lack."""
-        is_absent = torch.zeros(len(self.names), dtype=torch.bool)
-        for dataset, is_closed in {(video.dataset, int(video.is_closed)) for video in self.videos}:
-            is_absent |= self._unlisted[dataset, is_closed] == NEGATIVE
-        for video in self.videos:
-            is_absent[list(video.negatives)] = True
-        return [name for name, found in zip(self.names, is_absent.tolist(), strict=True) if not found]
+        _, counts = self.num_known_negatives()
+        return [name for name, count in zip(self.names, counts, strict=True) if not count]
 
     def identity(self) -> str:
         """Digest of videos, windows and targets, but not of the place of the manifests."""
@@ -162,7 +180,7 @@ def training_catalogue(datasets: Sequence[Dataset], *, others_are_absent: bool) 
     shown = [name for name, count in zip(names, counts.tolist(), strict=True) if count]
     if len(shown) < len(names):
         catalogue = Catalogue(datasets, shown, others_are_absent=others_are_absent)
-    num_negatives = catalogue.num_known_negatives()
+    num_negatives, _ = catalogue.num_known_negatives()
     if not any(num_negatives):
         raise DatasetError(
             f"{_names(datasets)}: no label is known to be absent in any training video, so training would learn that "
@@ -176,22 +194,19 @@ def training_catalogue(datasets: Sequence[Dataset], *, others_are_absent: bool) 
 
 def validation_catalogue(datasets: Sequence[Dataset], training: Catalogue, *, others_are_absent: bool) -> Catalogue:
     """Over the labels of ``training`` that the validation datasets have. Raises DatasetError if videos are in both."""
-    trained = {
-        (training.path(row).resolve(), video.start_ms, video.end_ms) for row, video in enumerate(training.videos)
-    }
+    known = {name for dataset in datasets for name in dataset.names()}
+    names = [name for name in training.names if name in known]
+    validation = Catalogue(datasets, names, others_are_absent=others_are_absent)
+    trained = set(training.windows())
     both = [
-        entry.video
-        for dataset in datasets
-        for entry in dataset.entries
-        if ((dataset.manifest.parent / entry.video).resolve(), entry.start_ms, entry.end_ms) in trained
+        video.name for video, window in zip(validation.videos, validation.windows(), strict=True) if window in trained
     ]
     if both:
         raise DatasetError(
             f"{_names(datasets)}: {len(both)} validation videos are training videos as well, such as {both[0]}; use "
-            "other files or other splits"
+            "other files or other splits (an entry without a split belongs to every split)"
         )
-    known = {name for dataset in datasets for name in dataset.names()}
-    return Catalogue(datasets, [name for name in training.names if name in known], others_are_absent=others_are_absent)
+    return validation
 
 
 def read_weighted(text: str) -> tuple[Path, float]:
@@ -209,11 +224,23 @@ def read_weighted(text: str) -> tuple[Path, float]:
 
 
 def without_missing(dataset: Dataset) -> tuple[Dataset, list[Path]]:
-    """The dataset without the entries whose file does not exist, and those files."""
+    """The dataset without the entries whose file does not exist or is none, and those files."""
     folder = dataset.manifest.parent
-    exists = {name: (folder / name).is_file() for name in {entry.video for entry in dataset.entries}}
+    exists = {name: _is_file(folder / name) for name in {entry.video for entry in dataset.entries}}
     kept = tuple(entry for entry in dataset.entries if exists[entry.video])
     return replace(dataset, entries=kept), [folder / name for name, is_there in sorted(exists.items()) if not is_there]
+
+
+@functools.cache
+def _real_path(path: Path) -> str:
+    return os.path.realpath(path)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long, a folder that may not be read
+        return False
 
 
 def _names(datasets: Sequence[Dataset]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -80,11 +82,11 @@ class DataConfig:
             raise ValueError(f"crop_scale must be above 0 and at most 1, got {self.crop_scale}")
         if not (0 <= self.colour < 1 and 0 <= self.time_jitter < 0.5):
             raise ValueError("colour must be from 0 to 1 and time_jitter from 0 to 0.5, without the upper limit")
-        for name in ("rare_label_power", "num_cached_views", "num_decode_workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative")
-        if self.num_prefetched_steps < 0 or self.decode_timeout_seconds <= 0:
-            raise ValueError("num_prefetched_steps must not be negative and decode_timeout_seconds must be positive")
+        for name in ("rare_label_power", "num_cached_views", "num_decode_workers", "num_prefetched_steps"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and not negative")
+        if not 0 < self.decode_timeout_seconds <= threading.TIMEOUT_MAX:
+            raise ValueError("decode_timeout_seconds must be positive and finite")
         self.weights_by_kind()
 
     def weights_by_kind(self) -> dict[str, float]:
@@ -96,6 +98,6 @@ class DataConfig:
                 weights[kind] = float(number)
             except ValueError:
                 sign = ""
-            if not sign or not kind or weights.get(kind, 0.0) < 0:
+            if not sign or not kind or not 0 <= weights.get(kind, 0.0) < math.inf:
                 raise ValueError(f"kind_weight must be KIND=WEIGHT, such as action=3, got {text!r}")
         return weights

@@ -30,6 +30,10 @@ class BrokenVideo(Exception):
         self.was_killed = was_killed
 
 
+class _DecoderCrashed(BrokenVideo):
+    pass
+
+
 class DecodePool:
     """``submit`` runs functions in the threads of the pool, and ``read`` may be called by those functions only."""
 
@@ -53,7 +57,10 @@ class DecodePool:
         end_ms: int | None = None,
         augmentation: Augmentation | None = None,
     ) -> None:
-        """Fills ``out`` [T, H, W, 3], contiguous. Raises BrokenVideo."""
+        """Fills ``out`` [T, H, W, 3], contiguous. Raises BrokenVideo.
+
+        After a crash once more in a new process: the cause may be another, such as too little memory for a moment.
+        """
         request = {
             "path": str(path),
             "image_size": out.shape[1],
@@ -63,6 +70,12 @@ class DecodePool:
             "end_ms": end_ms,
             "augmentation": augmentation and asdict(augmentation),
         }
+        try:
+            self._request(request, out)
+        except _DecoderCrashed:
+            self._request(request, out)
+
+    def _request(self, request: dict[str, Any], out: Frames) -> None:
         process = self._process()
         try:
             process.request(request, out.data.cast("B"), timeout_seconds=self.timeout_seconds)
@@ -138,10 +151,12 @@ class _Process:
             if reply.get("num_bytes") != out.nbytes or self._replies.readinto(out) != out.nbytes:
                 raise OSError("the reply ends early")
         except (OSError, ValueError) as error:
-            reason = f"decoding takes more than {timeout_seconds:g} s" if is_late.is_set() else "the decoder crashed"
-            raise BrokenVideo(reason, was_killed=True) from error
+            if not is_late.is_set():
+                raise _DecoderCrashed("the decoder crashed", was_killed=True) from error
         finally:
             timer.cancel()
+        if is_late.is_set():  # perhaps after the last byte, but the process is dead all the same
+            raise BrokenVideo(f"decoding takes more than {timeout_seconds:g} s", was_killed=True)
 
     def kill(self) -> None:
         self._process.kill()

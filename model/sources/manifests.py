@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vidlex.model.config import fingerprint
 from vidlex.model.seeds import Stream, generator_for
 from vidlex.model.sources.cached_views import CHUNK, CachedViews
 from vidlex.model.sources.catalogue import Catalogue
@@ -47,7 +48,7 @@ class ManifestSource:
         self.processes = process_group(torch.device(setup.config.device).type)
         self.reader = VideoReader(config, setup, self.processes.count)
         for path in missing:
-            self.reader.broken.add(path, "the file does not exist")
+            self.reader.broken.add(path, "it does not exist or is not a file")
         self.order = DrawOrder(draw_weights(training, config.rare_label_power), setup.config.seed)
         self.cached: CachedViews | None = None  # of validation, and of training with num_cached_views
         self._ahead: dict[int, _ReadAhead] = {}  # by step
@@ -156,6 +157,7 @@ class ManifestSource:
             "rare_label_power": config.rare_label_power,
             "kind_weight": sorted(config.kind_weight),
             "always_drawn_kind": sorted(config.always_drawn_kind),
+            "label_weights": fingerprint(self.labels.weights.tolist(), self.labels.is_always_drawn.tolist()),
             "augmentation": [config.crop_scale, config.flip, config.colour, config.time_jitter],
             "num_cached_views": config.num_cached_views,
         }
@@ -163,7 +165,7 @@ class ManifestSource:
     def close(self) -> None:
         self.reader.pool.close()
         if num_broken := self.reader.broken.count():
-            console.print(f"{num_broken} videos are broken or missing and were not used: {self.reader.broken.file}")
+            console.print(f"broken or missing videos, which were not used: {num_broken}, see {self.reader.broken.file}")
 
 
 def _training_labels(training: Catalogue, config: DataConfig) -> TrainingLabels:

@@ -16,6 +16,7 @@ from vidlex.model.sources.config import DataConfig, EmojiConfig
 from vidlex.model.sources.emoji import emoji_opener
 from vidlex.model.sources.emoji_pool import pool_opener
 from vidlex.model.sources.manifests import ManifestSource
+from vidlex.model.sources.notices import notices
 from vidlex.model.train.loop.loop import console
 from vidlex.model.train.source import SourceOpener, SourceSetup
 
@@ -59,12 +60,8 @@ def source_opener(data: DataConfig, emoji: EmojiConfig, art_cache: Path) -> Sour
             f"{len(validation.names)} of them in the validation data",
             highlight=False,
         )
-        if names := training.names_without_negatives():
-            console.print(
-                f"{len(names)} labels are in no training video known to be absent, such as {names[0]!r}: training can "
-                "only raise their scores",
-                highlight=False,
-            )
+        for text in notices(training, validation, missing):
+            console.print(text, highlight=False, markup=False)
         return ManifestSource(data, training, validation, missing, setup)
 
     return open_source

@@ -146,21 +146,25 @@ class BrokenVideos:
         self._reasons = self._read()
 
     def _read(self) -> dict[str, str]:
-        lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []
+        lines = self.file.read_text(encoding="utf-8").split("\n")[:-1] if self.file.exists() else []
         return {path: reason for path, _, reason in (line.partition("\t") for line in lines)}
 
     def add(self, path: Path, reason: str) -> None:
         reason = " ".join(reason.split())
         with self._lock:
-            if str(path) in self._reasons:
+            if (name := _on_one_line(path)) in self._reasons:
                 return
-            self._reasons[str(path)] = reason
+            self._reasons[name] = reason
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a", encoding="utf-8") as file:  # one write: several processes may append
-                file.write(f"{path}\t{reason}\n")
+                file.write(f"{name}\t{reason}\n")
 
     def reason(self, path: Path) -> str:
-        return self._reasons.get(str(path), "")
+        return self._reasons.get(_on_one_line(path), "")
 
     def count(self) -> int:  # of all processes
         return len(self._read())
+
+
+def _on_one_line(path: Path) -> str:
+    return str(path).replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")

@@ -2,12 +2,14 @@
 
 Folder ``<identity>`` stands for everything but the video: weights of the tower, depth of the branch, frames, geometry,
 precision. The file's name is a digest of the content of the video file, window and augmentation, so that runs can share
-a folder. A video that cannot be decoded has a file with the reason in place of its outputs.
+a folder. A video whose content cannot be decoded has a file with the reason in place of its outputs; other reasons,
+such as a time limit, are those of the run.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 from pathlib import Path
@@ -36,6 +38,7 @@ class TrunkCache:
         features, tokens = self.compute(frames)
         self.shapes = tuple(features.shape[1:]), tuple(tokens.shape[1:])  # of one video
         self.sizes = features.numel(), tokens.numel()
+        self._num_file_bytes = len(_npy(features, tokens))
         identity = fingerprint(
             _VERSION, setup.clip_digest, encoder.config.num_branch_blocks, num_frames, geometry.image_size,
             geometry.resize_mode, self.bf16,
@@ -64,7 +67,10 @@ class TrunkCache:
         return self._file(key).with_suffix(".broken")
 
     def has(self, key: str) -> bool:
-        return self._file(key).exists()
+        try:
+            return self._file(key).stat().st_size == self._num_file_bytes  # not cut off, as by a loss of power
+        except FileNotFoundError:
+            return False
 
     def is_finished(self, key: str) -> bool:
         return self.has(key) or self._reason(key).exists()
@@ -75,14 +81,18 @@ class TrunkCache:
         return path.read_text(encoding="utf-8") if path.exists() else None
 
     def write(self, key: str, features: torch.Tensor, tokens: torch.Tensor) -> None:
-        """Of one video, float16. Raises FloatingPointError if a value exceeds float16."""
-        values: Half = torch.cat((features.flatten(), tokens.flatten())).numpy()
-        if not np.isfinite(values).all():
-            raise FloatingPointError("outputs of the tower exceed float16: train with num_cached_views = 0")
+        """Of one video, float16. Raises ValueError if a value exceeds float16, or the disk is full."""
+        if not (features.isfinite().all() and tokens.isfinite().all()):
+            raise ValueError("outputs of the tower exceed float16, in which they are kept on disk")
         path = self._file(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replace_atomically(path, is_shared=True) as temporary, temporary.open("wb") as file:
-            np.save(file, values)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replace_atomically(path, is_shared=True) as temporary:
+                temporary.write_bytes(_npy(features, tokens))
+        except OSError as error:
+            raise ValueError(
+                f"{path} cannot be written: {error.strerror or error}. The same command continues once it can"
+            ) from error
 
     def write_reason(self, key: str, reason: str) -> None:
         path = self._reason(key)
@@ -107,6 +117,12 @@ class TrunkCache:
                 "num_cached_views or num_validation_videos, or give another cache_folder"
             )
         return size
+
+
+def _npy(features: torch.Tensor, tokens: torch.Tensor) -> memoryview:
+    content = io.BytesIO()
+    np.save(content, torch.cat((features.flatten(), tokens.flatten())).numpy())
+    return content.getbuffer()
 
 
 class ContentDigests:

@@ -1,4 +1,4 @@
-"""Steps of the joint stage on video files, against a plain PyTorch loop: a DataLoader whose workers decode with PyAV.
+"""Training steps on video files, against a plain PyTorch loop: a DataLoader with PyAV; and the label stage's memory.
 
 All sides do the same training step with the same network; only the videos reach it in different ways. Each run starts
 and ends its own decode processes. The plain loop decodes from the first frame to the last one that it needs, and scales
@@ -53,6 +53,7 @@ from vidlex.service.bench.harness import (
 )
 from vidlex.service.bench.load import write_videos
 from vidlex.service.bench.machine import num_cores
+from vidlex.service.bench.train_memory import memory_case
 
 AT_LEAST, AT_LEAST_CACHED = 1.5, 10.0
 MAX_WAITING_SHARE = 0.05
@@ -78,6 +79,8 @@ class TrainOptions(BenchOptions):
     """Length of each video in seconds."""
     video_height: int = 720
     """Height of each video in pixels; the width is 16/9 of it."""
+    num_memory_labels: int = 2829
+    """Labels of the step whose memory is measured; by default the joint vocabulary of the paper."""
 
 
 def run(options: TrainOptions) -> Report:
@@ -209,6 +212,7 @@ def _cases(folder: Path, options: TrainOptions) -> list[Case]:
             AT_LEAST_CACHED,
             [waiting(cached, MAX_WAITING_SHARE), Figure(name="filling the cache", value=fill_rate, unit="videos/s")],
         ),
+        memory_case(8 if options.quick else options.num_memory_labels, bench.config.device),
     ]
 
 

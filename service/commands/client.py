@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
 
 import typer
 
@@ -99,7 +100,7 @@ class ServiceClient:
     def find_label(self, reference: str) -> dict[str, Any]:
         """The label with this id, name or alias (case-insensitive). Raises CommandError if there is none."""
         if reference.startswith("lbl_"):
-            found: dict[str, Any] = self.call("GET", f"/labels/{reference}")
+            found: dict[str, Any] = self.call("GET", f"/labels/{quote(reference, safe='')}")
             return found
         # A name sorts before all others with the same prefix, so the first result is an exact match or there is none.
         page = (

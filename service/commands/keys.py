@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import quote
 
 import typer
 from rich.markup import escape
@@ -128,7 +129,7 @@ def revoke(
     else:
         with ServiceClient(url) as client:
             for key_id in key_ids:
-                client.call("DELETE", f"/keys/{key_id}")
+                client.call("DELETE", f"/keys/{quote(key_id, safe='')}")
     if as_json:
         print_json({"revoked": key_ids})
     else:

@@ -109,7 +109,9 @@ def _listener(settings: Settings, fd: int | None) -> socket.socket:
             backlog=BACKLOG,
         )
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = (
+            os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error.strerror or str(error)
+        )
         raise CommandError(
             f"cannot listen on {settings.host}:{settings.port}: {reason}; set --port or --host"
         ) from None

@@ -1,4 +1,4 @@
-"""The parts of the service that routes use, and the caller of a request."""
+"""The parts of the service that routes use, and the namespace of a request."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Annotated, TypeVar
 import anyio
 from fastapi import Depends, Request
 
-from vidlex.service.access.api_keys import Principal
 from vidlex.service.bounds import NAMESPACE_RULE
 from vidlex.service.classification.classifier import VideoClassifier
 from vidlex.service.errors import Forbidden, InvalidParameter, ModelLoading, Overloaded
 from vidlex.service.http.admission import Admission
+from vidlex.service.http.caller import bound_namespace_of
 from vidlex.service.http.openapi.headers import NAMESPACE_HEADER
 from vidlex.service.http.uploads import Spool
 from vidlex.service.labels.store.redis_keys import is_namespace
@@ -70,24 +70,14 @@ def context_of(request: Request) -> Context:
     return context
 
 
-def principal_of(request: Request) -> Principal | None:
-    principal: Principal | None = getattr(request.state, "principal", None)
-    return principal
-
-
-def bound_namespace_of(request: Request) -> str | None:
-    """None: the key can reach every namespace."""
-    principal = principal_of(request)
-    return None if principal is None else principal.namespace
-
-
 def namespace_of(request: Request) -> str:
     """The namespace of the request's API key, else of its header, else of the settings.
 
-    Raises InvalidParameter for an invalid header, and Forbidden if it contradicts the key.
+    Raises InvalidParameter for an invalid or repeated header, and Forbidden if it contradicts the key.
     """
     bound = bound_namespace_of(request)
-    requested = request.headers.get(NAMESPACE_HEADER)
+    values = request.headers.getlist(NAMESPACE_HEADER)
+    requested = ", ".join(values) if values else None  # several values are not a namespace
     if requested is not None and not is_namespace(requested):
         raise InvalidParameter(
             f"{NAMESPACE_HEADER} must be {NAMESPACE_RULE}",
@@ -96,19 +86,6 @@ def namespace_of(request: Request) -> str:
     if bound is not None and requested not in (None, bound):
         raise Forbidden(f"This API key is bound to the namespace {bound}")
     return bound or requested or context_of(request).namespace
-
-
-def client_of(request: Request) -> str:
-    """The id of the request's API key, else the client's address, else ""."""
-    principal = principal_of(request)
-    if principal is not None:
-        return principal.key_id
-    return request.client.host if request.client else ""
-
-
-def quota_of(request: Request) -> int | None:
-    principal = principal_of(request)
-    return None if principal is None else principal.max_labels
 
 
 async def vocabulary_of(request: Request) -> AsyncIterator[Vocabulary]:

@@ -12,7 +12,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vidlex.service.errors import Forbidden, Stopping
+from vidlex.service.errors import Forbidden, InvalidRequest, Stopping
 from vidlex.service.http.graceful_shutdown import GracefulShutdown
 from vidlex.service.http.guard import SAFE_METHODS, discard_body, unversioned_path
 from vidlex.service.http.problems import CODE_KEY, REQUEST_ID_KEY, error_response, internal_error_response
@@ -88,9 +88,10 @@ class RequestContext:
             log_fields = {"request_id": request_id} | ({} if span is None else {"trace_id": span.trace_id})
             stack.enter_context(structlog.contextvars.bound_contextvars(**log_fields))
             try:
+                _check_framing(headers)
                 self._check_origin(headers, scope["method"])
                 await self._app(scope, receive, send_with_headers)
-            except Forbidden as error:
+            except (InvalidRequest, Forbidden) as error:
                 await discard_body(scope, receive)
                 await error_response(error, request_id)(scope, receive, send_with_headers)
             finally:
@@ -102,8 +103,8 @@ class RequestContext:
         if self._hosts is not None and host not in self._hosts:
             raise Forbidden("The Host header is not allowed; add it to VIDLEX_ALLOWED_HOSTS")
         is_allowed = "*" in self._cors_origins or headers.get("origin") in self._cors_origins
-        if method not in SAFE_METHODS and headers.get("sec-fetch-site") == "cross-site" and not is_allowed:
-            raise Forbidden("Cross-site requests are not allowed; add their origin to VIDLEX_CORS_ORIGINS")
+        if method not in SAFE_METHODS and _is_from_other_site(headers) and not is_allowed:
+            raise Forbidden("Requests of other web sites are not allowed; add their origin to VIDLEX_CORS_ORIGINS")
 
     def _finish(self, scope: Scope, status: int, seconds: float, span: RequestSpan | None) -> None:
         route = route_of(scope)
@@ -156,6 +157,24 @@ class ErrorBoundary:
             if has_begun:
                 raise  # only closing the connection reports the error
             await internal_error_response(request_id)(scope, receive, send_and_note)
+
+
+def _check_framing(headers: Headers) -> None:
+    """A proxy may see another end of the body, and take what follows for another request (RFC 9112, section 6.3)."""
+    if "transfer-encoding" in headers and "content-length" in headers:
+        raise InvalidRequest(
+            "A request must not have both Content-Length and Transfer-Encoding", headers={"Connection": "close"}
+        )
+
+
+def _is_from_other_site(headers: Headers) -> bool:
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site not in ("same-origin", "none")  # same-site includes other ports of localhost
+    # Browsers send it to https and loopback only. Other sites cannot add a key, and a proxy may have changed Host.
+    origin = headers.get("origin")
+    has_key = "authorization" in headers or "x-api-key" in headers
+    return origin is not None and not has_key and origin.partition("://")[2] != headers.get("host", "").lower()
 
 
 def _is_unlogged(scope: Scope) -> bool:

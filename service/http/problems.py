@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from http import HTTPStatus
 from typing import Any
 
 import structlog
@@ -14,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from vidlex.service.errors import InvalidParameter, InvalidRequest, VidlexError
+from vidlex.service.errors import InvalidParameter, InvalidRequest, MethodNotAllowed, NotFound, VidlexError
 from vidlex.service.http.methods import allow_header
 from vidlex.service.schemas.base import problem_items
 
@@ -23,11 +22,6 @@ _log = structlog.get_logger("vidlex.http")
 PROBLEM_TYPE = "application/problem+json"
 CODE_KEY = "vidlex_problem_code"  # in the ASGI scope
 REQUEST_ID_KEY = "vidlex_request_id"
-_HTTP_CODES = {400: "malformed", 404: "not_found", 405: "method_not_allowed", 413: "upload_too_large"}
-_HTTP_HINTS = {
-    404: "Unknown path; GET /openapi.json lists all paths",
-    405: "Method not allowed on this path; see the Allow header",
-}
 
 
 def problem_of(error: VidlexError, request_id: str) -> dict[str, Any]:
@@ -82,17 +76,15 @@ async def _on_vidlex_error(request: Request, error: Exception) -> Response:
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    phrase = HTTPStatus(error.status_code).phrase
-    hint = _HTTP_HINTS.get(error.status_code, phrase)
-    body = {
-        "type": "about:blank",
-        "title": phrase,
-        "status": error.status_code,
-        "detail": hint,
-        "code": _HTTP_CODES.get(error.status_code, "http_error"),
-        "request_id": request_id_of(request),
-    }
-    return ProblemResponse(body, allow_header(request.scope) if error.status_code == 405 else error.headers)
+    if error.status_code == 404:
+        problem: VidlexError = NotFound("Unknown path; GET /openapi.json lists all paths")
+    elif error.status_code == 405:
+        problem = MethodNotAllowed(
+            "Method not allowed on this path; see the Allow header", headers=allow_header(request.scope)
+        )
+    else:
+        problem = InvalidRequest(internal=repr(error))
+    return error_response(problem, request_id_of(request))
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:

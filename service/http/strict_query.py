@@ -1,4 +1,4 @@
-"""Refuses unknown query parameters, which are otherwise ignored silently."""
+"""Refuses unknown and repeated query parameters, which are otherwise ignored silently."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MAX_NAMES = 100
 _MAX_NAME_CHARS = 100
 
 
-async def _refuse_unknown(request: Request) -> None:
+async def _refuse(request: Request) -> None:
     if not request.query_params:
         return
     known = _parameter_names(request.scope["route"].dependant)
@@ -22,10 +22,16 @@ async def _refuse_unknown(request: Request) -> None:
             f"Unknown query parameter {unknown[0]!r}; {hint}",
             errors=[{"pointer": f"/{name}", "detail": "unknown query parameter"} for name in unknown],
         )
+    for name in known:
+        if len(request.query_params.getlist(name)) > 1:
+            raise InvalidRequest(
+                f"The query parameter {name} is repeated",
+                errors=[{"pointer": f"/{name}", "detail": "repeated query parameter"}],
+            )
 
 
 def _parameter_names(dependant: Dependant) -> set[str]:
     return {field.alias for field in dependant.query_params}.union(*map(_parameter_names, dependant.dependencies))
 
 
-REFUSE_UNKNOWN_PARAMETERS = Depends(_refuse_unknown)
+STRICT_PARAMETERS = Depends(_refuse)

@@ -14,6 +14,7 @@ import secrets
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from vidlex.service.errors import (
     UploadTooLarge,
     VidlexError,
 )
+from vidlex.service.http.caller import client_of
 
 _WRITE_BYTES = 1 << 20
 _MAX_PARTS = 16
@@ -49,7 +51,7 @@ class UploadLimits:
     max_bytes: int
     max_json_bytes: int
     max_spool_bytes: int
-    max_uploads: int
+    max_uploads: int  # of all clients; one client may have half of them
     idle_seconds: float
     timeout_seconds: float
 
@@ -74,7 +76,7 @@ class Spool:
         self._folder = root / "not-started"
         self._lock = threading.Lock()
         self._num_bytes = 0
-        self._num_uploads = 0
+        self._num_uploads: Counter[str] = Counter()  # by client
 
     def start(self) -> None:
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -103,21 +105,22 @@ class Spool:
 
     @property
     def num_uploads(self) -> int:
-        return self._num_uploads
+        with self._lock:
+            return self._num_uploads.total()
 
     @asynccontextmanager
     async def receive(self, request: Request) -> AsyncIterator[Upload]:
         """Receive the ``file`` and ``params`` parts of a multipart body; removes the file on exit.
 
-        Raises InvalidRequest, InvalidParameter, UndecodableVideo (empty file), UploadTooLarge, UploadTimeout or
-        Overloaded (too many uploads, or the spool is full).
+        Raises UnsupportedMedia, InvalidRequest, InvalidParameter, UndecodableVideo (empty file), UploadTooLarge,
+        UploadTimeout or Overloaded (too many uploads, or the spool is full).
         """
         boundary = _boundary(request)
         await _check_content_length(request, self.limits.max_bytes + _MAX_OVERHEAD_BYTES, self.limits.max_bytes)
         path = self._folder / secrets.token_hex(16)
         receiver = _Receiver(path, boundary, self)
         try:
-            with self._count_upload(), closing(receiver):
+            with self._count_upload(client_of(request)), closing(receiver):
                 await self._fill(request, receiver)
                 upload = receiver.result()
             yield upload
@@ -139,7 +142,7 @@ class Spool:
         body = bytearray()
         stream = request.stream().__aiter__()
         try:
-            with self._count_upload():
+            with self._count_upload(client_of(request)):
                 async for chunk in _with_timeouts(stream, self.limits):
                     body += chunk
                     if len(body) > max_bytes:
@@ -150,16 +153,22 @@ class Spool:
         return parse_json(bytes(body), name="The body")
 
     @contextmanager
-    def _count_upload(self) -> Iterator[None]:
+    def _count_upload(self, client: str) -> Iterator[None]:
+        limit = self.limits.max_uploads
         with self._lock:
-            if self._num_uploads >= self.limits.max_uploads:
+            if self._num_uploads.total() >= limit:
                 raise Overloaded("Too many concurrent uploads")
-            self._num_uploads += 1
+            # A client that holds uploads open leaves places for others.
+            if self._num_uploads[client] >= (limit + 1) // 2:
+                raise Overloaded("Too many concurrent uploads of this client")
+            self._num_uploads[client] += 1
         try:
             yield
         finally:
             with self._lock:
-                self._num_uploads -= 1
+                self._num_uploads[client] -= 1
+                if not self._num_uploads[client]:
+                    del self._num_uploads[client]
 
     async def _fill(self, request: Request, receiver: _Receiver) -> None:
         stream = request.stream().__aiter__()
@@ -323,8 +332,10 @@ def _too_large(max_bytes: int) -> UploadTooLarge:
 def _boundary(request: Request) -> bytes:
     media_type, options = parse_options_header(request.headers.get("content-type", ""))
     boundary = options.get(b"boundary", b"")
-    if media_type != b"multipart/form-data" or not 1 <= len(boundary) <= 70:
-        raise InvalidRequest("Send multipart/form-data with the video in the field `file`")
+    if media_type != b"multipart/form-data":
+        raise UnsupportedMedia("Send multipart/form-data with the video in the field `file`")
+    if not 1 <= len(boundary) <= 70:
+        raise InvalidRequest("The Content-Type multipart/form-data needs a `boundary` of 1 to 70 characters")
     return boundary
 
 

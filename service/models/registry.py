@@ -226,9 +226,14 @@ class ModelRegistry:
             try:
                 on_loaded(self._load(spec))
             except Exception as error:
-                _log.exception("model_load_failed", internal=getattr(error, "internal", ""))
+                if isinstance(error, VidlexError):
+                    problem = str(error)
+                    _log.warning("model_load_failed", model=spec, detail=problem, internal=error.internal)
+                else:
+                    problem = "loading failed; see the log"
+                    _log.exception("model_load_failed", model=spec)
                 with self._lock:
-                    self._problem = str(error) if isinstance(error, VidlexError) else "loading failed; see the log"
+                    self._problem = problem
                     self._retry_at = time.monotonic() + RETRY_SECONDS
             finally:
                 with self._lock:
@@ -239,9 +244,12 @@ class ModelRegistry:
     def _finish_prepare(self, model: ServedModel) -> None:
         # Published as the prepared model, so that the other replicas load it too.
         stored, pointer = self._pointer()
-        if model.facts.fingerprint in self._loaded or pointer.prepared is not None:
+        if model.facts.fingerprint in self._loaded:
             model.close()
-            raise ModelConflict("This model is already loaded, or another one was prepared in the meantime")
+            raise ModelConflict("This model is already loaded")
+        if pointer.prepared is not None:
+            model.close()
+            raise ModelConflict("Another model was prepared in the meantime")
         if not self._pointers.compare_and_set(stored, replace(pointer, prepared=model.name)):
             model.close()
             raise ModelConflict("The models were changed concurrently")

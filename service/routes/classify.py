@@ -10,7 +10,8 @@ from fastapi import APIRouter, Header, Request
 from starlette.responses import Response
 
 from vidlex.service.errors import DeadlineExceeded, Overloaded
-from vidlex.service.http.context import client_of, context_of, namespace_of, using_vocabulary
+from vidlex.service.http.caller import client_of
+from vidlex.service.http.context import context_of, namespace_of, using_vocabulary
 from vidlex.service.http.disconnect import disconnect_event
 from vidlex.service.http.openapi.document import schema_ref
 from vidlex.service.http.openapi.headers import NAMESPACE_PARAMETER

@@ -11,7 +11,8 @@ from starlette.responses import Response
 from vidlex.service.access.access_control import AccessControl, create_key_record
 from vidlex.service.access.api_keys import ANY_NAMESPACE, KeyRecord
 from vidlex.service.errors import Forbidden, InvalidParameter
-from vidlex.service.http.context import bound_namespace_of, context_of, quota_of
+from vidlex.service.http.caller import bound_namespace_of, quota_of
+from vidlex.service.http.context import context_of
 from vidlex.service.http.openapi.document import json_body
 from vidlex.service.http.responses import json_response
 from vidlex.service.schemas.base import validate

@@ -12,8 +12,9 @@ from starlette.responses import Response
 
 from vidlex.service.bounds import DEFAULT_PAGE_SIZE, MAX_BATCH_LABELS, MAX_FILTER_CHARS, MAX_PAGE_SIZE
 from vidlex.service.errors import VidlexError
+from vidlex.service.http.caller import quota_of
 from vidlex.service.http.conditional import is_not_modified, parse_if_match
-from vidlex.service.http.context import VocabularyOfRequest, context_of, quota_of
+from vidlex.service.http.context import VocabularyOfRequest, context_of
 from vidlex.service.http.label_bodies import for_valid_labels, parse_batch, parse_label_changes, parse_new_label
 from vidlex.service.http.openapi.document import json_body
 from vidlex.service.http.openapi.headers import NAMESPACE_PARAMETER, REVISION_HEADER, header_refs

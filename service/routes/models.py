@@ -9,7 +9,8 @@ from starlette.responses import Response
 
 from vidlex.service.bounds import MAX_PAGE_SIZE
 from vidlex.service.errors import Forbidden, InvalidParameter
-from vidlex.service.http.context import VocabularyOfRequest, bound_namespace_of, context_of
+from vidlex.service.http.caller import bound_namespace_of
+from vidlex.service.http.context import VocabularyOfRequest, context_of
 from vidlex.service.http.openapi.document import json_body
 from vidlex.service.http.openapi.headers import NAMESPACE_PARAMETER
 from vidlex.service.http.responses import json_response

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from typing_extensions import TypeAliasType
 
 from vidlex.service.bounds import NAMESPACE_PATTERN
@@ -43,6 +43,13 @@ class NewKeyBody(Strict):
     requests_per_second: float | None = Field(None, ge=0, le=1e6, description=_RATE)
     burst: int | None = Field(None, ge=1, le=10**6, description=_BURST)
     max_labels: int | None = Field(None, ge=0, le=10**8, description=f"{_MAX_LABELS} At most that of the creating key.")
+
+    @field_validator("name")
+    @classmethod
+    def _printable(cls, name: str) -> str:
+        if not name.isprintable():  # lists of keys are printed on terminals
+            raise ValueError("must not contain control or format characters")
+        return name
 
 
 class ApiKeyView(View):

@@ -4,13 +4,23 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, SkipValidation, model_validator
 
-from vidlex.service.bounds import MAX_ALIASES, MAX_BATCH_LABELS, MAX_CATEGORIES, MAX_METADATA_BYTES, MAX_PARENTS
+from vidlex.service.bounds import (
+    MAX_ALIASES,
+    MAX_BATCH_LABELS,
+    MAX_CATEGORIES,
+    MAX_METADATA_BYTES,
+    MAX_METADATA_LEVELS,
+    MAX_PARENTS,
+)
 from vidlex.service.schemas.base import Int64, Name, Probability, ProblemView, Strict, View
 
 _ALIASES = "Other names of the label, for lookups and filters; the model reads only `name`."
 _CATEGORIES = "Groups to filter by; case is ignored."
 _PARENTS = "Ids, names or aliases of existing labels."
-_METADATA = f"Any JSON object of at most {MAX_METADATA_BYTES} bytes. The service only stores it."
+_METADATA = (
+    f"Any JSON object of at most {MAX_METADATA_BYTES} bytes and {MAX_METADATA_LEVELS} levels of objects and lists. The "
+    "service only stores it."
+)
 _THRESHOLD = "Lowest score at which the label matches a video; null: the model's default."
 
 

@@ -29,6 +29,9 @@ function describe(problem) {
   return [...new Set(lines)].join("\n");
 }
 
+// A bidirectional control character in a name must not reorder the text after it.
+const isolated = (name) => `\u2068${name}\u2069`;
+
 // Session storage: the key is limited to this tab and, unlike a cookie, never sent by other sites.
 function keyHeaders() {
   const key = sessionStorage.getItem("key");
@@ -144,7 +147,7 @@ $("add").onsubmit = async (event) => {
     const failed = response.data.filter((item) => item.error);
     $("name").value = failed.map((item) => names[item.index]).join(", ");
     await loadLabels(true);
-    setText("label-problem", failed.map((item) => `${names[item.index]}: ${describe(item.error)}`).join("\n"));
+    setText("label-problem", failed.map((item) => `${isolated(names[item.index])}: ${describe(item.error)}`).join("\n"));
   } catch (error) {
     setText("label-problem", error.message);
   } finally {

@@ -238,6 +238,8 @@ def test_create_key_refuses_invalid_bodies(client: TestClient) -> None:
         {"scope": "read", "namespace": "A"},
         {"scope": "read", "x": 1},
         {"scope": ["read"]},
+        {"scope": "read", "name": "a\x1b[2Jb"},
+        {"scope": "read", "name": "a\u202eb"},
     ):
         answer = client.post("/keys", json=body, headers=bearer(ADMIN))
         assert_problem(answer, 422, "invalid_parameter")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from starlette.datastructures import Headers
 
 from support.serving import add, assert_problem, classify, colour_video, serving, wait_until
 from support.stores import running_store
@@ -81,10 +82,15 @@ def test_invalid_namespace_is_refused(client: TestClient, red: Path) -> None:
         assert_problem(classify(NamespaceClient(client, bad), red), 422, "invalid_parameter")
 
 
+def test_repeated_namespace_is_refused(client: TestClient) -> None:
+    answer = client.get("/labels", headers=[(NAMESPACE_HEADER, "one"), (NAMESPACE_HEADER, "two")])
+    assert_problem(answer, 422, "invalid_parameter")
+
+
 def test_namespace_of_key_overrides_settings_and_must_match_header() -> None:
     def resolve(header: str | None, bound: str | None) -> str:
         request: Any = SimpleNamespace(
-            headers={NAMESPACE_HEADER: header} if header else {},
+            headers=Headers({NAMESPACE_HEADER: header} if header else {}),
             state=SimpleNamespace(principal=SimpleNamespace(namespace=bound)),
             app=None,
         )

@@ -76,6 +76,19 @@ def test_labels_are_added_listed_shown_and_removed(url: str) -> None:
     assert [label["name"] for label in lines(vidlex(url, "labels", "list", "--json"))] == ["deep blue"]
 
 
+def test_a_narrow_list_shows_whole_ids(url: str) -> None:
+    assert vidlex(url, "labels", "add", "a label with a rather long name", "--category", "colour").exit_code == 0
+    (label,) = lines(vidlex(url, "labels", "list", "--json"))
+    listed = runner.invoke(app, ["labels", "list"], env={"VIDLEX_URL": url, "COLUMNS": "80"})
+    assert label["id"] in listed.stdout
+
+
+def test_ids_are_quoted_in_addresses(url: str) -> None:
+    for command in (("labels", "show", "lbl_a?limit=1"), ("keys", "revoke", "a?b=c")):
+        refused = vidlex(url, *command)
+        assert refused.exit_code == 1 and "has this id (not_found)" in refused.stderr, refused.stderr
+
+
 def test_card_and_preview_show_how_labels_are_encoded(url: str) -> None:
     vidlex(url, "labels", "add", "red", "green")
     card = lines(vidlex(url, "labels", "card", "RED", "--json"))[0]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -99,6 +100,28 @@ def test_file_declares_only_its_columns(url: str, tmp_path: Path) -> None:
     table.write_text("name,threshold\na,\n")
     assert vidlex(url, "apply", table).exit_code == 0
     assert exported(url) == [{"name": "a", "aliases": ["x"]}]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("v.csv", "name,alias\nred,rot\n", "line 1: unknown column 'alias'; known: name, aliases"),
+        ("v.jsonl", '{"name": "red", "alias": ["rot"]}\n', "line 1: unknown member 'alias'; known: name, aliases"),
+        ("v.json", '[{"name": "red", "tags": []}]', "entry 1: unknown member 'tags'"),
+    ],
+)
+def test_misspelt_fields_are_refused(url: str, tmp_path: Path, name: str, text: str, problem: str) -> None:
+    (tmp_path / name).write_text(text)
+    for command in ("import", "apply"):
+        refused = vidlex(url, command, tmp_path / name)
+        assert refused.exit_code == 1 and problem in refused.stderr
+    assert exported(url) == []
+
+
+def test_answers_of_the_service_can_be_imported(url: str, tmp_path: Path) -> None:
+    assert vidlex(url, "add", "red").exit_code == 0
+    (tmp_path / "labels.json").write_text(httpx.get(f"{url}/labels", trust_env=False).text)
+    assert vidlex(url, "import", tmp_path / "labels.json").exit_code == 0
 
 
 def test_diff_errors_have_separate_exit_codes(url: str, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from vidlex.service.commands.experiments import dataclass_options
-from vidlex.service.commands.experiments.dataclass_options import add_entry
+from vidlex.service.commands.experiments.dataclass_options import add_entry, is_user_error
 from vidlex.service.commands.output import CommandError
 
 CALLS: list[Any] = []
@@ -127,3 +127,18 @@ def test_help_has_groups_prefixes_and_plain_texts() -> None:
     assert "Number of steps of the `part`. (default: 7)" in text
     assert "─ speed options ─" in text and "─ part options ─" in text
     assert "--part-steps INT" in text and "--no-half" in text
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(28, "No space left on device"), True),
+        (PermissionError(13, "Permission denied", "run.json"), True),
+        (FloatingPointError("joint: the loss is nan at step 3"), True),
+        (OSError("without a reason of the system"), False),
+        (ZeroDivisionError("division by zero"), False),
+        (TypeError("a mistake of the program"), False),
+    ],
+)
+def test_errors_whose_message_suffices(error: Exception, expected: bool) -> None:
+    assert is_user_error(error) == expected

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
@@ -118,7 +119,7 @@ def test_taken_port_is_refused(tmp_path: Path) -> None:
         port = listener.getsockname()[1]
         status, error = refusal("--port", str(port), "--model", "dummy", "--data-dir", tmp_path)
     assert status == 1
-    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in error
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use; set --port or --host" in error
 
 
 def test_data_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
@@ -195,7 +196,9 @@ def test_log_is_json_if_it_is_not_a_terminal(tmp_path: Path) -> None:
 
 
 def test_log_format_can_be_chosen(tmp_path: Path) -> None:
-    with live_process(tmp_path / "data", VIDLEX_LOG_FORMAT="console"):
-        pass
+    with live_process(tmp_path / "data", VIDLEX_LOG_FORMAT="console") as (url, _):
+        httpx.get(f"{url}/labels/%1b[2Jevil%c2%9b31m", trust_env=False)
     text = (tmp_path / "data.log").read_text()
-    assert "Ready on http://" in text and "[info" in text and "{" not in text and "\x1b[" not in text
+    assert "Ready on http://" in text and "[info" in text and "{" not in text
+    # A request cannot send control sequences to the terminal.
+    assert "/labels/\\x1b[2Jevil\\x9b31m" in text and "\x1b" not in text and "\x9b" not in text

@@ -11,16 +11,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from support.art import tiny_sheet
+from vidlex.model import factory
 from vidlex.model.data.manifest import Entry, ManifestError, read_manifest, write_manifest
 from vidlex.model.dummy import DummyClassifier
 from vidlex.model.emoji.build import build
 from vidlex.model.emoji.world import World
 from vidlex.model.emoji.writer import write_mp4
 from vidlex.model.eval.evaluate import report, score
+from vidlex.service.cli import app
 
-names = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12).filter(str.strip)
 
 
 @given(st.lists(st.tuples(names, st.lists(names, max_size=3), st.booleans()), max_size=5))
@@ -50,7 +53,19 @@ def test_manifest_may_have_a_byte_order_mark_crlf_and_empty_lines(tmp_path: Path
         ('{"video": "a", "positives": ["x"], "colour": 1}', "not a manifest entry"),
         ('{"video": 3, "positives": ["x"]}', "must be text"),
         ('{"video": "a", "positives": ["x"], "split": 1}', "split must be text"),
-        ('{"video": "a", "positives": ["x"], "end_ms": "9"}', "start_ms and end_ms whole numbers"),
+        ('{"video": "a", "positives": ["x"], "end_ms": "9"}', "start_ms and end_ms must be whole numbers"),
+        ('{"video": "a", "positives": ["x"], "end_ms": true}', "start_ms and end_ms must be whole numbers"),
+        ('{"video": "a", "positives": ["x"], "start_ms": -1}', "must not be negative"),
+        ('{"video": "a", "positives": ["x"], "start_ms": 9, "end_ms": 9}', "end_ms must be larger"),
+        ('{"video": "a", "positives": "dog"}', "must be lists of labels"),
+        ('{"video": "a", "positives": [], "negatives": {"dog": 1}}', "must be lists of labels"),
+        ('{"video": "a", "positives": [" "]}', "not empty"),
+        ('{"video": "a\\u0000", "positives": ["x"]}', "valid"),
+        ('{"video": "a", "positives": ["\\udc80"]}', "valid"),
+        ('{"video": "a", "positives": ["x"], "closed": "false"}', "closed must be true or false"),
+        ('{"video": "a", "labels": ["x"]}', r"unknown key 'labels'; the keys are video, positives"),
+        ("null", "not a JSON object"),
+        ("[" * 100_000, "not JSON"),
         ('{"video": "a", "positives": ["x"], "negatives": ["x"]}', "both positive and negative"),
         ('{"video": "' + "a" * (1 << 20) + '", "positives": []}', "longer than"),
     ],
@@ -128,6 +143,28 @@ def test_score_of_a_split_and_of_a_window(tmp_path: Path) -> None:
         write_manifest(path, [red])
         score(DummyClassifier(), path, names, split="test")
     assert len(score(DummyClassifier(), path, names).targets) == 1
+
+
+def test_eval_refuses_a_label_that_labels_json_lacks_before_it_loads_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A labels file that is given selects labels."""
+    write_mp4(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), tmp_path / "a.mp4", fps=4)
+    write_manifest(tmp_path / "m.jsonl", [Entry("a.mp4", ("red",), ("green",), split="val")])
+    (tmp_path / "labels.json").write_text('["red"]')
+    command = ["eval", str(tmp_path / "m.jsonl"), "--model", "dummy"]
+    assert CliRunner().invoke(app, [*command, "--labels", str(tmp_path / "labels.json")]).exit_code == 0
+
+    def refuse(*arguments: object, **named: object) -> None:
+        raise AssertionError("the model is loaded")
+
+    monkeypatch.setattr(factory, "load_classifier", refuse)
+    for options, message in (
+        ([], "a.mp4 has the label 'green', which is not in"),
+        (["--split", "x"], "it has val (1)"),
+    ):
+        done = CliRunner().invoke(app, [*command, *options])
+        assert done.exit_code == 1 and message in " ".join(done.stderr.split()), done.output
 
 
 def test_score_raises_without_any_video(tmp_path: Path) -> None:

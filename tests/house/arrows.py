@@ -232,5 +232,6 @@ LARGE_FOLDERS = {
     "service/labels/store": "the label store: one Redis structure or operation per file",
     "tests/labels": "tests of the store, the index and the embedded server",
     "tests/model": "tests of the encoders and their checkpoints, one part per file",
+    "tests/train": "tests of training, one part per file",
     "tests/support": "one helper per file",
 }

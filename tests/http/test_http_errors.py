@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from support.serving import add, assert_problem, classify, colour_video, serving
+from support.serving import add, assert_problem, classify, colour_video, serving, wait_until
 
 BOUNDARY = "b0undary"
 HEADERS = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
@@ -137,6 +137,37 @@ def test_cross_site_requests_are_refused(client: TestClient, red: Path) -> None:
     assert own.status_code == 200
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "same-site", "Origin": "http://localhost:3000"},
+        # Browsers send no Sec-Fetch-Site to an http:// address that is not loopback.
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+    ],
+)
+def test_changes_by_other_origins_are_refused(client: TestClient, headers: dict[str, str]) -> None:
+    assert_problem(client.post("/models:rollback", headers=headers), 403, "forbidden")
+    assert client.get("/labels", headers=headers).status_code == 200
+
+
+def test_changes_by_the_page_and_by_programs_are_accepted(client: TestClient) -> None:
+    own = {"Host": "localhost:8000", "Origin": "http://localhost:8000"}
+    with_key = {"Origin": "http://app.example", "X-API-Key": "a proxy may have changed Host"}
+    for headers in ({}, own, {"Sec-Fetch-Site": "none"}, with_key):
+        assert_problem(client.post("/models:rollback", headers=headers), 409, "model_conflict")
+
+
+def test_preparing_the_served_model_is_no_error_of_the_service(
+    client: TestClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert client.post("/models:prepare", json={"model": "dummy"}).status_code == 202
+    wait_until(lambda: client.get("/models").json()["problem"] is not None, "it is still loading")
+    assert client.get("/models").json()["problem"] == "This model is already loaded"
+    log = capsys.readouterr().out
+    assert "model_load_failed" in log and "Traceback" not in log
+
+
 def test_page_loads_nothing_from_other_hosts(client: TestClient) -> None:
     page = client.get("/")
     assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
@@ -179,9 +210,11 @@ def test_json_body_size_is_limited(client: TestClient) -> None:
 
 def test_video_must_be_the_multipart_field_file(client: TestClient, red: Path) -> None:
     data = red.read_bytes()
-    assert_problem(client.post("/classify", content=data), 400, "malformed")
-    assert_problem(client.post("/classify", content=data, headers={"Content-Type": "video/mp4"}), 400, "malformed")
-    for kind in ("multipart/form-data", f"multipart/form-data; boundary={'x' * 71}", "multipart/mixed; boundary=x"):
+    assert_problem(client.post("/classify", content=data), 415, "unsupported_media")
+    for kind in ("video/mp4", "multipart/mixed; boundary=x"):
+        answer = client.post("/classify", content=data, headers={"Content-Type": kind})
+        assert_problem(answer, 415, "unsupported_media")
+    for kind in ("multipart/form-data", f"multipart/form-data; boundary={'x' * 71}"):
         assert_problem(client.post("/classify", content=data, headers={"Content-Type": kind}), 400, "malformed")
     assert_problem(send(client, END), 400, "malformed")
     assert_problem(send(client, part("params", b"{}") + END), 400, "malformed")

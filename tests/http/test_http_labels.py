@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from support.serving import add, assert_problem, clear, serving
 from vidlex.model.dummy import DummyClassifier
+from vidlex.service.bounds import MAX_METADATA_LEVELS
 
 
 class Counting(DummyClassifier):
@@ -149,6 +150,21 @@ def test_invalid_json_is_malformed(client: TestClient, content: bytes) -> None:
     assert_problem(answer, 400, "malformed")
 
 
+def test_metadata_is_nested_as_deeply_as_a_response_can_be(client: TestClient) -> None:
+    def nested(num_levels: int) -> str:
+        return '{"a":' * num_levels + "1" + "}" * num_levels
+
+    for num_levels in (MAX_METADATA_LEVELS, MAX_METADATA_LEVELS + 1, 300, 900):
+        content = f'{{"name": "deep", "metadata": {nested(num_levels)}}}'
+        answer = client.post("/labels", content=content, headers={"Content-Type": "application/json"})
+        if num_levels > MAX_METADATA_LEVELS:
+            assert_problem(answer, 422, "invalid_parameter")
+        else:
+            assert answer.status_code == 201
+            client.delete(f"/labels/{answer.json()['id']}").raise_for_status()
+    assert client.get("/labels").status_code == 200
+
+
 def test_json_content_type_is_required(client: TestClient) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded"):
         answer = client.post("/labels", content=b'{"name": "a"}', headers={"Content-Type": kind})
@@ -229,6 +245,11 @@ def test_listing_filters(client: TestClient) -> None:
 @pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=x", "after=nonsense", "after=" + "x" * 200])
 def test_invalid_queries_are_refused(client: TestClient, query: str) -> None:
     assert_problem(client.get(f"/labels?{query}"), 422, "invalid_parameter")
+
+
+def test_repeated_query_parameter_is_refused(client: TestClient) -> None:
+    problem = assert_problem(client.get("/labels?q=a&limit=5&q=b"), 400, "malformed")
+    assert problem["errors"][0]["pointer"] == "/q"
 
 
 def test_only_a_new_name_is_encoded(client: TestClient) -> None:

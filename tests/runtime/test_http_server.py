@@ -219,6 +219,19 @@ def test_large_upload_without_content_length_is_refused(client: httpx.Client) ->
 
 
 @pytest.mark.usefixtures("stays_healthy")
+def test_two_framings_of_a_body_are_refused_and_end_the_connection(client: httpx.Client) -> None:
+    hidden = b"GET /labels HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with closing(connect(client)) as connection:
+        connection.sendall(
+            b"POST /labels HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n" + hidden
+        )
+        received = b""
+        while part := connection.recv(65536):
+            received += part
+    assert received.startswith(b"HTTP/1.1 400") and received.count(b"HTTP/1.1") == 1
+
+
 def test_disconnect_during_upload_releases_resources(server: Server, client: httpx.Client, red: Path) -> None:
     with connect(client) as connection:
         connection.sendall(HEAD + b"Content-Length: 2000000\r\n\r\n" + PART + b"x" * 1_500_000)

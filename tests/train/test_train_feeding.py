@@ -1,15 +1,12 @@
-"""Feeding of training: decode processes that hang and die, augmentation, the draw of a step, the cache on disk."""
+"""Feeding of training: decode processes that hang and die, augmentation, the draw of a step."""
 
 from __future__ import annotations
 
-import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections import namedtuple
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -19,26 +16,17 @@ import pytest
 import torch
 
 from support.clips import write_clips, write_dataset
+from support.manifest_source import opened
 from support.serving import wait_until
-from support.tiny import tiny_clip
 from support.videos import read_number, write_video
-from vidlex.model.config import VideoEncoderConfig
 from vidlex.model.data.manifest import Entry, write_manifest
 from vidlex.model.decode.decoder import decode_frames
 from vidlex.model.sources.augmentation import MAX_ASPECT_CHANGE, Augmentation, Frames, read_frames
-from vidlex.model.sources.config import DataConfig, EmojiConfig
-from vidlex.model.sources.decode_pool import BrokenVideo, DecodePool
-from vidlex.model.sources.manifests import ManifestSource
-from vidlex.model.sources.open import source_opener
-from vidlex.model.sources.reading import View
-from vidlex.model.train.fit_config import FitConfig
+from vidlex.model.sources.decode_pool import BrokenVideo, DecodePool, _Process
 from vidlex.model.train.loop.processes import MicroBatch
-from vidlex.model.train.source import SourceSetup
 from vidlex.model.types import FrameGeometry
-from vidlex.model.video.encoder import Trunk, VideoEncoder
 
 NONE = Augmentation((), crop_scale=1.0, flip=False, colour=0.0, time_jitter=0.0)
-CONFIG = FitConfig(batch_size=6, num_joint_steps=5, bf16=False, num_validation_videos=8)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +42,9 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- decode processes ------------------------------------------------------------------------------------------------
 
 
-def test_frames_are_those_of_the_service_and_hung_or_dead_processes_are_replaced(video: Path, tmp_path: Path) -> None:
+def test_frames_are_those_of_the_service_and_hung_or_dead_processes_are_replaced(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = decode_frames(video, geometry=FrameGeometry(32), num_frames=4, start_ms=1000, end_ms=3000).frames
     pool = DecodePool(1, timeout_seconds=30.0)
 
@@ -84,13 +74,46 @@ def test_frames_are_those_of_the_service_and_hung_or_dead_processes_are_replaced
         (process,) = pool._processes
         process._process.send_signal(signal.SIGSTOP)
         threading.Timer(0.1, process._process.kill).start()
-        with pytest.raises(BrokenVideo, match="crashed"):
-            read()
+        assert np.array_equal(read(), expected)  # in another process: the video is not the cause
+        request, killed = _Process.request, []
+
+        def kill_and_request(self: _Process, *arguments: Any, **named: Any) -> None:
+            killed.append(self)
+            self._process.kill()
+            self._process.wait()
+            request(self, *arguments, **named)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(_Process, "request", kill_and_request)
+            with pytest.raises(BrokenVideo, match="crashed") as caught:
+                read()
+        assert caught.value.was_killed and len(killed) == 2
         assert np.array_equal(read(), expected)
         (process,) = pool._processes
     finally:
         pool.close()
     assert process._process.returncode is not None
+
+
+def test_a_reply_in_the_last_moment_is_late_and_the_next_video_is_not(
+    video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time is over between the last byte of the reply and the end of the timer: the process is killed."""
+
+    class LateTimer:
+        def __init__(self, seconds: float, end: Callable[[], None]) -> None:
+            self.start, self.cancel = lambda: None, end
+
+    out = np.zeros((2, 16, 16, 3), np.uint8)
+    pool = DecodePool(1, timeout_seconds=30.0)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading, "Timer", LateTimer)
+            with pytest.raises(BrokenVideo, match="takes more than 30 s"):
+                pool.submit(pool.read, video, out, resize_mode="squash").result()
+        pool.submit(pool.read, video, out, resize_mode="squash").result()
+    finally:
+        pool.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere they end when they have answered")
@@ -183,6 +206,20 @@ def test_crop_has_the_promised_area_aspect_and_place(tmp_path: Path, mode: str, 
     assert np.ptp([left for left, _ in places]) > 0.05 and np.ptp([top for _, top in places]) > 0.05
 
 
+def test_crop_is_padded_where_the_whole_picture_would_be(tmp_path: Path) -> None:
+    """A picture of 3 to 1 in a square: a crop keeps its shape, up to the change of aspect, between black bars."""
+    white = np.full((64, 192, 3), 200, np.uint8)
+    path = write_video(tmp_path / "wide.mp4", width=192, height=64, num_frames=2, picture=lambda _: white)
+    for seed in range(6):
+        frame = read(path, replace(NONE, seed=(seed,), crop_scale=0.4), "longest", num=1)[0].mean(axis=2)
+        rows = np.flatnonzero(frame.mean(axis=1) > 100)
+        assert frame[rows].min() > 150 and abs(rows[0] - (47 - rows[-1])) <= 1
+        assert 16 / MAX_ASPECT_CHANGE - 1.5 < len(rows) < 16 * MAX_ASPECT_CHANGE + 1.5
+        changed = read(path, replace(NONE, seed=(seed,), colour=0.5), "longest", num=1)[0]
+        assert not changed[:16].any() and changed[16:32].min() > 90 and not changed[32:].any()
+    assert np.array_equal(read(path, replace(NONE, flip=True), "longest"), read(path, None, "longest"))
+
+
 def test_colours_change_by_one_affine_map_for_the_whole_video(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     small = rng.integers(90, 170, (3, 6, 6, 3), np.uint8)
@@ -205,29 +242,6 @@ def test_colours_change_by_one_affine_map_for_the_whole_video(tmp_path: Path) ->
 
 
 # --- steps -----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def opened(
-    manifest: Path,
-    out: Path,
-    *,
-    config: FitConfig = CONFIG,
-    trains_tower: bool = False,
-    num_frames: int = 3,
-    **changes: Any,
-) -> Iterator[ManifestSource]:
-    clip, _ = tiny_clip()
-    video = VideoEncoderConfig(num_branch_blocks=1, num_frames=num_frames)
-    encoder = VideoEncoder(clip.visual, video, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
-    setup = SourceSetup(CONFIG, encoder, FrameGeometry(16), "digest", trains_tower, out)
-    data = DataConfig(train=(str(manifest),), num_decode_workers=2, **changes)
-    source = cast(ManifestSource, source_opener(data, EmojiConfig(), out)(setup))
-    try:
-        source.prepare()
-        yield source
-    finally:
-        source.close()
 
 
 def test_a_step_depends_on_its_number_alone(dataset: Path, tmp_path: Path) -> None:
@@ -268,7 +282,7 @@ def test_a_broken_video_is_replaced_and_listed(tmp_path: Path) -> None:
             assert len(source.validation_targets(99)) == 4
         listed = dict(line.split("\t") for line in (out / "broken_videos.txt").read_text().splitlines())
         assert {Path(path).name for path in listed} == {"gone.mp4", "004.mp4", "005.mkv", "013.mkv"}
-        assert listed[str(tmp_path / "gone.mp4")] == "the file does not exist"
+        assert listed[str(tmp_path / "gone.mp4")] == "it does not exist or is not a file"
         assert "DecodeError" in listed[str(tmp_path / "004.mp4")]
         runs.append([batch.targets for batch in batches])
     # both are replaced by the next good video, with its own labels
@@ -288,84 +302,3 @@ def test_training_without_a_good_video_ends_with_the_reason(tmp_path: Path) -> N
         pytest.raises(ValueError, match="100 training videos in a row"),
     ):
         source.draw(0)
-
-
-# --- the cache -------------------------------------------------------------------------------------------------------
-
-
-def refuse(*arguments: Any, **named: Any) -> None:
-    raise AssertionError("nothing should be decoded")
-
-
-def test_cache_holds_the_outputs_of_the_tower_and_later_runs_do_not_decode(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "cache"
-    with opened(dataset, tmp_path, num_cached_views=2, cache_folder=folder) as source:
-        written = len(list(folder.rglob("*.npy")))
-        assert written == 14 * 2 + 8
-        assert source.cached is not None
-        cache = source.cached.cache
-        size = np.load(next(folder.rglob("*.npy"))).nbytes
-        assert size == cache.num_bytes == 2 * 3 * (12 + 5 * 16)
-        steps = [source.draw(step) for step in range(3)]
-        rows = [source.order.at(place) for place in range(6)]
-        for row, features, tokens in zip(rows, *cast(Trunk, steps[0].frames), strict=True):
-            video = source.training.path(row)
-            plain = decode_frames(video, geometry=FrameGeometry(16), num_frames=3).frames
-            trunk = cache.compute(torch.from_numpy(plain)[None].permute(0, 1, 4, 2, 3))
-            if (tokens - trunk.tokens[0]).abs().max() < 1e-2:
-                assert (features - trunk.frame_features[0]).abs().max() < 1e-2
-            else:  # the augmented view
-                augmented = cache._file(source.cached.key(View(source.training, row, 1)))
-                assert np.array_equal(np.load(augmented)[36:], tokens.flatten().numpy())
-        validation = [*source.validation_videos(99)]
-        assert all(isinstance(chunk.frames, Trunk) for chunk in validation)
-    text = capsys.readouterr().err.replace("\n", "")
-    assert f"{36 * size / 1e9:.3g} GB (36 of {size / 1e6:.3g} MB)" in text
-    assert text.index("outputs of the frozen tower on disk") < text.index("frozen tower: 36 of 36")
-
-    monkeypatch.setattr(DecodePool, "read", refuse)
-    moved = shutil.copytree(dataset.parent, tmp_path / "moved") / "manifest.jsonl"
-    with opened(moved, tmp_path / "other", num_cached_views=2, cache_folder=folder) as source:
-        for step in (2, 0):
-            again = source.draw(step).frames
-            assert all(torch.equal(a, b) for a, b in zip(again, steps[step].frames, strict=True))
-    with (
-        pytest.raises(AssertionError, match="nothing should be decoded"),
-        opened(moved, tmp_path / "other", num_cached_views=2, cache_folder=folder, num_frames=2),
-    ):
-        pass
-
-
-def test_interrupted_cache_is_completed_with_the_same_values(dataset: Path, tmp_path: Path) -> None:
-    for out in ("whole", "partial"):
-        with opened(dataset, tmp_path / out, num_cached_views=1):
-            pass
-    files = sorted((tmp_path / "partial").rglob("*.npy"))
-    for file in files[::3]:
-        file.unlink()
-    kept = {file: file.stat().st_mtime_ns for file in files[1::3]}
-    with opened(dataset, tmp_path / "partial", num_cached_views=1):
-        pass
-    assert all(file.stat().st_mtime_ns == time for file, time in kept.items())
-    for file in files:
-        other = tmp_path / "whole" / file.relative_to(tmp_path / "partial")
-        assert file.read_bytes() == other.read_bytes()
-
-
-def test_cache_that_does_not_fit_is_refused_before_it_is_written(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1000))
-    with (
-        pytest.raises(ValueError, match=r"need 1\.21e-05 GB .* has 1e-06 GB: lower num_cached_views"),
-        opened(dataset, tmp_path, num_cached_views=1),
-    ):
-        pass
-    with (
-        pytest.raises(ValueError, match="trains the image tower"),
-        opened(dataset, tmp_path, num_cached_views=1, trains_tower=True),
-    ):
-        pass

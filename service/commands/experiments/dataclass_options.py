@@ -92,8 +92,13 @@ def run_entry(name: str, arguments: Sequence[str]) -> None:
 
 
 def is_user_error(error: Exception) -> bool:
-    """Whether the message suffices: invalid settings, missing files, weights or artwork that cannot be downloaded."""
-    return isinstance(error, ValueError | FileNotFoundError) or type(error).__module__.startswith("vidlex.model.")
+    """Whether the message suffices: invalid settings, missing files, a full disk, weights or artwork that cannot be
+    downloaded.
+    """
+    if isinstance(error, OSError) and error.errno is not None:  # the message has the reason and the file
+        return True
+    is_expected = isinstance(error, ValueError | FileNotFoundError | FloatingPointError)  # the last: loss is not finite
+    return is_expected or type(error).__module__.startswith("vidlex.model.")
 
 
 def _function(name: str) -> Callable[..., Any]:

@@ -78,7 +78,14 @@ def _measure(
     tables: Path | None,
 ) -> dict[str, Any]:
     from vidlex.model.data.dataset import read_dataset_info, read_labels
-    from vidlex.model.eval.evaluate import label_table, protocol_metrics, report, score
+    from vidlex.model.eval.evaluate import (
+        check_vocabulary,
+        label_table,
+        protocol_metrics,
+        read_entries,
+        report,
+        score,
+    )
     from vidlex.model.factory import list_devices, load_classifier
 
     try:
@@ -86,6 +93,9 @@ def _measure(
         texts = read_labels(path) if path.is_file() else {}
         if labels is not None and not texts:
             raise CommandError(f"{labels} is not a file")
+        entries = read_entries(manifest, split)  # errors before the model is loaded
+        if labels is None and texts:
+            check_vocabulary(entries, texts, path)
         info = read_dataset_info(manifest.parent)
         kinds = {name: text.kind for name, text in texts.items() if text.kind is not None}
         with progress("loading the model", total=None) as bar:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TextIO
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from vidlex.model.files import replace_atomically
 from vidlex.service.commands.client import DEFAULT_URL, ServiceClient, UrlOption, describe
@@ -241,7 +241,8 @@ def _text_of(value: Any) -> str:
 
 
 def _table(labels: Sequence[dict[str, Any]]) -> Table:
-    table = Table("name", "aliases", "categories", "parents", "threshold", "id")
+    columns = ("name", "aliases", "categories", "parents", "threshold")
+    table = Table(*columns, Column("id", no_wrap=True, min_width=28))  # whole, to be copied
     for label in labels:
         threshold = label.get("threshold")
         table.add_row(

@@ -27,6 +27,7 @@ FORMATS: tuple[FileFormat, ...] = ("jsonl", "json", "csv", "txt")
 LISTS = ("aliases", "categories", "parents")
 FIELDS = ("name", *LISTS, "threshold", "metadata")
 CELL_SEPARATOR = "|"
+_IGNORED = frozenset({"object", "id", "created_at_ms", "updated_at_ms", "revision", "etag"})  # of GET /labels
 _EMPTY: dict[str, Any] = {"aliases": [], "categories": [], "parents": [], "threshold": None, "metadata": {}}
 
 
@@ -121,6 +122,7 @@ def _read_csv(stream: TextIO) -> Iterator[dict[str, Any]]:
     columns = reader.fieldnames or ()
     if "name" not in columns:
         raise CommandError("line 1: a CSV file needs a header line with a column `name`")
+    _require_known(columns, "line 1", "column")
     for row in reader:
         entry: dict[str, Any] = {"name": row["name"]}
         for column in LISTS:
@@ -151,7 +153,14 @@ def _entry(value: Any, where: str) -> dict[str, Any]:
         return {"name": value}
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         raise CommandError(f"{where}: a label must be a name, or an object with a `name`")
+    _require_known(value, where, "member")
     return {key: value[key] for key in FIELDS if value.get(key) is not None}
+
+
+def _require_known(names: Iterable[str], where: str, kind: str) -> None:
+    for name in names:
+        if name and name not in FIELDS and name not in _IGNORED:  # a trailing comma makes an empty column
+            raise CommandError(f"{where}: unknown {kind} {name!r}; known: {', '.join(FIELDS)}")
 
 
 def _loads(text: str, where: str) -> Any:

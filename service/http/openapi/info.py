@@ -15,7 +15,7 @@ until the first key is created. Scopes: `read`, `write`, `admin`; each includes 
 is bound to one.
 
 **Methods.** HEAD works on every path that has GET. OPTIONS, and 405 `method_not_allowed`, list a path's methods in
-`Allow`. Unknown query parameters and unknown members of a JSON body are refused.
+`Allow`. Unknown or repeated query parameters and unknown members of a JSON body are refused.
 
 **Errors.** `application/problem+json` (RFC 9457) with a stable `code`. The codes of an operation are listed in
 `x-error-codes`. 429 and 503 carry `Retry-After` and are worth retrying.

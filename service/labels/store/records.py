@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
 
-from vidlex.service.bounds import MAX_ALIASES, MAX_CATEGORIES, MAX_METADATA_BYTES, MAX_PARENTS
+from vidlex.service.bounds import MAX_ALIASES, MAX_CATEGORIES, MAX_METADATA_BYTES, MAX_METADATA_LEVELS, MAX_PARENTS
 from vidlex.service.errors import InvalidParameter
 from vidlex.service.labels.store.names import display_name, fold, normalize_name
 from vidlex.service.labels.store.redis_keys import is_label_id
@@ -186,7 +186,19 @@ def _clean_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
         encoded = json.dumps(metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
         if len(encoded) > MAX_METADATA_BYTES:
             raise InvalidParameter(f"metadata is at most {MAX_METADATA_BYTES} bytes of JSON")
+        if _num_levels(metadata) > MAX_METADATA_LEVELS:
+            raise InvalidParameter(f"metadata is at most {MAX_METADATA_LEVELS} levels of objects and lists")
         copy: dict[str, Any] = json.loads(encoded)  # a new label must equal the label that is read back
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidParameter("metadata is not valid JSON", internal=repr(error)) from error
     return copy
+
+
+def _num_levels(value: dict[str, Any]) -> int:
+    level: list[Any] = [value]
+    num_levels = 0
+    while level:
+        num_levels += 1
+        members = [member for node in level for member in (node.values() if isinstance(node, dict) else node)]
+        level = [member for member in members if isinstance(member, (dict, list, tuple))]
+    return num_levels

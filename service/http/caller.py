@@ -1,0 +1,32 @@
+"""Who sent a request: its API key, or its address."""
+
+from __future__ import annotations
+
+from fastapi import Request
+
+from vidlex.service.access.api_keys import Principal
+
+
+def principal_of(request: Request) -> Principal | None:
+    """None if the service requires no key."""
+    principal: Principal | None = getattr(request.state, "principal", None)
+    return principal
+
+
+def bound_namespace_of(request: Request) -> str | None:
+    """None: the key can reach every namespace."""
+    principal = principal_of(request)
+    return None if principal is None else principal.namespace
+
+
+def client_of(request: Request) -> str:
+    """The id of the request's API key, else the client's address, else ""."""
+    principal = principal_of(request)
+    if principal is not None:
+        return principal.key_id
+    return request.client.host if request.client else ""
+
+
+def quota_of(request: Request) -> int | None:
+    principal = principal_of(request)
+    return None if principal is None else principal.max_labels
