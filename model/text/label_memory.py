@@ -7,6 +7,7 @@ B/16, N = 4 and 2,829 labels about 71 GB. Recomputation (``recompute``) keeps th
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import heapq
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from vidlex.model.text.label_encoder import LabelEncoder
 TRANSIENT = 1.4
 
 CHUNK_BYTES = 4_000_000_000
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 class LabelMemoryError(ValueError): ...
@@ -89,6 +92,8 @@ def bound_label_memory(
     if chunk and num_labels > chunk:
         message += f", {chunk} labels at a time ({format_bytes(need(0))} with {flag} 0)"
     message += f"; {format_bytes(free)} are free on {encoder.device}"
+    if chunk and num_labels > chunk and encoder.device.type == "cpu":
+        return_freed_memory()
     if needed > free:
         fewer = _largest_fitting(need, min(chunk or num_labels, num_labels), free)
         raise LabelMemoryError(f"{message}: " + (f"use {flag} {fewer}" if fewer else f"no {flag} fits"))
@@ -101,6 +106,18 @@ def _largest_fitting(need: Callable[[int], int], chunk: int, free: int) -> int: 
         if need(chunk) <= free:
             return chunk
     return 0
+
+
+def return_freed_memory() -> None:
+    """Have glibc return each piece of 1 MiB and more to the system when it is freed; elsewhere this does nothing.
+
+    Otherwise activations of one chunk and another leave gaps: with the text tower of a CLIP B/16 and chunks of 32
+    labels, 256 labels grew to 2.07 GB instead of 0.76 (activations: 0.71).
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+            library.mallopt(parameter, 1 << 20)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -16,7 +16,7 @@ from vidlex.model.train.export import fit_scorer, named_clip, stored_clip, with_
 from vidlex.model.train.fit_config import FitConfig
 from vidlex.model.train.loop.loop import console, run
 from vidlex.model.train.loop.run_log import write_metrics
-from vidlex.model.train.setup import create_baseline, open_checked, set_up, with_precision
+from vidlex.model.train.setup import create_baseline, open_checked, prepare_source, set_up, with_precision
 from vidlex.model.train.source import SourceOpener, SourceSetup
 from vidlex.model.train.validation import metrics_by_kind
 
@@ -50,11 +50,12 @@ def fit_baseline(
     config = with_precision(config, network, network.frame_features, backbone, out)
     setup = SourceSetup(config, network.video, clip.source.geometry, clip_digest, trains_towers, out)
     with closing(open_checked(open_source, setup)) as source:
+        description: dict[str, Any] = {
+            **config.settings(), "video": asdict(video), "baseline": asdict(baseline), "clip": clip_name,
+            "clip_digest": clip_digest, "data": dict(source.settings()),
+        }  # fmt: skip
+        prepare_source(source, out, description)
         if method in TRAINED_METHODS:
-            description: dict[str, Any] = {
-                **config.settings(), "video": asdict(video), "baseline": asdict(baseline), "clip": clip_name,
-                "clip_digest": clip_digest, "data": dict(source.settings()),
-            }  # fmt: skip
             num_warmup_steps = min(100, config.num_joint_steps // 10 + 1)
             loop = config.loop(
                 config.num_joint_steps, num_warmup_steps=num_warmup_steps, evaluate_every=config.evaluate_every

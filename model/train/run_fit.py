@@ -19,7 +19,7 @@ from vidlex.model.train.loop.loop import console
 from vidlex.model.train.loop.run_log import write_metrics
 from vidlex.model.train.recipe import recipe
 from vidlex.model.train.run_baseline import fit_baseline
-from vidlex.model.train.setup import create_network, open_checked, set_up, with_precision
+from vidlex.model.train.setup import create_network, open_checked, prepare_source, set_up, with_precision
 from vidlex.model.train.source import SourceOpener, SourceSetup
 from vidlex.model.train.stages import StageRunner
 from vidlex.model.train.validation import metrics_by_kind
@@ -78,6 +78,7 @@ def main(
             network, source, config, out=out, description=description,
             states_of=lambda names: cached_states(label_encoder, names, out / "states", report=console.print),
         )  # fmt: skip
+        prepare_source(source, out, description)
         runner.run(stages)
         folder = out / "checkpoint"
         if not is_main:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,8 @@ from vidlex.model.train.fit_config import FitConfig
 from vidlex.model.train.loop.loop import console
 from vidlex.model.train.loop.precision import choose_bf16
 from vidlex.model.train.loop.processes import ProcessGroup, process_group
+from vidlex.model.train.loop.run_log import RunFile
+from vidlex.model.train.loop.state import check_same_settings
 from vidlex.model.train.network import OpenVocabularyNetwork
 from vidlex.model.train.source import SourceOpener, SourceSetup, TrainingSource
 from vidlex.model.train.validation import check_validation
@@ -69,8 +73,15 @@ def open_checked(open_source: SourceOpener, setup: SourceSetup) -> TrainingSourc
     source = open_source(setup)
     try:
         check_validation(source.validation_targets(setup.config.num_validation_videos))
-        source.prepare()
     except BaseException:
         source.close()
         raise
     return source
+
+
+def prepare_source(source: TrainingSource, out: Path, description: Mapping[str, Any]) -> None:
+    """Last before the first stage: it may take hours. Raises ValueError if ``out`` has a run with other settings."""
+    recorded = RunFile(out).data.get("settings")
+    if recorded is not None:
+        check_same_settings(out, recorded, json.loads(json.dumps(description)))
+    source.prepare()

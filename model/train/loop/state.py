@@ -6,9 +6,10 @@ Replaced atomically: a kill at any moment leaves a complete state.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -62,9 +63,7 @@ def load_state(path: Path, stage: StageState, process: int, config: str) -> None
         metadata = archive.metadata()
         if metadata.get("version") != str(_VERSION):
             raise ValueError(f"{path} was written by another version of this program; choose another folder")
-        if metadata["config"] != config:
-            changed = _describe_changes(json.loads(metadata["config"]), json.loads(config))
-            raise ValueError(f"{path} belongs to a run with other settings ({changed}); choose another folder")
+        check_same_settings(path, json.loads(metadata["config"]), json.loads(config))
         tensors = {key: archive.get_tensor(key) for key in archive.keys()}  # noqa: SIM118
     weights = stage.weights
     for prefix, target in (("module/", weights.live), ("average/", weights.average)):
@@ -103,6 +102,21 @@ def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-def _describe_changes(old: dict[str, object], new: dict[str, object]) -> str:
-    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    return ", ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys)
+def check_same_settings(place: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Both as read from JSON. Raises ValueError that names what differs."""
+    before, after = dict(_flattened(old)), dict(_flattened(new))
+    changed = [
+        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+    if changed:
+        raise ValueError(f"{place} belongs to a run with other settings ({', '.join(changed)}); choose another folder")
+
+
+def _flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flattened(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
