@@ -5,13 +5,16 @@ Denies by default: a path that is not listed here requires an admin key, whether
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import anyio
+import anyio.to_thread
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vidlex.service.access.access_control import AccessControl
 from vidlex.service.access.api_keys import Scope as KeyScope
 from vidlex.service.access.token_buckets import RateLimitDecision
-from vidlex.service.errors import Forbidden, RateLimited, Unauthorized, VidlexError
+from vidlex.service.errors import Forbidden, RateLimited, StoreUnavailable, Unauthorized, VidlexError
 from vidlex.service.http.problems import REQUEST_ID_KEY, error_response
 
 PUBLIC_PATHS = frozenset(
@@ -30,6 +33,7 @@ PUBLIC_PATHS = frozenset(
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _NON_ADMIN_RESOURCES = frozenset({"labels", "classify", "openapi.json", "metrics"})
 _READ_ONLY_POSTS = ("/classify", "/labels:preview")
+_KEY_HEADERS = (b"authorization", b"x-api-key")
 _MAX_HEADER_BYTES = 256
 _MAX_DISCARDED_BYTES = 1 << 20
 _MAX_DISCARD_SECONDS = 0.5
@@ -49,6 +53,9 @@ class AccessGuard:
             return
         decision: RateLimitDecision | None = None
         try:
+            if self._access.closes_with_first_key and _presents_key(scope):
+                with suppress(StoreUnavailable):  # the first key may have just been created in the store itself
+                    await anyio.to_thread.run_sync(self._access.refresh)
             if not self._access.is_open:
                 decision = self._authorize(scope)
         except VidlexError as error:
@@ -86,12 +93,16 @@ class AccessGuard:
         return decision
 
 
+def _presents_key(scope: Scope) -> bool:
+    return any(name in _KEY_HEADERS for name, _ in scope["headers"])
+
+
 def presented_key(scope: Scope) -> str:
     """Raises Unauthorized unless exactly one key is sent."""
     keys: set[str] = set()
     num_authorizations = 0
     for name, value in scope["headers"]:
-        if name not in (b"authorization", b"x-api-key"):
+        if name not in _KEY_HEADERS:
             continue
         text = value[: _MAX_HEADER_BYTES + 1].decode("latin-1").strip()
         if name == b"authorization":

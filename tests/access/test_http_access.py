@@ -12,7 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from support.serving import add, assert_problem, serving, wait_until
-from vidlex.service.access.access_control import POLL_SECONDS
+from vidlex.service.access.access_control import POLL_SECONDS, AccessControl, create_key_record
 from vidlex.service.access.api_keys import new_key
 from vidlex.service.http.guard import PUBLIC_PATHS, required_scope
 
@@ -267,6 +267,17 @@ def uploaded_bytes(client: TestClient) -> str:
 def test_public_service_without_keys_does_not_start(tmp_path: Path) -> None:
     with serving(tmp_path, host="0.0.0.0", wait=False) as client:
         wait_until(lambda: "start" in client.get("/readyz").json()["checks"], "the failed start is not reported")
+        assert_refused(client.get("/labels"))
+
+
+def test_a_first_key_of_the_store_is_valid_at_once(tmp_path: Path) -> None:
+    """As `vidlex keys create --direct` writes it. Without a key the service stays open for up to POLL_SECONDS more."""
+    with serving(tmp_path) as client:
+        access: AccessControl = client.app.state.access  # type: ignore[attr-defined]
+        record, key = create_key_record(scope="admin", namespace=None)
+        access.store.add(record)
+        made = client.post("/keys", json={"scope": "write", "namespace": "zoo"}, headers=bearer(key))
+        assert made.status_code == 201, made.text
         assert_refused(client.get("/labels"))
 
 
