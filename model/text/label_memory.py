@@ -111,8 +111,8 @@ def _largest_fitting(need: Callable[[int], int], chunk: int, free: int) -> int: 
 def return_freed_memory() -> None:
     """Have glibc return each piece of 1 MiB and more to the system when it is freed; elsewhere this does nothing.
 
-    Otherwise activations of one chunk and another leave gaps: with the text tower of a CLIP B/16 and chunks of 32
-    labels, 256 labels grew to 2.07 GB instead of 0.76 (activations: 0.71).
+    Otherwise activations of one chunk and another leave gaps: a step with the text tower of a CLIP B/16, 2,829 labels
+    and chunks of 170 grew by 14.0 GB instead of 4.3 (activations: 4.0).
     """
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
