@@ -134,6 +134,6 @@ def test_killed_decoder_fails_only_its_own_requests(service: LiveService, files:
     assert set(failed) <= {(422, "undecodable_video")}
     assert len(failed) <= num_killed
     assert len(answers) > 60
-    # While a replacement starts; all other checks stay ok. The store's check is about time: on a busy disk its reply may
-    # be late, whatever happens to decoders.
+    # While a replacement starts; all other checks stay ok.
+    # That of the store is about time: on a busy disk its reply may be late.
     assert failing - {"store"} <= {"decoders"}
