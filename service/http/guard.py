@@ -53,8 +53,10 @@ class AccessGuard:
             return
         decision: RateLimitDecision | None = None
         try:
-            if self._access.closes_with_first_key and _presents_key(scope):
-                with suppress(StoreUnavailable):  # the first key may have just been created in the store itself
+            if self._access.closes_with_first_key and _presents_key(scope) and _required_scope_of(scope) == "admin":
+                # The first key may have just been created in the store itself. Requests for labels and videos do not
+                # wait for the store: they are allowed without a key until the next poll.
+                with suppress(StoreUnavailable):
                     await anyio.to_thread.run_sync(self._access.refresh)
             if not self._access.is_open:
                 decision = self._authorize(scope)
@@ -83,14 +85,17 @@ class AccessGuard:
         if decision is not None and not decision.is_allowed:
             raise RateLimited(retry_after_seconds=decision.retry_after_seconds, headers=decision.headers())
         principal = record.principal
-        path, method = unversioned_path(scope["path"]), scope["method"]
-        required = required_scope(method, path)
+        path, required = unversioned_path(scope["path"]), _required_scope_of(scope)
         if not principal.allows(required):
             raise Forbidden(f"This request requires an API key of scope {required}; this key has {principal.scope}")
         if path == "/metrics" and principal.namespace is not None and principal.scope != "admin":
             raise Forbidden("Metrics cover all namespaces; this API key is bound to one")
         scope.setdefault("state", {})["principal"] = principal
         return decision
+
+
+def _required_scope_of(scope: Scope) -> KeyScope:
+    return required_scope(scope["method"], unversioned_path(scope["path"]))
 
 
 def _presents_key(scope: Scope) -> bool:
