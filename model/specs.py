@@ -1,4 +1,4 @@
-"""Model specs (VIDLEX_MODEL): a zoo name, a checkpoint folder, an open_clip or transformers name, or dummy.
+"""Model specs (VIDLEX_MODEL): a zoo name, a checkpoint folder, an open_clip or transformers name, clip, or dummy.
 
 Loads no weights."""
 
@@ -8,6 +8,11 @@ import difflib
 import json
 import re
 from pathlib import Path
+
+DEFAULT_MODEL = "photo-small"  # of VIDLEX_MODEL
+
+# Recommended models of the model hub. model/README.md has the reasons.
+ALIASES = {"clip": "open_clip:ViT-B-32-SigLIP2-256/webli"}
 
 _DUMMY = re.compile(r"dummy(:[1-9][0-9]?)?")
 _LFS_POINTER = b"version https://git-lfs"
@@ -32,13 +37,21 @@ def list_zoo() -> list[str]:
     return sorted(p.name for p in zoo.iterdir() if (p / "config.json").is_file())
 
 
+def resolve_alias(spec: str) -> str:
+    return ALIASES.get(spec, spec)
+
+
 def is_checkpoint_spec(spec: str) -> bool:
     """False for dummy, open_clip and transformers models."""
-    return not (_DUMMY.fullmatch(spec) or spec.startswith(("open_clip:", "open_clip+")) or is_transformers_spec(spec))
+    return not (_DUMMY.fullmatch(spec) or is_open_clip_spec(spec) or is_transformers_spec(spec))
+
+
+def is_open_clip_spec(spec: str) -> bool:
+    return resolve_alias(spec).startswith(("open_clip:", "open_clip+"))
 
 
 def is_transformers_spec(spec: str) -> bool:
-    return spec.startswith(("transformers:", "transformers+"))
+    return resolve_alias(spec).startswith(("transformers:", "transformers+"))
 
 
 def checkpoint_folder(spec: str) -> Path:
@@ -49,18 +62,19 @@ def checkpoint_folder(spec: str) -> Path:
         return folder
     if folder.is_dir():
         raise ModelNotFound(f"{folder} is not a Vidlex checkpoint: it has no config.json")
-    close = difflib.get_close_matches(spec, [*zoo, "dummy"], n=1)
+    close = difflib.get_close_matches(spec, [*zoo, *ALIASES, "dummy"], n=1)
     hint = f"did you mean {close[0]!r}? Otherwise " if close else ""
     raise ModelNotFound(
         f"no model {spec!r}: {hint}give a zoo name ({', '.join(zoo) or 'none shipped'}), a checkpoint folder, "
-        "open_clip:NAME/PRETRAINED, open_clip:local-dir:/path, transformers:ORG/NAME, transformers:/path, or dummy"
+        f"{', '.join(ALIASES)} (downloaded), open_clip:NAME/PRETRAINED, open_clip:local-dir:/path, "
+        "transformers:ORG/NAME, transformers:/path, or dummy"
     )
 
 
 def check_spec(spec: str) -> None:
     """Raises ModelNotFound if it is certain, from the names and beginnings of files, that loading fails."""
     if is_transformers_spec(spec):
-        transformers_folder(spec.partition(":")[2])
+        transformers_folder(resolve_alias(spec).partition(":")[2])
     if not is_checkpoint_spec(spec):
         return
     folder = checkpoint_folder(spec)

