@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from vidlex.model.scoring import Calibration, sigmoid
+from vidlex.model.calibration.domain import DomainCalibration
+from vidlex.model.scoring import Calibration, Scorer, sigmoid
 
 
 def fit_platt(logits: NDArray[np.floating[Any]], targets: NDArray[np.bool_]) -> Calibration:
@@ -28,6 +30,17 @@ def fit_platt(logits: NDArray[np.floating[Any]], targets: NDArray[np.bool_]) -> 
 
     result = minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B", bounds=((-5, 5), (-50, 50)))
     return Calibration(slope=float(np.exp(result.x[0])), intercept=float(result.x[1]))
+
+
+def fit_scorer(
+    calibration: DomainCalibration, adjusted: NDArray[np.floating[Any]], targets: NDArray[np.bool_], scorer: Scorer
+) -> DomainCalibration:
+    """Platt scaling on labelled pairs: adjusted similarities and targets [n]. Raises ValueError if a class is missing.
+
+    ``scorer``: the model's own.
+    """
+    own = calibration.scorer or scorer
+    return replace(calibration, scorer=replace(own, calibration=fit_platt(own.logit(adjusted), targets)))
 
 
 def reliability(

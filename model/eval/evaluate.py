@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vidlex.model.calibration.domain import DomainCalibration
 from vidlex.model.classifier import Classifier
 from vidlex.model.data.dataset import DatasetError, Unlabelled
 from vidlex.model.data.manifest import Entry, ManifestError, read_manifest, select_split
@@ -23,6 +24,7 @@ from vidlex.model.eval.calibration import expected_calibration_error, reliabilit
 from vidlex.model.eval.metrics import f1_at, federated_average_precision, per_label, summarise
 from vidlex.model.eval.rareact import rareact_metrics
 from vidlex.model.eval.thresholds import threshold_loss
+from vidlex.model.scoring import Scorer
 
 ALL_SPLITS = "all"
 
@@ -30,7 +32,8 @@ ALL_SPLITS = "all"
 @dataclass(frozen=True, eq=False)
 class Scores:
     labels: tuple[str, ...]
-    similarities: NDArray[np.float32]  # [B, V]
+    similarities: NDArray[np.float32]  # [B, V] as calibrated
+    scorer: Scorer  # of these
     targets: NDArray[np.bool_]  # [B, V]
     known: NDArray[np.bool_]  # [B, V]: whether the truth is known
     skipped: tuple[str, ...]  # videos that could not be decoded
@@ -46,6 +49,7 @@ def score(
     unlabelled: Unlabelled = "unknown",
     split: str | None = None,
     num_frames: int | None = None,
+    calibration: DomainCalibration | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """Decode and score every video of ``manifest`` against ``labels`` (default: all labels in the manifest).
@@ -85,9 +89,13 @@ def score(
         targets[i, [column[n] for n in entry.positives if n in column]] = True
         known[i, [column[n] for n in entry.positives + entry.negatives if n in column]] = True
         known[i] |= entry.closed or unlabelled == "absent"
+    similarities = np.stack(rows) @ label_features.T
+    if calibration is not None:
+        similarities = calibration.adjust(similarities, label_features)
     return Scores(
         vocabulary,
-        np.stack(rows) @ label_features.T,
+        similarities,
+        classifier.scorer if calibration is None else calibration.scorer or classifier.scorer,
         targets,
         known,
         tuple(skipped),
@@ -116,8 +124,8 @@ def check_vocabulary(entries: Sequence[Entry], names: Collection[str], source: P
 
 
 def report(classifier: Classifier, scores: Scores, kinds: Mapping[str, str] | None = None) -> dict[str, Any]:
-    logits = classifier.scorer.logit(scores.similarities)
-    probabilities = classifier.scorer.probability(scores.similarities)
+    logits = scores.scorer.logit(scores.similarities)
+    probabilities = scores.scorer.probability(scores.similarities)
     known = scores.known
     result: dict[str, Any] = {
         "model": classifier.id,
@@ -143,15 +151,15 @@ def report(classifier: Classifier, scores: Scores, kinds: Mapping[str, str] | No
     return result
 
 
-def label_table(classifier: Classifier, scores: Scores, kinds: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    rows = per_label(classifier.scorer.logit(scores.similarities), scores.targets, scores.known)
+def label_table(scores: Scores, kinds: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    rows = per_label(scores.scorer.logit(scores.similarities), scores.targets, scores.known)
     return [
         {"label": name, "kind": (kinds or {}).get(name), **row} for name, row in zip(scores.labels, rows, strict=True)
     ]
 
 
-def protocol_metrics(classifier: Classifier, scores: Scores, folder: Path, protocol: str) -> dict[str, Any]:
-    logits = classifier.scorer.logit(scores.similarities)
+def protocol_metrics(scores: Scores, folder: Path, protocol: str) -> dict[str, Any]:
+    logits = scores.scorer.logit(scores.similarities)
     if protocol == "tao":
         value, num_labels = federated_average_precision(logits, scores.targets, scores.known)
         return {"federated_map": value, "num_judged_labels": num_labels}

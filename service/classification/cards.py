@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from vidlex.model.classifier import LabelDescription
 from vidlex.service.errors import VidlexError
 from vidlex.service.labels.store.records import Label, NewLabel, clean
+from vidlex.service.models.calibration import hub_warnings
 from vidlex.service.models.served_model import Vocabulary
 
 MAX_NEIGHBOURS = 10
@@ -50,7 +51,8 @@ def card_of(vocabulary: Vocabulary, label_id: str) -> Card:
         missing = ("label_not_encoded", "This model has not encoded the label (yet): no video is compared with it")
         return Card(label.name, label, description, (), (missing,), vocabulary.index.revision)
     neighbours = nearest(vocabulary, vector, label_id)
-    return Card(label.name, label, description, neighbours, _collisions(neighbours), vocabulary.index.revision)
+    warnings = (*_collisions(neighbours), *_hub(vocabulary, vector))
+    return Card(label.name, label, description, neighbours, warnings, vocabulary.index.revision)
 
 
 def preview(vocabulary: Vocabulary, items: Sequence[NewLabel]) -> list[Card | VidlexError]:
@@ -92,6 +94,7 @@ def _preview_card(
             warnings.append(("label_exists", f"The label {existing.id} has this name or alias: {text}"))
     neighbours = nearest(vocabulary, vector)
     warnings.extend(_collisions(neighbours))
+    warnings.extend(_hub(vocabulary, vector))
     return Card(item.name, None, description, neighbours, tuple(warnings), vocabulary.index.revision)
 
 
@@ -112,6 +115,10 @@ def nearest(vocabulary: Vocabulary, vector: NDArray[np.float32], own_id: str | N
         for i in candidates
         if labels[i].id != own_id
     )[:MAX_NEIGHBOURS]
+
+
+def _hub(vocabulary: Vocabulary, vector: NDArray[np.float32]) -> tuple[tuple[str, str], ...]:
+    return tuple(warning for warning in hub_warnings(vocabulary, [vector]) if warning is not None)
 
 
 def _collisions(neighbours: Sequence[Neighbour]) -> tuple[tuple[str, str], ...]:

@@ -27,6 +27,8 @@ from vidlex.service.classification.matching import (
 from vidlex.service.decode.pool import DecodeJob, DecodePool, too_many_frames
 from vidlex.service.errors import Overloaded, VidlexError
 from vidlex.service.metrics import Metrics
+from vidlex.service.models.applied_calibration import fingerprint_of
+from vidlex.service.models.recent_statistics import RecentStatistics
 from vidlex.service.models.recent_videos import RecentVideos
 from vidlex.service.models.served_model import ModelFacts, Vocabulary
 from vidlex.service.tracing import record_stage, stage
@@ -49,6 +51,7 @@ class Classification:
     num_requested_frames: int
     labels: Sequence[ScoredLabel]  # best first
     facts: ModelFacts
+    calibration: str | None  # fingerprint
     revision: int  # of the vocabulary
     times: StageTimes
     cached: bool  # neither decoded nor encoded for this request
@@ -84,6 +87,7 @@ class VideoClassifier:
         is_store_available: Callable[[], bool],
         features: FeatureCache,
         recent_videos: RecentVideos,
+        recent_statistics: RecentStatistics,
         revision_wait_seconds: float = 2.0,
     ) -> None:
         self._pool = pool
@@ -92,6 +96,7 @@ class VideoClassifier:
         self._is_store_available = is_store_available
         self._features = features
         self._recent_videos = recent_videos
+        self._recent_statistics = recent_statistics
         self._revision_wait_seconds = revision_wait_seconds
 
     def classify(
@@ -143,6 +148,7 @@ class VideoClassifier:
             * (len(features.segments) if options.aggregate_by == "segments" else 1),
             labels=labels,
             facts=facts,
+            calibration=fingerprint_of(similarities.calibration),
             revision=similarities.revision,
             times=times,
             cached=cached,
@@ -177,7 +183,9 @@ class VideoClassifier:
         num_frames = sum(len(segment.frames) for segment in segments)
         record_stage("encode", queued + times.queue_seconds, times.encode_seconds, frames=num_frames)
         if request.options.aggregate_by == "video":
-            self._recent_videos.add(request.vocabulary.namespace, request.sha256, batch.frames)
+            vocabulary = request.vocabulary
+            self._recent_videos.add(vocabulary.namespace, request.sha256, batch.frames)
+            self._recent_statistics.add(vocabulary.namespace, vocabulary.facts.fingerprint, encoded[0].vector)
         return VideoFeatures(
             video=batch.video,
             timestamps_ms=batch.timestamps_ms,

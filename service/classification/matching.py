@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from vidlex.model.types import FramePolicy
 from vidlex.service.errors import InvalidParameter
 from vidlex.service.labels.store.records import Label
+from vidlex.service.models.applied_calibration import AppliedCalibration, as_applied, scorer_of
 from vidlex.service.models.served_model import ModelFacts, Vocabulary
 
 MAX_SEGMENT_SCORES = 500_000  # labels times segments in one response
@@ -54,6 +55,8 @@ class LabelSimilarities:
     names: Sequence[str]
     labels: Sequence[Label] | None  # None for candidate labels
     similarity: NDArray[np.float32]  # [S, n] for S segments and n labels
+    adjusted: NDArray[np.float32]  # [S, n] as calibrated
+    calibration: AppliedCalibration | None
     revision: int
     approximate: bool = False
 
@@ -78,7 +81,9 @@ def compare(features: NDArray[np.float32], options: ClassifyOptions, vocabulary:
         names, vectors = vocabulary.labeler.candidates(options.candidate_labels)
         # One inner product per label and segment, as in the index, so that no result depends on the other labels.
         similarity = np.vecdot(vectors[None], features[:, None])
-        return LabelSimilarities(names, None, similarity, vocabulary.index.revision)
+        calibration = as_applied(vocabulary.index.calibration)
+        adjusted = similarity if calibration is None else calibration.domain.adjust(similarity, vectors)
+        return LabelSimilarities(names, None, similarity, adjusted, calibration, vocabulary.index.revision)
     found = vocabulary.index.search(
         features,
         label_ids=options.label_ids,
@@ -97,7 +102,13 @@ def compare(features: NDArray[np.float32], options: ClassifyOptions, vocabulary:
         ]
         raise InvalidParameter("Some label_ids do not exist", errors=problems[:100])
     return LabelSimilarities(
-        LabelNames(found.labels), found.labels, found.similarity, found.revision, found.is_approximate
+        LabelNames(found.labels),
+        found.labels,
+        found.similarity,
+        found.adjusted,
+        as_applied(found.calibration),
+        found.revision,
+        found.is_approximate,
     )
 
 
@@ -109,14 +120,15 @@ def rank(similarities: LabelSimilarities, options: ClassifyOptions, facts: Model
     num_segments, num_labels = similarities.similarity.shape
     if num_labels == 0:
         return []
-    # Scores increase with similarity: rows are ranked by similarity, and only the best ones are scored.
-    best = similarities.similarity.max(axis=0)  # [n]
-    bound = facts.scorer.similarity(min(options.min_score, _HIGHEST_BOUND))
+    # Scores increase with adjusted similarity: rows are ranked by it, and only the best ones are scored.
+    best = similarities.adjusted.max(axis=0)  # [n]
+    scorer = scorer_of(facts.scorer, similarities.calibration)
+    bound = scorer.similarity(min(options.min_score, _HIGHEST_BOUND))
     rows = top_rows(best, similarities.names, options.top_k, bound - _ROUNDING * (1 + abs(bound)))
     with_segments = options.aggregate_by != "video"
     if with_segments and len(rows) * num_segments > MAX_SEGMENT_SCORES:
         raise InvalidParameter("The answer would be too long; lower top_k or raise segment_ms")
-    scores = facts.scorer.probability(similarities.similarity[:, rows])  # [S, k]
+    scores = scorer.probability(similarities.adjusted[:, rows])  # [S, k]
     scored = []
     for row, score, segment_scores in zip(rows, scores.max(axis=0).tolist(), scores.T, strict=True):
         if score < options.min_score:
@@ -128,7 +140,7 @@ def rank(similarities: LabelSimilarities, options: ClassifyOptions, facts: Model
                 similarities.names[row],
                 label,
                 score,
-                similarity=float(best[row]),
+                similarity=float(similarities.similarity[:, row].max()),
                 threshold=threshold,
                 matched=score >= threshold,
                 segment_scores=segment_scores.tolist() if with_segments else (),

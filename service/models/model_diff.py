@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vidlex.service.labels.store.records import Label
+from vidlex.service.models.applied_calibration import as_applied, scorer_of
 from vidlex.service.models.recent_videos import Frames
 from vidlex.service.models.served_model import ModelFacts, Vocabulary
 
@@ -42,15 +43,15 @@ class ModelDiff:
 class _Scores:
     labels: Sequence[Label]
     scores: NDArray[np.float64]  # [B, n]
-    similarity: NDArray[np.float64]  # [B, n]
+    adjusted: NDArray[np.float64]  # [B, n] similarities, as calibrated
     resized: bool
 
 
 def compare_models(old: Vocabulary, new: Vocabulary, videos: Sequence[Frames], *, max_labels: int) -> ModelDiff:
     """The ``max_labels`` largest score and rank shifts of the labels that both models have.
 
-    Ranks and Spearman's correlation (Pearson's over ranks, ties at their mean rank) are computed on similarities, which
-    order a model's labels as its scores do. Raises what ``Engine.encode_video`` raises.
+    Ranks and Spearman's correlation (Pearson's over ranks, ties at their mean rank) are computed on adjusted
+    similarities, which order a model's labels as its scores do. Raises what ``Engine.encode_video`` raises.
     """
     common_ids = {label.id for label in old.index.search(_no_video(old)).labels}
     common_ids &= {label.id for label in new.index.search(_no_video(new)).labels}
@@ -62,8 +63,8 @@ def compare_models(old: Vocabulary, new: Vocabulary, videos: Sequence[Frames], *
     new_rows = np.array([pair[1] for pair in pairs], dtype=np.intp)
     labels = [before.labels[row] for row in old_rows]
     old_scores, new_scores = before.scores[:, old_rows], after.scores[:, new_rows]
-    old_ranks = _ranks(before.similarity[:, old_rows])
-    new_ranks = _ranks(after.similarity[:, new_rows])
+    old_ranks = _ranks(before.adjusted[:, old_rows])
+    new_ranks = _ranks(after.adjusted[:, new_rows])
     shifts = []
     if videos:
         mean_shifts = (new_scores - old_scores).mean(axis=0)
@@ -103,9 +104,11 @@ def _score(vocabulary: Vocabulary, videos: Sequence[Frames], label_ids: set[str]
     features = [vocabulary.engine.encode_video(_resize(frames, size)).vector for frames in videos]
     stacked = np.stack(features) if features else _no_video(vocabulary)
     matches = vocabulary.index.search(stacked, label_ids=label_ids, fingerprint=vocabulary.facts.fingerprint)
-    similarity = matches.similarity.astype(np.float64)
-    scores = np.asarray(vocabulary.facts.scorer.probability(matches.similarity), dtype=np.float64)
-    return _Scores(matches.labels, scores, similarity, any(frames.shape[1] != size for frames in videos))
+    scorer = scorer_of(vocabulary.facts.scorer, as_applied(matches.calibration))
+    scores = np.asarray(scorer.probability(matches.adjusted), dtype=np.float64)
+    return _Scores(
+        matches.labels, scores, matches.adjusted.astype(np.float64), any(frames.shape[1] != size for frames in videos)
+    )
 
 
 def _resize(frames: Frames, size: int) -> Frames:

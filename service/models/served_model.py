@@ -14,6 +14,7 @@ from functools import partial
 
 import structlog
 
+from vidlex.model.calibration.domain import DefaultCalibration
 from vidlex.model.classifier import Classifier
 from vidlex.model.scoring import Scorer
 from vidlex.model.types import FrameGeometry
@@ -26,6 +27,7 @@ from vidlex.service.labels.index.vector_slabs import Storage
 from vidlex.service.labels.store.label_store import LabelStore
 from vidlex.service.labels.store.model_pointer import ModelName
 from vidlex.service.labels.store.records import Label
+from vidlex.service.models.applied_calibration import to_apply
 from vidlex.service.registration.backfill import Backfill
 from vidlex.service.registration.candidate_cache import CandidateCache
 from vidlex.service.registration.label_cache import LabelCache
@@ -45,6 +47,7 @@ class ModelFacts:
     default_threshold: float
     # Such as ``fast bfloat16``; empty where there is no choice.
     encoder: str = ""
+    calibration: DefaultCalibration | None = None
 
     @classmethod
     def of(cls, classifier: Classifier) -> ModelFacts:
@@ -57,6 +60,7 @@ class ModelFacts:
             classifier.scorer,
             classifier.default_threshold,
             str(classifier.info().get("encoder", "")),
+            classifier.calibration,
         )
 
     def threshold_of(self, label: Label) -> float:
@@ -274,7 +278,12 @@ class ServedModel:
             storage=self._limits.storage,
             approximate_builder=ApproximateIndexBuilder() if self._limits.approximate else None,
         )
-        sync = IndexSync(store, index, on_missing=lambda labels: self.backfill.add(labeler, labels))
+        sync = IndexSync(
+            store,
+            index,
+            on_missing=lambda labels: self.backfill.add(labeler, labels),
+            read_calibration=partial(to_apply, dim=self.facts.dim),
+        )
         labeler = Labeler(
             self.engine,
             store,

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidlex.service.labels.index.faiss_codes import FaissCodes, set_faiss_threads
+from vidlex.service.labels.index.slot_affine import FoldedAffine, SlotAffine
 from vidlex.service.labels.index.vector_slabs import VectorSlabs
 
 RECALL_AT = 50
@@ -37,8 +38,18 @@ _NUM_QUERIES = 32
 
 _log = logging.getLogger(__name__)
 
-# The label index's slabs, their number of slots, and the live ones among these
-ReadContent = Callable[[], tuple[VectorSlabs, int, NDArray[np.intp]]]
+
+@dataclass(frozen=True, eq=False)
+class CodedContent:
+    """Of the label index. With ``affine``, adjusted similarities are searched."""
+
+    slabs: VectorSlabs
+    affine: SlotAffine | None
+    num: int  # of slots
+    slots: NDArray[np.intp]  # the live ones
+
+
+ReadContent = Callable[[], CodedContent]
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,8 @@ class RecallStats:
 @dataclass(frozen=True, eq=False)
 class ApproximateIndex:
     slabs: VectorSlabs
+    affine: SlotAffine | None
+    folded: FoldedAffine | None  # with ``affine``
     codes: FaissCodes
     num_trained: int
     stats: RecallStats
@@ -61,8 +74,11 @@ class ApproximateIndex:
     def num(self) -> int:
         return self.codes.num  # slots from here on have no codes
 
-    def is_usable(self, slabs: VectorSlabs, num_videos: int, num_allowed: int, top_k: int) -> bool:
-        if self.slabs is not slabs or self.stats.is_exact or not 0 < top_k <= MAX_TOP_K or num_allowed < MIN_LABELS:
+    def codes_of(self, slabs: VectorSlabs, affine: SlotAffine | None) -> bool:
+        return self.slabs is slabs and self.affine is affine
+
+    def is_usable(self, num_videos: int, num_allowed: int, top_k: int) -> bool:
+        if self.stats.is_exact or not 0 < top_k <= MAX_TOP_K or num_allowed < MIN_LABELS:
             return False
         return num_videos * self._num_candidates(top_k) * 4 < num_allowed
 
@@ -71,7 +87,8 @@ class ApproximateIndex:
     ) -> NDArray[np.intp]:
         """Slots below ``num``, ascending: candidates for the best ``top_k`` of each video [B, D] among ``allowed``."""
         mask = None if allowed is None else allowed[: self.num]
-        return np.unique(self.codes.search(features, self._num_candidates(top_k), mask))
+        queries = features if self.folded is None else self.folded.queries(features)
+        return np.unique(self.codes.search(queries, self._num_candidates(top_k), mask))
 
     def _num_candidates(self, top_k: int) -> int:
         return self.stats.num_candidates * max(RECALL_AT, top_k) // RECALL_AT
@@ -83,8 +100,8 @@ class ApproximateIndexBuilder:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def start_if_stale(self, slabs: VectorSlabs, num: int, read_content: ReadContent) -> None:
-        if not _is_stale(self.newest, slabs, num):
+    def start_if_stale(self, read_content: ReadContent) -> None:
+        if not _is_stale(self.newest, read_content()):
             return
         with self._lock:
             if self._thread is None:
@@ -103,49 +120,57 @@ class ApproximateIndexBuilder:
         try:
             while True:
                 with self._lock:
-                    slabs, num, slots = read_content()
-                    if not _is_stale(self.newest, slabs, num):
+                    content = read_content()
+                    if not _is_stale(self.newest, content):
                         self._thread = None
                         return
-                self.newest = _build(self.newest, slabs, num, slots)
+                self.newest = _build(self.newest, content)
         except Exception:
             _log.exception("building label codes failed; searches continue without new codes")
             with self._lock:
                 self._thread = None
 
 
-def _build(old: ApproximateIndex | None, slabs: VectorSlabs, num: int, slots: NDArray[np.intp]) -> ApproximateIndex:
-    """Encode the first ``num`` slots, of which ``slots`` are live; extends a copy of ``old`` where possible."""
+def _build(old: ApproximateIndex | None, content: CodedContent) -> ApproximateIndex:
+    """Encode the slots of ``content``; extends a copy of ``old`` where possible."""
+    slabs, affine, num, slots = content.slabs, content.affine, content.num, content.slots
     started = time.monotonic()
     set_faiss_threads(max(1, (os.cpu_count() or 1) // 2))
-    if old is not None and old.slabs is slabs and num <= _MAX_GROWTH * old.num_trained:
-        codes, num_done, num_trained = old.codes.copy(), old.num, old.num_trained
+    if old is not None and old.codes_of(slabs, affine) and num <= _MAX_GROWTH * old.num_trained:
+        folded, codes, num_done, num_trained = old.folded, old.codes.copy(), old.num, old.num_trained
     else:
-        codes, num_done, num_trained = _train(slabs, slots), 0, len(slots)
+        folded = None if affine is None else FoldedAffine(slabs, affine, slots)
+        codes, num_done, num_trained = _train(_reader(slabs, folded), slots), 0, len(slots)
+    read_vectors = _reader(slabs, folded)
     for start in range(num_done, num, _ADD_BATCH):
-        codes.add(slabs.vectors(np.arange(start, min(start + _ADD_BATCH, num))))
-    stats = _measure_recall(codes, slabs, num, slots)
+        codes.add(read_vectors(np.arange(start, min(start + _ADD_BATCH, num))))
+    stats = _measure_recall(codes, content, folded)
     _log.info(
         "built codes of %d labels in %.1f s: recall@%d %.4f with %d candidates",
         stats.num_labels, time.monotonic() - started, RECALL_AT, stats.recall, stats.num_candidates,
     )  # fmt: skip
     if stats.is_exact:
         _log.warning("the recall of the label codes is only %.4f; searches stay exact", stats.recall)
-    return ApproximateIndex(slabs, codes, num_trained, stats)
+    return ApproximateIndex(slabs, affine, folded, codes, num_trained, stats)
 
 
-def _is_stale(index: ApproximateIndex | None, slabs: VectorSlabs, num: int) -> bool:
-    if index is None or index.slabs is not slabs:
-        return num >= MIN_LABELS
-    return num - index.num > MAX_UNCODED_LABELS
+def _is_stale(index: ApproximateIndex | None, content: CodedContent) -> bool:
+    if index is None or not index.codes_of(content.slabs, content.affine):
+        return content.num >= MIN_LABELS
+    return content.num - index.num > MAX_UNCODED_LABELS
 
 
-def _train(slabs: VectorSlabs, slots: NDArray[np.intp]) -> FaissCodes:
+def _reader(slabs: VectorSlabs, folded: FoldedAffine | None) -> Callable[[NDArray[np.intp]], NDArray[np.float32]]:
+    return slabs.vectors if folded is None else folded.vectors
+
+
+def _train(read_vectors: Callable[[NDArray[np.intp]], NDArray[np.float32]], slots: NDArray[np.intp]) -> FaissCodes:
     chosen = np.random.default_rng(0).permutation(len(slots))[:_MAX_TRAINING_VECTORS]
-    return FaissCodes.train(slabs.vectors(slots[np.sort(chosen)]))
+    return FaissCodes.train(read_vectors(slots[np.sort(chosen)]))
 
 
-def _measure_recall(codes: FaissCodes, slabs: VectorSlabs, num: int, slots: NDArray[np.intp]) -> RecallStats:
+def _measure_recall(codes: FaissCodes, content: CodedContent, folded: FoldedAffine | None) -> RecallStats:
+    slabs, num, slots = content.slabs, content.num, content.slots
     rng = np.random.default_rng(1)
     chosen = slots[np.sort(rng.choice(len(slots), min(_NUM_QUERIES, len(slots)), replace=False))]
     near = slabs.vectors(chosen)[:, : slabs.dim]
@@ -156,10 +181,12 @@ def _measure_recall(codes: FaissCodes, slabs: VectorSlabs, num: int, slots: NDAr
     found = np.zeros(len(_CANDIDATE_COUNTS))
     num_best = min(RECALL_AT, len(slots))
     for query in near + noise:  # cosine with the label about 0.7
-        products = slabs.products(slabs.queries(query[None]), num)[0]
-        products[~live] = -np.inf
-        best = np.argpartition(-products, num_best - 1)[:num_best]
-        candidates = codes.search(query[None], _CANDIDATE_COUNTS[-1], live)
+        products = slabs.products(slabs.queries(query[None]), num)
+        adjusted = products[0] if content.affine is None else content.affine.adjust(products, num)[0]
+        adjusted[~live] = -np.inf
+        best = np.argpartition(-adjusted, num_best - 1)[:num_best]
+        asked = query[None] if folded is None else folded.queries(query[None])
+        candidates = codes.search(asked, _CANDIDATE_COUNTS[-1], live)
         found += [np.isin(best, candidates[:count]).mean() for count in _CANDIDATE_COUNTS]
     recalls = found / len(near)
     enough = int(np.argmax(recalls >= TARGET_RECALL)) if recalls[-1] >= TARGET_RECALL else len(recalls) - 1

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from vidlex.service.errors import StoreUnavailable
 from vidlex.service.labels.index.label_index import LabelIndex
+from vidlex.service.labels.index.slot_affine import LabelCalibration
+from vidlex.service.labels.store.calibrations import Calibration
 from vidlex.service.labels.store.changes import Change, Head
 from vidlex.service.labels.store.label_reader import LabelReader, StoredLabel
 from vidlex.service.labels.store.records import Label
@@ -29,19 +31,29 @@ _FETCH_LABELS = 1000
 _log = logging.getLogger(__name__)
 
 OnMissing = Callable[[Sequence[Label]], None]
+ReadCalibration = Callable[[Calibration | None], LabelCalibration | None]
 
 
 class IndexSync:
     """Call ``load()`` (optional), ``start()`` and finally ``close()``. Thread-safe.
 
     ``on_missing(labels)`` receives labels without a vector of this index's encoder. It runs on the following thread and
-    must not block; vectors stored later by LabelStore.put_vectors arrive as a change.
+    must not block; vectors stored later by LabelStore.put_vectors arrive as a change. ``read_calibration`` turns the
+    stored calibration of this index's encoder, or None, into that of the index.
     """
 
-    def __init__(self, store: LabelReader, index: LabelIndex, *, on_missing: OnMissing | None = None) -> None:
+    def __init__(
+        self,
+        store: LabelReader,
+        index: LabelIndex,
+        *,
+        on_missing: OnMissing | None = None,
+        read_calibration: ReadCalibration = lambda _: None,
+    ) -> None:
         self._store = store
         self._index = index
         self._on_missing = on_missing
+        self._read_calibration = read_calibration
         self._head: Head | None = None
         self._missing: set[str] = set()
         self._is_healthy = False
@@ -79,7 +91,9 @@ class IndexSync:
                 missing.extend(row.label for row in rows if row.vector is None)
                 yield self._with_vectors(rows)
 
-        self._index.replace(batches(), fingerprint=fingerprint, revision=head.revision)
+        self._index.replace(
+            batches(), fingerprint=fingerprint, revision=head.revision, calibration=self._stored_calibration()
+        )
         self._missing = {label.id for label in missing}
         self._advance(head)
         seconds = time.monotonic() - started
@@ -157,7 +171,9 @@ class IndexSync:
 
     def _apply(self, changes: Sequence[Change]) -> None:
         fingerprint = self._index.fingerprint
-        relevant = [c for c in changes if c.kind != "vectors" or c.fingerprint == fingerprint]
+        relevant = [c for c in changes if c.fingerprint in (None, fingerprint)]
+        if any(change.kind == "calibration" for change in relevant):
+            self._index.calibrate(self._stored_calibration())
         changed_ids = list(dict.fromkeys(label_id for change in relevant for label_id in change.label_ids))
         for start in range(0, max(len(changed_ids), 1), _FETCH_LABELS):
             part = changed_ids[start : start + _FETCH_LABELS]
@@ -177,6 +193,9 @@ class IndexSync:
             self._missing.update(label.id for label in missing)
             if missing and self._on_missing is not None:
                 self._on_missing(missing)
+
+    def _stored_calibration(self) -> LabelCalibration | None:
+        return self._read_calibration(self._store.calibration(self._index.fingerprint))
 
     def _with_vectors(self, rows: Sequence[StoredLabel]) -> tuple[list[Label], NDArray[np.float32]]:
         found = [(row.label, row.vector) for row in rows if row.vector is not None]

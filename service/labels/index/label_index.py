@@ -12,15 +12,16 @@ similarity to a video q differs by at most 2 ** -11 |v| |q| + 2 ** -25 sqrt(D) |
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vidlex.service.labels.index.approximate import ApproximateIndexBuilder, RecallStats
+from vidlex.service.labels.index.approximate import ApproximateIndexBuilder, CodedContent, RecallStats
+from vidlex.service.labels.index.slot_affine import LabelCalibration, SlotAffine
 from vidlex.service.labels.index.vector_slabs import MAX_FLOAT16, Storage, VectorSlabs
 from vidlex.service.labels.store.names import fold
 from vidlex.service.labels.store.records import Label
@@ -41,6 +42,8 @@ class Matches:
 
     labels: Sequence[Label]
     similarity: NDArray[np.float32]  # [B, n] inner products
+    adjusted: NDArray[np.float32]  # [B, n] these under ``calibration``; ``similarity`` itself without one
+    calibration: LabelCalibration | None
     revision: int
     unknown_ids: tuple[str, ...] = ()
     is_approximate: bool = False  # about one in a hundred of the best top_k is missing
@@ -52,6 +55,7 @@ class _Snapshot:
     num: int  # slots from here on were written later
     deleted: NDArray[np.bool_] | None  # [num] slots whose label was removed or replaced
     revision: int
+    affine: SlotAffine | None = None  # of a calibration, for slots below ``num``
 
     @cached_property
     def slots(self) -> NDArray[np.intp]:
@@ -131,8 +135,19 @@ class LabelIndex:
                 deleted = np.zeros(old.slabs.num, np.bool_)
                 deleted[: old.num] = False if old.deleted is None else old.deleted
                 deleted[obsolete] = True
+            if old.affine is not None:
+                old.affine.extend(old.slabs, old.slabs.num)
             new_revision = old.revision if revision is None else revision
-            self._publish(_compacted(_Snapshot(old.slabs, old.slabs.num, deleted, new_revision)))
+            self._publish(_compacted(_Snapshot(old.slabs, old.slabs.num, deleted, new_revision, old.affine)))
+
+    def calibrate(self, calibration: LabelCalibration | None) -> None:
+        """Adjust all similarities from now on. Searches use the old calibration until the new one is complete."""
+        with self._write_lock:
+            old = self._snapshot
+            affine = None if calibration is None else SlotAffine(calibration)
+            if affine is not None:
+                affine.extend(old.slabs, old.num)
+            self._publish(replace(old, affine=affine))
 
     def replace(
         self,
@@ -140,6 +155,7 @@ class LabelIndex:
         *,
         fingerprint: str | None = None,
         revision: int,
+        calibration: LabelCalibration | None = None,
     ) -> None:
         """Replace the content by ``batches`` of (labels, vectors [n, D]), whose ids must ascend throughout.
 
@@ -147,6 +163,7 @@ class LabelIndex:
         """
         with self._write_lock:
             slabs = VectorSlabs(self.dim, self.storage)
+            affine = None if calibration is None else SlotAffine(calibration)
             last_id = ""
             for labels, vectors in batches:
                 self._check(vectors, len(labels), fingerprint)
@@ -155,16 +172,18 @@ class LabelIndex:
                         raise ValueError(f"label ids must ascend, got {label.id} after {last_id}")
                     last_id = label.id
                 slabs.append(labels, vectors)
-            self._publish(_Snapshot(slabs, slabs.num, None, revision))
+                if affine is not None:
+                    affine.extend(slabs, slabs.num)
+            self._publish(_Snapshot(slabs, slabs.num, None, revision, affine))
 
     def _publish(self, snapshot: _Snapshot) -> None:
         self._snapshot = snapshot
         if self._approximate_builder is not None:
-            self._approximate_builder.start_if_stale(snapshot.slabs, snapshot.num, self._content)
+            self._approximate_builder.start_if_stale(self._content)
 
-    def _content(self) -> tuple[VectorSlabs, int, NDArray[np.intp]]:
+    def _content(self) -> CodedContent:
         snapshot = self._snapshot
-        return snapshot.slabs, snapshot.num, snapshot.slots
+        return CodedContent(snapshot.slabs, snapshot.affine, snapshot.num, snapshot.slots)
 
     # -- searches -----------------------------------------------------------------------------------------------------
 
@@ -191,7 +210,10 @@ class LabelIndex:
         slabs, num = snapshot.slabs, snapshot.num
         allowed, unknown = _allowed(snapshot, label_ids, include_categories, exclude_categories)
         num_allowed = snapshot.num_live if allowed is None else int(np.count_nonzero(allowed))
-        if approximate is not None and not approximate.is_usable(slabs, len(video_features), num_allowed, top_k):
+        if approximate is not None and not (
+            approximate.codes_of(slabs, snapshot.affine)
+            and approximate.is_usable(len(video_features), num_allowed, top_k)
+        ):
             approximate = None
         queries = slabs.queries(video_features)
         if approximate is not None:
@@ -203,12 +225,25 @@ class LabelIndex:
             slots = np.concatenate([candidates, uncoded])
         elif num_allowed == num:
             labels = _SlotLabels(slabs.labels, None, num)
-            return Matches(labels, slabs.products(queries, num), snapshot.revision, unknown)
+            return _matches(labels, slabs.products(queries, num), snapshot, num, unknown)
         else:
             slots = snapshot.slots if allowed is None else np.flatnonzero(allowed)
         labels = _SlotLabels(slabs.labels, slots, len(slots))
         products = slabs.products_of(queries, slots)
-        return Matches(labels, products, snapshot.revision, unknown, is_approximate=approximate is not None)
+        return _matches(labels, products, snapshot, slots, unknown, is_approximate=approximate is not None)
+
+    @property
+    def calibration(self) -> LabelCalibration | None:
+        affine = self._snapshot.affine
+        return None if affine is None else affine.calibration
+
+    def batches(self) -> Iterator[tuple[Sequence[Label], NDArray[np.float32]]]:
+        """All labels with their vectors [n, D' >= D]; the numbers behind D are zero."""
+        snapshot = self._snapshot
+        slabs, slots = snapshot.slabs, snapshot.slots
+        for start in range(0, len(slots), _COPY_BATCH):
+            part = slots[start : start + _COPY_BATCH]
+            yield _SlotLabels(slabs.labels, part, len(part)), slabs.vectors(part)
 
     def vector(self, label_id: str) -> NDArray[np.float32] | None:
         snapshot = self._snapshot
@@ -238,6 +273,27 @@ class LabelIndex:
             raise ValueError("vectors must be finite")
         if self.storage == "float16" and vectors.size and np.abs(vectors).max() >= MAX_FLOAT16:
             raise ValueError("vectors are too large for an index of float16")
+
+
+def _matches(
+    labels: Sequence[Label],
+    products: NDArray[np.float32],
+    snapshot: _Snapshot,
+    slots: NDArray[np.intp] | int,
+    unknown: tuple[str, ...],
+    *,
+    is_approximate: bool = False,
+) -> Matches:
+    affine = snapshot.affine
+    return Matches(
+        labels,
+        products,
+        products if affine is None else affine.adjust(products, slots),
+        None if affine is None else affine.calibration,
+        snapshot.revision,
+        unknown,
+        is_approximate,
+    )
 
 
 def _allowed(
@@ -294,4 +350,7 @@ def _compacted(snapshot: _Snapshot) -> _Snapshot:
     for start in range(0, len(slots), _COPY_BATCH):
         part = slots[start : start + _COPY_BATCH]
         slabs.append([old.labels[slot] for slot in part.tolist()], old.vectors(part))
-    return _Snapshot(slabs, slabs.num, None, snapshot.revision)
+    affine = None if snapshot.affine is None else SlotAffine(snapshot.affine.calibration)
+    if affine is not None:
+        affine.extend(slabs, slabs.num)
+    return _Snapshot(slabs, slabs.num, None, snapshot.revision, affine)

@@ -48,10 +48,10 @@ class VectorSlabs:
         self.dtype = np.dtype(storage)
         self.labels: list[Label] = []
         self._slabs: list[NDArray[np.float32] | NDArray[np.float16]] = []
-        self._norms = _AppendOnlyArray(np.float32())  # before rounding to the storage type
+        self._norms = AppendOnlyArray(np.float32())  # before rounding to the storage type
         self._slot_of: dict[str, int] = {}
         self._previous_slot: dict[int, int] = {}
-        self._slots_of_category: dict[str, _AppendOnlyArray[np.intp]] = {}
+        self._slots_of_category: dict[str, AppendOnlyArray[np.intp]] = {}
         self._piece_rows = max(1, PIECE_BYTES // (4 * self.stride))
         self._dense_share = _DENSE_SHARE[storage]
 
@@ -79,7 +79,7 @@ class VectorSlabs:
             if previous is not None:
                 self._previous_slot[slot] = previous
             for category in label.categories:
-                self._slots_of_category.setdefault(category, _AppendOnlyArray(np.intp())).append(slot)
+                self._slots_of_category.setdefault(category, AppendOnlyArray(np.intp())).append(slot)
             self.labels.append(label)
             self._slot_of[label.id] = slot
 
@@ -193,7 +193,7 @@ class VectorSlabs:
                     yield int(slab), int(start), int(stop)
 
 
-class _AppendOnlyArray(Generic[NumberT]):
+class AppendOnlyArray(Generic[NumberT]):
     """Numbers appended by one thread and read by any."""
 
     def __init__(self, zero: NumberT) -> None:

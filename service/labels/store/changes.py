@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 
 from vidlex.service.labels.store.redis_keys import parse_change_entry_id
 
-ChangeKind = Literal["put", "remove", "vectors"]
+ChangeKind = Literal["put", "remove", "vectors", "calibration"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ EMPTY_HEAD = Head(0, "")
 
 @dataclass(frozen=True)
 class Change:
-    """Kind ``put`` adds or updates labels; ``vectors`` stores their vectors of ``fingerprint``."""
+    """Kind ``put`` adds or updates labels; ``vectors`` stores their vectors of ``fingerprint``; ``calibration`` stores
+    or removes the calibration of ``fingerprint``, without any label."""
 
     revision: int
     kind: ChangeKind
@@ -60,7 +61,7 @@ def parse_change(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Change:
     return Change(
         revision=parse_change_entry_id(entry_id),
         kind=cast(ChangeKind, text["kind"]),
-        label_ids=tuple(text["ids"].split(",")),
+        label_ids=tuple(text["ids"].split(",")) if text["ids"] else (),
         fingerprint=text["fingerprint"] or None,
         token=text["token"],
         previous=text["previous"],

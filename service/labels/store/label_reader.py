@@ -11,6 +11,7 @@ import redis
 from numpy.typing import NDArray
 
 from vidlex.service.errors import InvalidParameter, NotFound, StoreUnavailable
+from vidlex.service.labels.store.calibrations import Calibration, CalibrationCorrupt, calibration_from_json
 from vidlex.service.labels.store.changes import Change, Head, parse_read_reply
 from vidlex.service.labels.store.connection import store_errors
 from vidlex.service.labels.store.names import fold, normalize_name
@@ -200,6 +201,11 @@ class LabelReader:
         with store_errors():
             return self._rows(label_ids, fingerprint, self._generations_via(self._client).get(fingerprint))
 
+    def calibration(self, fingerprint: str) -> Calibration | None:
+        with store_errors():
+            raw = self._client.hget(self._keys.calibrations, fingerprint)
+        return None if raw is None else self._parse_calibration(fingerprint, raw)
+
     # -- internals ----------------------------------------------------------------------------------------------------
 
     def _parent_id(self, reference: str) -> str:
@@ -265,6 +271,13 @@ class LabelReader:
             return decode_vector(raw, dim)
         except VectorCorrupt as error:
             _log.error("label %s of namespace %s has a corrupt vector: %s", label_id, self.namespace, error)
+            return None
+
+    def _parse_calibration(self, fingerprint: str, raw: bytes) -> Calibration | None:
+        try:
+            return calibration_from_json(raw)
+        except CalibrationCorrupt as error:
+            _log.error("namespace %s has a corrupt calibration of %s: %s", self.namespace, fingerprint, error)
             return None
 
     def _get_via(self, reads: RedisReads, label_id: str) -> Label:

@@ -23,6 +23,7 @@ from vidlex.service.errors import (
     QuotaExceeded,
     VidlexError,
 )
+from vidlex.service.labels.store.calibrations import Calibration, calibration_to_json
 from vidlex.service.labels.store.connection import store_errors
 from vidlex.service.labels.store.idempotency import IdempotencyStore, IdempotentRequest
 from vidlex.service.labels.store.label_reader import LabelReader
@@ -215,9 +216,28 @@ class LabelStore(LabelReader):
             written += self._put_vectors_step(fingerprint, {i: checked[i] for i in chunk}, names or {})
         return written
 
+    def put_calibration(self, fingerprint: str, calibration: Calibration | None) -> int:
+        """Store or remove (None) the calibration of one encoder. Returns the revision that has it."""
+
+        raw = None if calibration is None else calibration_to_json(calibration)
+
+        def write(pipe: RedisWrites) -> None:
+            if raw is None:
+                pipe.hdel(self._keys.calibrations, fingerprint)
+            else:
+                pipe.hset(self._keys.calibrations, fingerprint, raw)
+
+        def body(pipe: RedisPipeline, revision: int) -> Step[int] | NoStep[int]:
+            if raw is None and pipe.hget(self._keys.calibrations, fingerprint) is None:
+                return NoStep(revision - 1)
+            return Step(revision, write, "calibration", (), fingerprint)
+
+        return self._steps.run(body)
+
     def drop_generation(self, fingerprint: str) -> None:
         with store_errors(), self._client.pipeline(transaction=True) as pipe:
             pipe.hdel(self._keys.generations, fingerprint)
+            pipe.hdel(self._keys.calibrations, fingerprint)
             pipe.unlink(self._keys.vectors(fingerprint))
             pipe.execute()
 

@@ -9,6 +9,7 @@
     vidlex:{NAMESPACE}:texts                  zset     normalised name or alias, NUL, label id; score 0
     vidlex:{NAMESPACE}:generations            hash     encoder fingerprint -> D
     vidlex:{NAMESPACE}:vectors:<fingerprint>  hash     label id -> vector (see vectors.py)
+    vidlex:{NAMESPACE}:calibrations           hash     encoder fingerprint -> a calibration (see calibrations.py)
     vidlex:{NAMESPACE}:request:<digest>       hash     state of a request with an Idempotency-Key; expires after a day
     vidlex:{NAMESPACE}:lease:<digest>         string   token of the request's current worker; expires after seconds
     vidlex:{NAMESPACE}:turn                   string   token of the writer with priority; expires after two seconds
@@ -33,7 +34,7 @@ MODEL_POINTER_KEY = "vidlex-model:{model}:pointer"
 
 CHANGES_KEY_PATTERN = f"{PREFIX}:{{*}}:changes"  # for SCAN: one key of every namespace with a write
 
-PlainKind = Literal["changes", "names", "records", "order", "texts", "generations", "turn"]
+PlainKind = Literal["changes", "names", "records", "order", "texts", "generations", "calibrations", "turn"]
 KindWithArgument = Literal["category", "children", "vectors", "request", "lease"]
 _PLAIN_KINDS = frozenset(get_args(PlainKind))
 _KINDS_WITH_ARGUMENT = frozenset(get_args(KindWithArgument))
@@ -94,6 +95,10 @@ class Keys:
     @property
     def generations(self) -> str:
         return self._key("generations")
+
+    @property
+    def calibrations(self) -> str:
+        return self._key("calibrations")
 
     def category(self, category: str) -> str:
         return self._key("category", category)

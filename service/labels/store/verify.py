@@ -8,6 +8,7 @@ from typing import Any
 
 import redis
 
+from vidlex.service.labels.store.calibrations import CalibrationCorrupt, calibration_from_json
 from vidlex.service.labels.store.connection import store_errors
 from vidlex.service.labels.store.records import Label, label_from_json, normalized_names
 from vidlex.service.labels.store.redis_keys import Keys, is_label_id, parse_change_entry_id, parse_key, text_entry
@@ -70,6 +71,7 @@ def _problems(client: RedisClient, keys: Keys) -> Iterator[str]:
         members = {member.decode() for member, _ in client.zscan_iter(key, count=_SCAN_COUNT)}
         yield from _differences(key, indexes.get(key, set()), members)
     yield from _vector_problems(client, keys, labels)
+    yield from _calibration_problems(client, keys)
     yield from _history_problems(client, keys)
 
 
@@ -92,6 +94,14 @@ def _vector_problems(client: RedisClient, keys: Keys, labels: dict[str, Label]) 
                 decode_vector(raw, int(dim))
             except VectorCorrupt as error:
                 yield f"the vector of {label_id.decode()}: {error}"
+
+
+def _calibration_problems(client: RedisClient, keys: Keys) -> Iterator[str]:
+    for fingerprint, raw in client.hgetall(keys.calibrations).items():
+        try:
+            calibration_from_json(raw)
+        except CalibrationCorrupt as error:
+            yield f"the calibration of encoder {fingerprint.decode()}: {error}"
 
 
 def _history_problems(client: RedisClient, keys: Keys) -> Iterator[str]:
