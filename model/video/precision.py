@@ -23,6 +23,7 @@ from vidlex.model.scoring import Scorer
 from vidlex.model.video.cuda_graphs import GraphedVideoEncoder
 from vidlex.model.video.encoder import VideoEncoder
 from vidlex.model.video.fast_encoder import FastVideoEncoder, can_be_fast
+from vidlex.model.video.folded_tower import FoldedEncoder, can_fold
 from vidlex.model.video.precision_cache import ChoiceKey, load_choice, save_choice
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -173,6 +174,8 @@ def _candidates(encoder: VideoEncoder) -> Iterator[tuple[str, torch.dtype, Calla
                     dtype,
                     lambda dtype=dtype: GraphedVideoEncoder(FastVideoEncoder(encoder, dtype)),  # type: ignore[misc]
                 )
+        elif can_fold(encoder):
+            yield f"folded {_name(dtype)}", dtype, lambda dtype=dtype: FoldedEncoder(encoder, dtype)  # type: ignore[misc, arg-type]
         elif dtype != torch.float32:
             yield f"autocast {_name(dtype)}", dtype, lambda dtype=dtype: PlainVideoEncoder(encoder, dtype)  # type: ignore[misc]
 

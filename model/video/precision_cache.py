@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from vidlex.model.files import replace_atomically
-from vidlex.model.weights import cache_dir
+from vidlex.model.weights.cache import cache_dir
 
 _log = logging.getLogger(__name__)
 
