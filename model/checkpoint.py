@@ -2,6 +2,8 @@
 
 The weights file holds the branch, the prefixes, the prompting transformer and, when ``clip.source`` is "stored",
 the CLIP, in half or full precision. The LLM is not stored; the config has its name and the digest of its weights.
+With the method "kernel" the file holds what ``vidlex.model.kernel`` learned, ``clip`` describes the image tower, and
+``label`` and ``baseline`` are unused.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vidlex.model.config import BaselineConfig, LabelEncoderConfig, Method, VideoEncoderConfig
+from vidlex.model.calibration.stored import PREFIX as CALIBRATION_PREFIX
+from vidlex.model.calibration.stored import StoredCalibration
+from vidlex.model.config import BaselineConfig, CheckpointMethod, KernelConfig, LabelEncoderConfig, VideoEncoderConfig
 from vidlex.model.files import digest_files
 from vidlex.model.scoring import Calibration, Scorer
 from vidlex.model.types import FrameGeometry
@@ -62,11 +66,17 @@ class CheckpointConfig:
     llm_digest: str | None = None
     licence: str = "Apache-2.0"
     trained_labels: tuple[str, ...] = field(default=())
-    method: Method = "ours"
+    method: CheckpointMethod = "ours"
     baseline: BaselineConfig = field(default_factory=BaselineConfig)  # unused with method "ours"
+    calibration: StoredCalibration | None = None
+    kernel: KernelConfig | None = None  # with method "kernel"
 
     def to_json(self) -> str:
         values = {"format": FORMAT, **asdict(self), "label": self.label.to_dict()}
+        unused = ["calibration"] if self.calibration is None else []
+        unused += ["kernel"] if self.kernel is None else ["label", "baseline"]
+        for name in unused:
+            del values[name]
         return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -78,13 +88,18 @@ class CheckpointConfig:
             clip = data.pop("clip")
             geometry = FrameGeometry(**clip.pop("geometry"))
             scorer = data.pop("scorer")
+            calibration, kernel = data.pop("calibration", None), data.pop("kernel", None)
+            if (data.get("method") == "kernel") != (kernel is not None):
+                raise CheckpointError("a checkpoint has the entry kernel if it has that method, and no other has it")
             return cls(
                 clip=ClipSource(mean=tuple(clip.pop("mean")), std=tuple(clip.pop("std")), geometry=geometry, **clip),
                 video=VideoEncoderConfig(**data.pop("video")),
-                label=LabelEncoderConfig.from_dict(data.pop("label")),
+                label=LabelEncoderConfig.from_dict(data.pop("label") if kernel is None else {}),
                 scorer=Scorer(scorer["logit_scale"], scorer["logit_bias"], Calibration(**scorer["calibration"])),
                 trained_labels=tuple(data.pop("trained_labels")),
                 baseline=BaselineConfig(**data.pop("baseline", {})),
+                calibration=None if calibration is None else StoredCalibration(**calibration),
+                kernel=None if kernel is None else KernelConfig.from_dict(kernel),
                 **data,
             )
         except CheckpointError:
@@ -94,10 +109,16 @@ class CheckpointConfig:
 
 
 def save_checkpoint(folder: Path, config: CheckpointConfig, tensors: dict[str, Tensor], *, half: bool) -> None:
-    """``half`` (float16) changes the vectors slightly: evaluate the stored checkpoint, not the network."""
+    """``half`` (float16) changes the vectors slightly: evaluate the stored checkpoint, not the network. Statistics of a
+    calibration stay float32."""
     folder.mkdir(parents=True, exist_ok=True)
     stored = {
-        name: value.detach().cpu().to(torch.float16 if half and value.is_floating_point() else value.dtype).contiguous()
+        name: (
+            value.half() if half and value.is_floating_point() and not name.startswith(CALIBRATION_PREFIX) else value
+        )
+        .detach()
+        .cpu()
+        .contiguous()
         for name, value in tensors.items()
     }
     save_file(stored, folder / "model.safetensors", metadata=_METADATA)
@@ -150,6 +171,8 @@ def _fingerprint(config: CheckpointConfig, weights: Path) -> str:
         "label": config.label.to_dict(),
         "llm": config.llm_digest,
     }
+    if config.kernel is not None:
+        inputs["kernel"] = asdict(config.kernel)
     if config.method != "ours":
         inputs |= {"method": config.method, "baseline": asdict(config.baseline)}
     digest.update(json.dumps(inputs, sort_keys=True).encode())

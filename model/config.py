@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 Feedback = Literal["greedy", "soft"]
-Method = Literal["ours", "class_name", "fixed_llm", "coop", "dualcoop", "vificlip"]
+Method = Literal["ours", "class_name", "fixed_llm", "coop", "dualcoop", "vificlip"]  # trained or built by the factory
+CheckpointMethod = Literal["ours", "class_name", "fixed_llm", "coop", "dualcoop", "vificlip", "kernel"]
 LlmDtype = Literal["auto", "float32", "bfloat16"]
 TemplateSet = Literal["name", "photo", "default", "imagenet", "video"]
 
@@ -63,7 +65,7 @@ class LabelEncoderConfig:
     """
 
     llm: str = "smollm2-135m-instruct"
-    """The LLM: the default's name, a hub name or a local folder (``vidlex.model.weights.fetch_llm``)."""
+    """The LLM: the default's name, a hub name or a local folder (``vidlex.model.weights.llm.fetch_llm``)."""
     llm_dtype: LlmDtype = "auto"
     """Precision of the LLM: float32 on a CPU and bfloat16 on a GPU, or a fixed one. The checkpoint keeps it. bfloat16
     takes half the memory and is faster on a GPU, slower on a CPU; a label's vector then depends on its batch by
@@ -137,3 +139,73 @@ class LabelEncoderConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LabelEncoderConfig:  # of a checkpoint, wherever it was trained
         return cls(**{"llm_dtype": "float32", **values})
+
+
+@dataclass(frozen=True)
+class KernelConfig:
+    """Labels by kernel regression: the LLM's states of a label after each of several prompts are compared with those of
+    landmarks, labels whose classifier weights in the space of the image tower are known.
+
+    A video's feature is [z; c; m h; m sqrt(1 - |h|^2)] / sqrt(1 + c^2 + m^2), of length 1: z is the tower's centred
+    unit feature, h the motion branch's logits with |h| <= 1, c ``constant`` and m ``motion_weight``. Without a motion
+    branch it is [z; c] / sqrt(1 + c^2).
+    """
+
+    llm: str = "smollm2-135m-instruct"
+    prompts: tuple[str, ...] = (
+        "visible", "kind", "place", "looks", "parts", "similar", "define", "photo", "belongs", "used",
+    )  # fmt: skip
+    """Versions of the LLM's prompts."""
+    num_landmarks: int = 3000
+    rank: int = 128
+    """Coordinates of a state, per prompt."""
+    kind_width: int = 0
+    """Coordinates of a label's kind, for a second kernel; 0: none."""
+    num_channels: int = 1280
+    """Of the image tower's last feature map."""
+    state_scale: float = 3.0
+    """Of the kernel ``exp(-scale / 2 * |a - b|^2)`` over states."""
+    kind_scale: float = 1.0
+    """Of the kernel over kinds."""
+    slope: float = 1.0
+    norm_power: float = 1.0
+    """A label's weights w become ``slope * w / |w|^norm_power``."""
+    bias_scale: float = 1.0
+    bias_shift: float = 0.0
+    """A label's bias b becomes ``bias_scale * b + bias_shift``."""
+    constant: float = 1.0
+    motion_weight: float = 1.0
+    max_logit: float = 64.0
+    """Length that weights and bias of a label may have together; more are scaled down to it."""
+    motion: dict[str, Any] | None = None
+    """Configuration of the motion branch."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_landmarks", "rank", "num_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+        if self.kind_width < 0 or not self.prompts:
+            raise ValueError("kind_width must not be negative, and there must be at least one prompt")
+        for name in ("state_scale", "kind_scale", "slope", "constant", "motion_weight", "max_logit"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive")
+
+    @property
+    def num_motion_labels(self) -> int:
+        return 0 if self.motion is None else int(self.motion["num_labels"])
+
+    @property
+    def dim(self) -> int:
+        return self.num_channels + 1 + (self.num_motion_labels + 1 if self.motion is not None else 0)
+
+    @property
+    def video_length(self) -> float:  # of the video feature before it is divided by it
+        return math.sqrt(1 + self.constant**2 + (self.motion_weight**2 if self.motion is not None else 0))
+
+    @property
+    def logit_scale(self) -> float:
+        return self.max_logit * self.video_length
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> KernelConfig:
+        return cls(**{**values, "prompts": tuple(values["prompts"])})

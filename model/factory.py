@@ -14,8 +14,11 @@ from vidlex.model.baselines.class_name import TEMPLATES, ClassNameLabelEncoder
 from vidlex.model.baselines.coop import CoOpLabelEncoder
 from vidlex.model.baselines.dualcoop import DualCoOpLabelEncoder
 from vidlex.model.baselines.fixed_llm import FixedLlmLabelEncoder
+from vidlex.model.calibration.domain import DefaultCalibration
+from vidlex.model.calibration.stored import from_stored
 from vidlex.model.checkpoint import (
     ENCODER_VERSION,
+    CheckpointConfig,
     CheckpointError,
     ClipSource,
     check_fits,
@@ -27,9 +30,10 @@ from vidlex.model.classifier import Classifier
 from vidlex.model.config import BaselineConfig, LabelEncoderConfig, Method, VideoEncoderConfig, fingerprint
 from vidlex.model.dummy import create_dummy
 from vidlex.model.extensions.features import video_head
+from vidlex.model.kernel.loading import load_encoders
 from vidlex.model.pretrained.loading import load_pretrained
 from vidlex.model.scoring import zero_shot_scorer
-from vidlex.model.specs import ModelNotFound, checkpoint_folder, is_transformers_spec
+from vidlex.model.specs import ModelNotFound, checkpoint_folder, is_open_clip_spec, is_transformers_spec, resolve_alias
 from vidlex.model.text.clip_text import ClipText
 from vidlex.model.text.label_encoder import LabelEncoder
 from vidlex.model.text.llm import FrozenLLM
@@ -38,7 +42,7 @@ from vidlex.model.torch_classifier import TorchClassifier
 from vidlex.model.video.encoder import VideoEncoder
 from vidlex.model.video.precision import Precision
 from vidlex.model.video.towers.preprocessing import read_preprocessing
-from vidlex.model.weights import fetch_llm
+from vidlex.model.weights.llm import fetch_llm
 
 # values in ``open_clip+PROMPTING:NAME`` and ``transformers+PROMPTING:NAME``; "llm", for open_clip, is the default LLM
 PROMPTING = ("name", "photo", "imagenet", "video", "llm")
@@ -141,9 +145,9 @@ def list_devices(spec: str) -> list[str]:  # of VIDLEX_DEVICE: comma-separated n
 
 
 def load_classifier(spec: str, *, device: str = "auto", precision: Precision = "float32") -> Classifier:
-    """``spec`` is ``dummy``, a zoo name, a checkpoint folder, or ``open_clip:NAME`` for zero-shot classification with
-    the frame mean and class-name prompts (``open_clip+PROMPTING:NAME`` selects other prompts, see PROMPTING), or
-    ``transformers:NAME`` for that with a model of ``vidlex.model.pretrained``.
+    """``spec`` is ``dummy``, a zoo name, a checkpoint folder, an alias of ALIASES, or ``open_clip:NAME`` for zero-shot
+    classification with the frame mean and class-name prompts (``open_clip+PROMPTING:NAME`` selects other prompts, see
+    PROMPTING), or ``transformers:NAME`` for that with a model of ``vidlex.model.pretrained``.
 
     ``precision`` is that of the video encoder (``vidlex.model.video.precision``); labels are encoded in the precision
     in which the checkpoint was trained. Raises ModelNotFound, CheckpointError or WeightsError.
@@ -152,7 +156,8 @@ def load_classifier(spec: str, *, device: str = "auto", precision: Precision = "
     dummy = create_dummy(spec)
     if dummy is not None:
         return dummy
-    if spec.startswith(("open_clip:", "open_clip+")):
+    spec = resolve_alias(spec)
+    if is_open_clip_spec(spec):
         return _load_zero_shot(spec, torch_device, precision)
     if is_transformers_spec(spec):
         return _load_transformers(spec, torch_device, precision)
@@ -161,6 +166,8 @@ def load_classifier(spec: str, *, device: str = "auto", precision: Precision = "
 
 def _load_from_checkpoint(folder: Path, device: str, precision: Precision) -> Classifier:
     config, tensors, identity = load_checkpoint(folder)
+    if config.method == "kernel":
+        return _load_kernel(config, tensors, identity, device, precision)
     parts = {part: _select_prefix(tensors, f"{part}.") for part in ("clip", "branch", "label")}
     if config.clip.source == "stored":
         clip = _restore_clip(config.clip, parts["clip"])
@@ -203,7 +210,45 @@ def _load_from_checkpoint(folder: Path, device: str, precision: Precision) -> Cl
         device=device,
         precision=precision,
         info=info,
+        calibration=_default_calibration(config, tensors),
     )
+
+
+def _load_kernel(
+    config: CheckpointConfig, tensors: dict[str, Tensor], identity: str, device: str, precision: Precision
+) -> Classifier:
+    video, label = load_encoders(config, tensors)
+    return TorchClassifier(
+        id=config.id,
+        fingerprint=identity,
+        video=video,
+        label=label,
+        scorer=config.scorer,
+        geometry=config.clip.geometry,
+        default_threshold=config.default_threshold,
+        device=device,
+        precision=precision,
+        info={
+            "backbone": config.clip.source,
+            "method": config.method,
+            "llm": label.config.llm,
+            "branch_blocks": 0,
+            "motion_labels": label.config.num_motion_labels,
+            "licence": config.licence,
+            "trained_labels": len(config.trained_labels),
+        },
+        calibration=_default_calibration(config, tensors),
+    )
+
+
+def _default_calibration(config: CheckpointConfig, tensors: dict[str, Tensor]) -> DefaultCalibration | None:
+    if config.calibration is None:
+        return None
+    try:
+        stored = {name: value.numpy() for name, value in tensors.items() if name.startswith("calibration.")}
+        return from_stored(config.calibration, stored)
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"the checkpoint's calibration is damaged: {error!r}") from error
 
 
 def _load_zero_shot(spec: str, device: str, precision: Precision) -> Classifier:

@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from vidlex.model.baselines.base import ClipLabelEncoder
+from vidlex.model.calibration.domain import DefaultCalibration
 from vidlex.model.classifier import LabelDescription
+from vidlex.model.kernel.label_encoder import KernelLabelEncoder
 from vidlex.model.pretrained.label_encoder import PretrainedLabelEncoder
 from vidlex.model.scoring import Scorer
 from vidlex.model.text.label_encoder import LabelEncoder
@@ -28,20 +30,22 @@ class TorchClassifier:
         id: str,
         fingerprint: str,
         video: VideoEncoder,
-        label: LabelEncoder | ClipLabelEncoder | PretrainedLabelEncoder,
+        label: LabelEncoder | KernelLabelEncoder | ClipLabelEncoder | PretrainedLabelEncoder,
         scorer: Scorer,
         geometry: FrameGeometry,
         default_threshold: float,
         device: str,
         precision: Precision,
         info: dict[str, Any],
+        calibration: DefaultCalibration | None = None,
     ) -> None:
         self.id, self.fingerprint, self.device = id, fingerprint, device
         self.scorer, self.geometry, self.default_threshold = scorer, geometry, default_threshold
+        self.calibration = calibration
         self.num_frames = video.config.num_frames
         self.video = video.to(device).eval()
         self.label = label.to(device).eval()
-        if isinstance(self.label, LabelEncoder):
+        if isinstance(self.label, LabelEncoder | KernelLabelEncoder):
             self.label.optimize_for_inference()
         side = geometry.image_size
         chosen = choose_encoder(
@@ -50,6 +54,8 @@ class TorchClassifier:
         self._encoder = chosen.encoder
         self._info = info | {"encoder": chosen.name}
         self.dim = int(self.encode_video([np.zeros((1, side, side, 3), np.uint8)]).shape[1])
+        if calibration is not None and calibration.statistics.dim != self.dim:
+            raise ValueError(f"a calibration of {calibration.statistics.dim} dimensions, vectors of {self.dim}")
 
     def encode_video(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         out: list[NDArray[np.float32] | None] = [None] * len(frames)

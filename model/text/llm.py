@@ -32,7 +32,7 @@ from vidlex.model.classifier import LabelTextError
 from vidlex.model.config import Feedback
 from vidlex.model.text.fast_llm import FastLlama, can_be_fast
 from vidlex.model.text.prompts import Prompt
-from vidlex.model.weights import WeightsError
+from vidlex.model.weights.cache import WeightsError
 
 _NEEDED_INPUTS = {"inputs_embeds", "position_ids", "past_key_values"}
 _CACHE_LAYERS = {"DynamicLayer", "DynamicSlidingWindowLayer"}

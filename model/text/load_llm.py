@@ -7,7 +7,7 @@ import torch
 
 from vidlex.model.text.encoder_decoder import MODEL_TYPES, FrozenEncoderDecoder
 from vidlex.model.text.llm import FrozenLLM
-from vidlex.model.weights import WeightsError
+from vidlex.model.weights.cache import WeightsError
 
 
 def load_llm(folder: Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> FrozenLLM:

@@ -26,6 +26,12 @@ class Prompt:
         return self.before + self.label_text(name)
 
 
+_VISIBLE = (
+    "Write what is visible in a video for each label.\n"
+    "Label: wedding\nVisible: bride, groom, white dress, flowers\n"
+    "Label: surfing\nVisible: wave, surfer, board, ocean\nLabel:"
+)
+
 _PROMPTS = (
     Prompt(
         version="v1",
@@ -37,12 +43,82 @@ _PROMPTS = (
     # decodes "car\n\nIn this example, the", with v2 "vehicle, road, highway, city,".
     Prompt(
         version="v2",
-        before=(
-            "Write what is visible in a video for each label.\n"
-            "Label: wedding\nVisible: bride, groom, white dress, flowers\n"
-            "Label: surfing\nVisible: wave, surfer, board, ocean\nLabel:"
-        ),
+        before=_VISIBLE,
         after="\nVisible:",
+        distinct=True,
+    ),
+    # Ten views of a label, for regression from their first states.
+    Prompt("visible", _VISIBLE, "\nVisible:", distinct=True),
+    Prompt(
+        "kind",
+        "Write what kind of thing each word means.\n"
+        "Word: trout\nKind: fish, animal\n"
+        "Word: screwdriver\nKind: hand tool, device\nWord:",
+        "\nKind:",
+        distinct=True,
+    ),
+    Prompt(
+        "place",
+        "Write where each thing is seen.\n"
+        "Thing: violin\nPlace: concert hall, orchestra, music room\n"
+        "Thing: seagull\nPlace: beach, harbor, sky over the sea\nThing:",
+        "\nPlace:",
+        distinct=True,
+    ),
+    Prompt(
+        "looks",
+        "Write how each thing looks.\n"
+        "Thing: lemon\nLooks: small, round, yellow, smooth\n"
+        "Thing: fire engine\nLooks: large, red, shiny, with a ladder\nThing:",
+        "\nLooks:",
+        distinct=True,
+    ),
+    Prompt(
+        "parts",
+        "Write the visible parts of each thing.\n"
+        "Thing: bicycle\nParts: two wheels, frame, pedals, handlebars\n"
+        "Thing: owl\nParts: large eyes, beak, feathers, wings\nThing:",
+        "\nParts:",
+        distinct=True,
+    ),
+    Prompt(
+        "similar",
+        "Write things that look similar to each thing.\n"
+        "Thing: cello\nSimilar: violin, guitar, double bass\n"
+        "Thing: wolf\nSimilar: dog, coyote, fox\nThing:",
+        "\nSimilar:",
+        distinct=True,
+    ),
+    Prompt(
+        "define",
+        "Define each word.\n"
+        "Word: kayak\nMeaning: a small narrow boat moved with a double paddle\n"
+        "Word: raven\nMeaning: a large black bird of the crow family\nWord:",
+        "\nMeaning:",
+        distinct=True,
+    ),
+    Prompt(
+        "photo",
+        "Write a caption for a photo of each thing.\n"
+        "Thing: tulip\nCaption: red and yellow flowers in a garden in spring\n"
+        "Thing: tram\nCaption: a long vehicle on rails in a city street\nThing:",
+        "\nCaption:",
+        distinct=True,
+    ),
+    Prompt(
+        "belongs",
+        "Write the group that each thing belongs to.\n"
+        "Thing: poodle\nGroup: dog, mammal, animal\n"
+        "Thing: armchair\nGroup: chair, furniture, artifact\nThing:",
+        "\nGroup:",
+        distinct=True,
+    ),
+    Prompt(
+        "used",
+        "Write what each thing does or is used for.\n"
+        "Thing: kettle\nUse: boiling water for tea in the kitchen\n"
+        "Thing: eagle\nUse: flying and hunting for small animals\nThing:",
+        "\nUse:",
         distinct=True,
     ),
 )

@@ -20,6 +20,9 @@ from support.art import tiny_sheet
 from support.tiny import write_llm
 from support.tiny_fit import MEAN, MODEL_CFG, STD
 from vidlex.model.baselines.class_name import TEMPLATES
+from vidlex.model.calibration.domain import DefaultCalibration, LabelBank, Reference
+from vidlex.model.calibration.statistics import DomainStatistics
+from vidlex.model.calibration.stored import to_stored
 from vidlex.model.checkpoint import CheckpointConfig, CheckpointError, copy_checkpoint, load_checkpoint, save_checkpoint
 from vidlex.model.config import LabelEncoderConfig, VideoEncoderConfig
 from vidlex.model.emoji.world import World
@@ -121,6 +124,29 @@ def test_served_scores_equal_those_of_the_trained_network(folders: tuple[Path, P
     features = classifier.encode_video([v.permute(0, 2, 3, 1).numpy() for v in sample.frames])
     served = classifier.scorer.logit(features @ classifier.encode_labels(world.labels).T)
     assert np.allclose(served, expected.numpy(), atol=1e-4)
+
+
+def test_a_default_calibration_is_stored_in_full_precision(
+    folders: tuple[Path, Path], checkpoint: Path, tmp_path: Path
+) -> None:
+    config, tensors, _ = load_checkpoint(checkpoint)
+    assert config.calibration is None and load_classifier(str(checkpoint), device="cpu").calibration is None
+    assert "calibration" not in json.loads((checkpoint / "config.json").read_text())
+    features = np.random.default_rng(0).standard_normal((50, 24)).astype(np.float32)
+    default = DefaultCalibration(DomainStatistics.of(features), Reference(0.1, 0.2), LabelBank(0.1, 0.2, 0.3))
+    entry, more = to_stored(default)
+    stored = tensors | {name: torch.from_numpy(value) for name, value in more.items()}
+    save_checkpoint(tmp_path, replace(config, calibration=entry), stored, half=True)
+    loaded = load_classifier(str(tmp_path), device="cpu").calibration
+    assert loaded is not None
+    np.testing.assert_array_equal(loaded.statistics.mean, default.statistics.mean)
+    np.testing.assert_array_equal(loaded.statistics.basis, default.statistics.basis)
+    assert replace(loaded, statistics=default.statistics) == replace(default, statistics=default.statistics)
+    restore_network(tmp_path, untrained(folders, 2))
+    for changed in (tensors, stored | {"calibration.mean": torch.zeros(23)}):
+        save_checkpoint(tmp_path, replace(config, calibration=entry), changed, half=True)
+        with pytest.raises(CheckpointError, match="calibration"):
+            load_classifier(str(tmp_path), device="cpu")
 
 
 def test_training_changes_the_branch_but_not_the_backbone(folders: tuple[Path, Path], checkpoint: Path) -> None:

@@ -19,7 +19,7 @@ from vidlex.model.text.label_encoder import LabelEncoder
 from vidlex.model.text.llm import FrozenLLM
 from vidlex.model.text.load_llm import load_llm
 from vidlex.model.text.prompts import get_prompt
-from vidlex.model.weights import WeightsError
+from vidlex.model.weights.cache import WeightsError
 
 NAMES = ["x", "golden retriever", "a man rides a bicycle"]
 PROMPT = get_prompt("v1")

@@ -9,7 +9,7 @@ from support.tiny import tiny_clip_text
 from vidlex.model.config import LabelEncoderConfig
 from vidlex.model.text.label_encoder import LabelEncoder
 from vidlex.model.text.load_llm import load_llm
-from vidlex.model.weights import fetch_llm
+from vidlex.model.weights.llm import fetch_llm
 
 CONFIG = LabelEncoderConfig(num_prefixes=2, num_attributes=1, tokens_per_attribute=4, prompting_width=32)
 PAIRS = [("car", "automobile"), ("growing", "getting bigger"), ("doctor", "physician"), ("ocean", "sea")]

@@ -15,7 +15,8 @@ from support.pretrained import WRITERS, write_clip
 from vidlex.model.factory import load_classifier
 from vidlex.model.pretrained.loading import FAMILIES
 from vidlex.model.specs import TRANSFORMERS_TYPES, ModelNotFound, check_spec, is_checkpoint_spec
-from vidlex.model.weights import MODEL_FILES, WeightsError
+from vidlex.model.weights.cache import WeightsError
+from vidlex.model.weights.hub import MODEL_FILES
 
 
 @pytest.fixture(scope="module")
