@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vidlex.model.calibration.domain import DefaultCalibration
 from vidlex.model.scoring import Scorer
 from vidlex.model.types import FrameGeometry
 
@@ -27,13 +28,14 @@ class Classifier(Protocol):
     Methods with labels raise LabelTextError for a name that cannot be encoded whole.
     """
 
-    id: str  # such as ``emoji-small`` or ``open_clip:ViT-B-16/openai``
+    id: str  # such as ``photo-small`` or ``open_clip:ViT-B-16/openai``
     # hash of architecture, weights, preprocessing and prompts; vectors of two fingerprints are not comparable
     fingerprint: str
     dim: int  # D
     geometry: FrameGeometry
     num_frames: int  # default of a request
     scorer: Scorer
+    calibration: DefaultCalibration | None  # shipped with the checkpoint
     default_threshold: float  # probability from which a label without its own threshold matches
     device: str
 

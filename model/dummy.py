@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vidlex.model.calibration.domain import DefaultCalibration
 from vidlex.model.classifier import LabelDescription, LabelTextError
 from vidlex.model.scoring import Scorer
 from vidlex.model.types import FrameGeometry
@@ -41,6 +42,7 @@ class DummyClassifier:
         self.geometry = FrameGeometry(image_size=32, resize_mode="squash")
         self.num_frames = 4
         self.scorer = Scorer(logit_scale=10.0, logit_bias=-5.0)
+        self.calibration: DefaultCalibration | None = None
         self.default_threshold = 0.5
         self.device = "cpu"
 

@@ -19,7 +19,7 @@ from vidlex.service.http.methods import HttpMethods
 from vidlex.service.http.middleware import ErrorBoundary, RequestContext
 from vidlex.service.http.openapi import document
 from vidlex.service.metrics import Metrics
-from vidlex.service.routes import classify, health, keys, label_cards, labels, models, web
+from vidlex.service.routes import calibration, classify, health, keys, label_cards, labels, models, web
 from vidlex.service.runtime.gauges import register_gauges
 from vidlex.service.runtime.runtime import Runtime
 from vidlex.service.settings import Settings
@@ -104,7 +104,8 @@ def create_app(
         tracer=tracer,
     )
     problems.install(app)
-    for router in (labels.router, label_cards.router, classify.router, models.router, health.router, keys.router):
+    routers = (labels, label_cards, classify, calibration, models, health, keys)
+    for router in (module.router for module in routers):
         # Load balancers may add query parameters to health checks.
         strict = [] if router is health.router else [strict_query.STRICT_PARAMETERS]
         app.include_router(router, dependencies=strict)

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from vidlex.service.commands import (
+    calibrate,
     classify,
     demo,
     doctor,
@@ -59,6 +60,7 @@ app.add_typer(models.app, name="models")
 for command in (models.reembed, models.activate, models.rollback):
     labels_app.command(command.__name__)(command)
 app.command("classify")(classify.classify)
+app.command("calibrate")(calibrate.calibrate)
 app.command("samples")(sample_videos.samples)
 app.command("doctor")(doctor.doctor)
 app.command("migrate")(migrate.migrate)

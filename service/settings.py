@@ -15,12 +15,13 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from vidlex.model.specs import DEFAULT_MODEL
 from vidlex.service.bounds import DEFAULT_MAX_LABELS, NAMESPACE_PATTERN, NAMESPACE_RULE
 
 ENV_PREFIX = "VIDLEX_"
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 # Not settings of the service
-_READ_ELSEWHERE = {"VIDLEX_CACHE_DIR", "VIDLEX_LLM_WHEEL", "VIDLEX_URL", "VIDLEX_API_KEY"}
+_READ_ELSEWHERE = {"VIDLEX_CACHE_DIR", "VIDLEX_WHEELS", "VIDLEX_URL", "VIDLEX_API_KEY"}
 _JSON_LIST_RULE = 'must be a JSON list, such as ["{}"]'
 _LIST_EXAMPLES = {
     "allowed_hosts": "tags.example",
@@ -97,9 +98,9 @@ class Settings(BaseSettings):
 
     # model
     model: str = Field(
-        "emoji-small",
+        DEFAULT_MODEL,
         min_length=1,
-        description="zoo name, checkpoint folder, open_clip:..., transformers:... or dummy",
+        description="zoo name, checkpoint folder, clip, open_clip:..., transformers:... or dummy",
     )
     allowed_models: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -107,6 +108,9 @@ class Settings(BaseSettings):
     )
     keep_videos: int = Field(16, ge=0, description="recent videos held in memory to compare models on")
     keep_video_bytes: int = Field(256 * 2**20, ge=0, description="of the frames of all recent videos")
+    collect_statistics: bool = Field(
+        False, description="keep mean and covariance of classified videos' features, for PUT /calibration"
+    )
     device: str = Field(
         "auto",
         pattern=r"^(auto|mps|cuda|cuda:all|cpu(,cpu)*|cuda:\d+(,cuda:\d+)*)$",

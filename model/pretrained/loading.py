@@ -20,7 +20,7 @@ from vidlex.model.pretrained.video import PretrainedVideoEncoder
 from vidlex.model.pretrained.videoprism import VideoPrismModel
 from vidlex.model.pretrained.xclip import XClipModel
 from vidlex.model.specs import ModelNotFound, check_transformers_folder, transformers_folder
-from vidlex.model.weights import fetch_repository
+from vidlex.model.weights.hub import fetch_repository
 
 FAMILIES: dict[str, type[VideoTextModel]] = {
     "clip": ImageTextModel,

@@ -26,7 +26,7 @@ from vidlex.model.factory import Clip
 from vidlex.model.scoring import Scorer
 from vidlex.model.train.losses import POSITIVE, UNKNOWN
 from vidlex.model.train.network import OpenVocabularyNetwork
-from vidlex.model.weights import DEFAULT_LLM
+from vidlex.model.weights.llm import DEFAULT_LLM
 
 
 def write_open_clip_folder(
@@ -108,7 +108,7 @@ def stored_clip(clip: Clip) -> tuple[ClipSource, dict[str, Tensor]]:
 def restore_network(folder: Path, network: OpenVocabularyNetwork) -> None:
     """Raises CheckpointError if shapes differ."""
     config, tensors, _ = load_checkpoint(folder)
-    trained = {name: value for name, value in tensors.items() if not name.startswith("clip.")}
+    trained = {name: value for name, value in tensors.items() if not name.startswith(("clip.", "calibration."))}
     targets = _trainable_tensors(network)
     check_fits(trained, targets)
     with torch.no_grad():

@@ -102,7 +102,7 @@ def live_service(
     command = [sys.executable, "-P", "-m", "vidlex.service.cli", "serve", "--port", "0", "--json"]
     command += ["--model", model, "--device", device, "--data-dir", str(data_dir), "--parent", str(os.getpid())]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VIDLEX_")}
-    inherited = ("VIDLEX_CACHE_DIR", "VIDLEX_LLM_WHEEL")
+    inherited = ("VIDLEX_CACHE_DIR", "VIDLEX_WHEELS")
     environment |= {name: os.environ[name] for name in inherited if name in os.environ}
     environment |= {"VIDLEX_FEATURE_CACHE_BYTES": "0", "VIDLEX_LABEL_CACHE_BYTES": "0"}
     environment |= {f"VIDLEX_{name.upper()}": str(value) for name, value in settings.items()}

@@ -180,7 +180,10 @@ def _best(matches: Matches) -> list[str]:
 def _matched(matches: Matches) -> object:
     # As a request does.
     names = LabelNames(matches.labels)
-    return rank(LabelSimilarities(names, matches.labels, matches.similarity, matches.revision), _OPTIONS, _FACTS)
+    similarities = LabelSimilarities(
+        names, matches.labels, matches.similarity, matches.adjusted, calibration=None, revision=matches.revision
+    )
+    return rank(similarities, _OPTIONS, _FACTS)
 
 
 def _filled(

@@ -19,7 +19,7 @@ from torch import Tensor
 from vidlex.model.factory import load_classifier
 from vidlex.model.text.label_encoder import LabelEncoder
 from vidlex.model.text.load_llm import load_llm
-from vidlex.model.weights import fetch_llm
+from vidlex.model.weights.llm import fetch_llm
 from vidlex.service.bench.harness import (
     BenchError,
     BenchOptions,

@@ -20,7 +20,7 @@ from vidlex.model.text.label_encoder import LabelEncoder
 from vidlex.model.text.label_memory import bound_label_memory, label_stage_bytes
 from vidlex.model.text.load_llm import load_llm
 from vidlex.model.train.losses import NEGATIVE, POSITIVE, weighted_bce
-from vidlex.model.weights import fetch_llm
+from vidlex.model.weights.llm import fetch_llm
 from vidlex.service.bench.harness import Case, Figure
 
 CLIP_NAME = "ViT-B-16-quickgelu"  # random weights: they do not change the memory

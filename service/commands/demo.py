@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from vidlex.model.specs import checkpoint_folder, is_checkpoint_spec
+from vidlex.model.specs import DEFAULT_MODEL, checkpoint_folder
 from vidlex.service.commands.classify import print_ranking
 from vidlex.service.commands.client import ServiceClient
 from vidlex.service.commands.labels.bulk import register
@@ -38,8 +38,8 @@ from vidlex.service.commands.output import (
     use_json,
 )
 from vidlex.service.commands.preflight import require_model, settings_or_error
-from vidlex.service.commands.sample_videos import read_samples, write_colour_video
-from vidlex.service.commands.weights import fetch_llm_with_progress
+from vidlex.service.commands.sample_videos import checkpoint_samples, real_samples, write_colour_video
+from vidlex.service.commands.weights import fetch_model_weights
 
 READY_TIMEOUT_SECONDS = 300.0
 STOP_TIMEOUT_SECONDS = 30.0
@@ -47,6 +47,7 @@ LOG_LINES = 30
 NUM_LABELS = 20
 MIN_OTHERS = 6
 NUM_LABELS_SHOWN = 8
+NUM_RANKS = 8  # of labels that are shown for a video, at least
 MIN_PRECISION = 0.5  # below this ``mean_precision`` the demo fails
 
 # The demo uses an empty store on loopback without API keys.
@@ -54,6 +55,16 @@ _IGNORED_VARIABLES = {"VIDLEX_REDIS_URL", "VIDLEX_REDIS_PASSWORD_FILE", "VIDLEX_
 
 DUMMY_COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0)}
 DUMMY_OTHER_LABELS = ("cyan", "magenta", "white")
+
+# For models without sample videos of their own, together with real videos.
+EVERYDAY_LABELS = (
+    "person", "man", "woman", "crowd", "suit", "bow tie",
+    "bicycle", "car", "taxi", "bus", "truck", "motorcycle", "train", "airplane",
+    "street", "building", "skyscraper", "night", "beach", "forest", "mountain", "grass", "kitchen", "office",
+    "potted plant", "window", "food", "computer", "book",
+    "bird", "parrot", "dog", "cat", "horse", "rabbit", "cartoon",
+    "static camera", "camera pans left", "zooming in", "scene change",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,7 +85,7 @@ def demo(
     ] = False,
     model: Annotated[
         str | None,
-        typer.Option(help="Zoo name, checkpoint folder or dummy. Default: VIDLEX_MODEL, else emoji-small."),
+        typer.Option(help=f"Model, as for `vidlex serve --model`. Default: VIDLEX_MODEL, else {DEFAULT_MODEL}."),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -85,7 +96,7 @@ def demo(
     try:
         with _stop_on_signals(), tempfile.TemporaryDirectory(prefix="vidlex-demo-") as folder:
             samples = find_samples(settings.model, Path(folder))
-            _fetch_weights(settings.model)
+            fetch_model_weights(settings.model, as_json=as_json)
             with _service(Path(folder), settings.model, settings.port) as (process, url):
                 _print(f"Vidlex is ready at [bold]{url}[/] (model: {escape(settings.model)}).", as_json)
                 precision = _classify_samples(url, samples, as_json=as_json)
@@ -98,21 +109,19 @@ def demo(
 
 
 def find_samples(model: str, folder: Path) -> Samples:
-    """The sample videos of a checkpoint; for ``dummy``, videos of a single colour, which are written to ``folder``."""
+    """The sample videos of a checkpoint that has some, else real videos with EVERYDAY_LABELS; for ``dummy``, videos of
+    a single colour, which are written to ``folder``."""
     if model == "dummy":
         videos = []
         for name, rgb in DUMMY_COLOURS.items():
             videos.append((write_colour_video(folder / f"{name}.mp4", rgb), frozenset({name})))
         return Samples((*DUMMY_COLOURS, *DUMMY_OTHER_LABELS), tuple(videos))
-    truth = {}
-    if is_checkpoint_spec(model):
-        truth = {path: frozenset(names) for path, names in read_samples(checkpoint_folder(model)).items()}
-    if not truth:
-        raise CommandError(
-            f"the model {model} has no sample videos; use `vidlex serve --model {model}` and `vidlex classify FILE`"
-        )
-    true_labels = sorted({name for names in truth.values() for name in names})
-    return Samples((*true_labels, *_other_labels(model, true_labels)), tuple(truth.items()))
+    own = checkpoint_samples(model)
+    truth = tuple((video.path, frozenset(video.labels)) for video in own or real_samples())
+    if not own:
+        return Samples(EVERYDAY_LABELS, truth)
+    true_labels = sorted({name for _, names in truth for name in names})
+    return Samples((*true_labels, *_other_labels(model, true_labels)), truth)
 
 
 def _other_labels(model: str, true_labels: Sequence[str]) -> list[str]:
@@ -147,7 +156,7 @@ def _classify_samples(url: str, samples: Samples, *, as_json: bool) -> float:
             with progress(f"classifying {path.name}", total=None):
                 answer = client.classify(path, {"top_k": 0})
             answers.append((answer, truth))
-            shown = {**answer, "labels": answer["labels"][: len(truth) + 3]}
+            shown = {**answer, "labels": answer["labels"][: max(NUM_RANKS, len(truth) + 3)]}
             if not as_json:
                 stdout().print()
                 print_ranking(shown, title=path.name, truth=truth)
@@ -181,16 +190,6 @@ def _wait_until_stopped(process: subprocess.Popen[bytes], url: str, as_json: boo
         _print("Stopping.", as_json)
         return
     raise CommandError(f"the service exited with status {status}")
-
-
-def _fetch_weights(model: str) -> None:
-    """Fetch the language model of a checkpoint before the service starts, with a progress bar."""
-    if model == "dummy":
-        return
-    config = json.loads((checkpoint_folder(model) / "config.json").read_text(encoding="utf-8"))
-    llm = config.get("label", {}).get("llm")
-    if llm:
-        fetch_llm_with_progress(llm)
 
 
 @contextmanager

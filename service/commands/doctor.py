@@ -148,7 +148,7 @@ def _device(settings: Settings) -> Iterator[Finding]:
 
 def _model(settings: Settings) -> Iterator[Finding]:
     from vidlex.model.specs import ModelNotFound, check_spec, checkpoint_folder, is_checkpoint_spec, list_zoo
-    from vidlex.model.weights import cache_dir
+    from vidlex.model.weights.cache import cache_dir
 
     zoo = list_zoo()
     yield Finding("zoo", "ok" if zoo else "note", ", ".join(zoo) or "no checkpoints")
@@ -161,17 +161,29 @@ def _model(settings: Settings) -> Iterator[Finding]:
         if is_checkpoint_spec(name):
             yield from _checkpoint(name, checkpoint_folder(name))
         else:
-            yield Finding("model", "ok", f"{name} (weights are not checked)")
-    llms = sorted(path.name for path in (cache_dir() / "llm").glob("*") if (path / "config.json").is_file())
-    if llms:
-        yield Finding("language model", "ok", f"{', '.join(llms)} in {cache_dir() / 'llm'}")
-    else:
-        yield Finding(
-            "language model", "note", "not fetched yet; run `vidlex weights fetch`, or the first start does it"
-        )
+            yield _hub_model(name)
+    for what, folder in (("language model", cache_dir() / "llm"), ("image tower", cache_dir() / "tower")):
+        found = sorted(path.name for path in folder.glob("*") if (path / "config.json").is_file())
+        if found:
+            yield Finding(what, "ok", f"{', '.join(found)} in {folder}")
+        else:
+            yield Finding(what, "note", "not fetched yet; run `vidlex weights fetch`, or the first start does it")
     free = shutil.disk_usage(_nearest_existing(cache_dir())).free
     enough = free >= MIN_FREE_BYTES
     yield Finding("cache", "ok" if enough else "note", f"{cache_dir()}, {free / 2**30:.1f} GiB free")
+
+
+def _hub_model(name: str) -> Finding:
+    from vidlex.model.specs import resolve_alias
+    from vidlex.model.weights.model import is_cached
+
+    shown = name if resolve_alias(name) == name else f"{name} ({resolve_alias(name)})"
+    cached = is_cached(name)
+    if cached is None:
+        return Finding("model", "ok", f"{shown} (weights are not checked)")
+    if cached:
+        return Finding("model", "ok", f"{shown}; weights are in the model hub's cache")
+    return Finding("model", "note", f"{shown}; not downloaded yet: `vidlex weights fetch {name}`, or the first start")
 
 
 def _checkpoint(name: str, folder: Path) -> Iterator[Finding]:

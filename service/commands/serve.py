@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from vidlex.model.specs import DEFAULT_MODEL, is_checkpoint_spec, list_zoo
 from vidlex.service.commands.output import EXIT_USAGE, CommandError, JsonFlag, print_json, stderr, use_json
 from vidlex.service.commands.preflight import check_service, settings_or_error
+from vidlex.service.commands.weights import fetch_model_weights
 
 if TYPE_CHECKING:
     from vidlex.service.settings import Settings
@@ -36,8 +38,9 @@ def serve(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Zoo name, checkpoint folder, open_clip:NAME/WEIGHTS, transformers:ORG/NAME or transformers:FOLDER. "
-            "Default: VIDLEX_MODEL, else emoji-small."
+            help=f"Zoo name ({', '.join(list_zoo())}), checkpoint folder, clip (SigLIP 2, downloaded: 1.5 GB), "
+            "open_clip:NAME/WEIGHTS, open_clip:local-dir:FOLDER, transformers:ORG/NAME or transformers:FOLDER. "
+            f"Default: VIDLEX_MODEL, else {DEFAULT_MODEL}."
         ),
     ] = None,
     device: Annotated[
@@ -77,6 +80,10 @@ def serve(
             seconds = time.monotonic() - started
             text = f"[bold green]Ready[/] on [bold]{address}[/] after {seconds:.1f} s: {escape(model)}; {labels}"
             stderr().print(f"{text}. Press Ctrl-C to stop.", soft_wrap=True)
+
+    if not is_checkpoint_spec(settings.model):  # from the hub, for minutes: with a progress bar, unlike in the server
+        os.environ.setdefault("TQDM_DISABLE", "1")  # before libraries import tqdm, as the server does
+        fetch_model_weights(settings.model, as_json=as_json)
 
     from vidlex.service.server import serve as run_server
 

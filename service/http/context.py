@@ -19,6 +19,7 @@ from vidlex.service.http.openapi.headers import NAMESPACE_HEADER
 from vidlex.service.http.uploads import Spool
 from vidlex.service.labels.store.redis_keys import is_namespace
 from vidlex.service.metrics import Metrics
+from vidlex.service.models.recent_statistics import RecentStatistics
 from vidlex.service.models.recent_videos import RecentVideos
 from vidlex.service.models.registry import ModelRegistry
 from vidlex.service.models.served_model import Vocabulary
@@ -35,6 +36,7 @@ class Parts:
     models: ModelRegistry
     videos: VideoClassifier
     recent_videos: RecentVideos
+    recent_statistics: RecentStatistics
     may_load: Callable[[str], bool]  # by name, whether clients may load a model
 
 

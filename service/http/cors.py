@@ -7,7 +7,7 @@ from typing import Any
 from vidlex.service.http.openapi.headers import NAMESPACE_HEADER, RESPONSE_HEADERS
 
 OPTIONS: dict[str, Any] = {
-    "allow_methods": ("GET", "HEAD", "POST", "PATCH", "DELETE"),
+    "allow_methods": ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"),
     "allow_headers": (
         "Authorization",
         "X-API-Key",

@@ -31,7 +31,7 @@ PUBLIC_PATHS = frozenset(
     }
 )
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-_NON_ADMIN_RESOURCES = frozenset({"labels", "classify", "openapi.json", "metrics"})
+_NON_ADMIN_RESOURCES = frozenset({"labels", "classify", "calibration", "openapi.json", "metrics"})
 _READ_ONLY_POSTS = ("/classify", "/labels:preview")
 _KEY_HEADERS = (b"authorization", b"x-api-key")
 _MAX_HEADER_BYTES = 256

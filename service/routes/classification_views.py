@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from vidlex.service.classification.classifier import Classification
 from vidlex.service.classification.matching import ClassifyOptions, ScoredLabel
+from vidlex.service.schemas.base import WarningView
 from vidlex.service.schemas.classify import (
     ClassificationView,
     ClassifyParams,
@@ -11,7 +12,6 @@ from vidlex.service.schemas.classify import (
     SegmentView,
     UsageView,
     VideoView,
-    WarningView,
 )
 
 
@@ -53,6 +53,7 @@ def classification_view(result: Classification) -> ClassificationView:
         ),
         labels=[_scored_label_view(scored, result) for scored in result.labels],
         model=ModelView(id=result.facts.id, fingerprint=result.facts.fingerprint),
+        calibration=result.calibration,
         vocabulary_revision=result.revision,
         usage=UsageView(
             decode_ms=_ms(times.decode_seconds),

@@ -19,7 +19,7 @@ from vidlex.service.http.problems import problem_of, request_id_of
 from vidlex.service.http.responses import json_response
 from vidlex.service.models.served_model import Vocabulary
 from vidlex.service.routes.labels import LabelId
-from vidlex.service.schemas.base import ProblemView, validate
+from vidlex.service.schemas.base import ProblemView, WarningView, validate
 from vidlex.service.schemas.cards import (
     CardBatchView,
     CardFailureView,
@@ -28,7 +28,7 @@ from vidlex.service.schemas.cards import (
     NeighbourView,
     PreviewBatchBody,
 )
-from vidlex.service.schemas.classify import ModelView, WarningView
+from vidlex.service.schemas.classify import ModelView
 from vidlex.service.schemas.labels import NewLabelBody
 
 router = APIRouter(tags=["labels"])

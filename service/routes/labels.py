@@ -189,7 +189,7 @@ async def list_labels(
     def work() -> LabelListView:
         vocabulary.await_revision(min_revision, context.revision_wait_seconds)
         page = store.list(limit, after, category, q, parent=parent, prefix=prefix)
-        data = label_views(page.data, store)
+        data = label_views(page.data, vocabulary)
         return LabelListView(
             data=data,
             has_more=page.has_more,
@@ -226,7 +226,7 @@ async def get_label(
     ] = None,
 ) -> Response:
     store = vocabulary.store
-    label = await context_of(request).in_label_thread(lambda: label_view(store.get(label_id), store))
+    label = await context_of(request).in_label_thread(lambda: label_view(store.get(label_id), vocabulary))
     if is_not_modified(label.etag, if_none_match):
         return Response(status_code=304, headers=etag_header(label))
     return json_response(label, headers=etag_header(label))
@@ -252,7 +252,7 @@ async def update_label(
     tags = parse_if_match(if_match)
 
     def work() -> LabelView:
-        return label_view(vocabulary.labeler.update(label_id, changes, if_match=tags), vocabulary.store)
+        return label_view(vocabulary.labeler.update(label_id, changes, if_match=tags), vocabulary)
 
     label = await context.in_label_thread(work)
     return json_response(label, headers=etag_header(label))
@@ -294,7 +294,7 @@ def _register_one(
     )
     if isinstance(outcome, VidlexError):
         raise outcome
-    label = label_view(outcome.label, vocabulary.store)
+    (label,) = label_views([outcome.label], vocabulary)
     headers = {"Location": f"{path}/{label.id}"} | etag_header(label)
     return StoredResponse(201 if outcome.created else 200, headers, label.model_dump_json())
 
@@ -314,7 +314,7 @@ def _register_batch(
             labels, return_existing=return_existing, idempotent_request=idempotent_request, max_labels=max_labels
         ),
     )
-    views = iter(label_views([r.label for r in results if isinstance(r, RegisteredLabel)], vocabulary.store))
+    views = iter(label_views([r.label for r in results if isinstance(r, RegisteredLabel)], vocabulary))
     items: list[LabelResultView | LabelFailureView] = []
     for i, result in enumerate(results):
         if isinstance(result, VidlexError):

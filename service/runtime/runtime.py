@@ -30,6 +30,7 @@ from vidlex.service.http.graceful_shutdown import GracefulShutdown
 from vidlex.service.http.uploads import Spool
 from vidlex.service.labels.store.model_pointer import ModelPointerStore
 from vidlex.service.metrics import Metrics
+from vidlex.service.models.recent_statistics import RecentStatistics
 from vidlex.service.models.recent_videos import RecentVideos
 from vidlex.service.models.registry import ModelRegistry
 from vidlex.service.models.served_model import ServedModel
@@ -77,6 +78,9 @@ class Runtime:
         self.feature_cache = FeatureCache(settings.feature_cache_bytes)
         self._models: ModelRegistry | None = None
         self._recent_videos = RecentVideos(settings.keep_videos, settings.keep_video_bytes)
+        self._recent_statistics = RecentStatistics(
+            is_enabled=settings.collect_statistics, max_namespaces=settings.max_namespaces
+        )
         self.label_cache = LabelCache(
             settings.label_cache_dir, settings.label_cache_bytes, on_lookup=metrics.on_label_lookup
         )
@@ -225,8 +229,9 @@ class Runtime:
             is_store_available=lambda: self._store_connection.is_available,
             revision_wait_seconds=self._settings.revision_wait_seconds,
             recent_videos=self._recent_videos,
+            recent_statistics=self._recent_statistics,
         )
-        return Parts(models, videos, self._recent_videos, self._is_allowed_spec)
+        return Parts(models, videos, self._recent_videos, self._recent_statistics, self._is_allowed_spec)
 
     def _is_allowed_spec(self, spec: str) -> bool:
         # Clients may load only models that the operator has named, not any path.

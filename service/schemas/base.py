@@ -50,6 +50,13 @@ class View(BaseModel):
     model_config = ConfigDict(json_schema_serialization_defaults_required=True)
 
 
+class WarningView(View):
+    """A fact that may make a result less useful than it looks."""
+
+    code: str = Field(description="Stable identifier.", examples=["vocabulary_empty"])
+    detail: str = Field(description="Explanation for people.", examples=["No label is registered yet"])
+
+
 class ProblemItemView(View):
     """One invalid member or parameter."""
 

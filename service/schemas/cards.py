@@ -5,8 +5,8 @@ from typing import Literal
 from pydantic import Field, SkipValidation
 
 from vidlex.service.bounds import MAX_PREVIEWS
-from vidlex.service.schemas.base import Int64, ProblemView, Strict, View
-from vidlex.service.schemas.classify import ModelView, WarningView
+from vidlex.service.schemas.base import Int64, ProblemView, Strict, View, WarningView
+from vidlex.service.schemas.classify import ModelView
 from vidlex.service.schemas.labels import NewLabelBody
 
 
@@ -45,7 +45,8 @@ class CardView(View):
     neighbours: list[NeighbourView] = Field(description="The nearest stored labels, nearest first.")
     warnings: list[WarningView] = Field(
         description="`near_duplicate`: the model hardly distinguishes it from another label. `label_exists`: another "
-        "label has the name or alias. `label_not_encoded`: the served model has not encoded it yet."
+        "label has the name or alias. `label_not_encoded`: the served model has not encoded it yet. "
+        "`hub_label`: it is close to nearly every video."
     )
     model: ModelView = Field(description="The model that made this card.")
     vocabulary_revision: Int64 = Field(description="Revision of the vocabulary that was compared with.", examples=[2])

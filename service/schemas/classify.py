@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from vidlex.service.bounds import MAX_CANDIDATES, MAX_LABEL_IDS
-from vidlex.service.schemas.base import Int64, Milliseconds, Name, Probability, Revision, Strict, View
+from vidlex.service.schemas.base import Int64, Milliseconds, Name, Probability, Revision, Strict, View, WarningView
 
 
 class ClassifyParams(Strict):
@@ -126,7 +126,7 @@ class CoverageView(View):
 class ModelView(View):
     """A model."""
 
-    id: str = Field(description="Name of the model.", examples=["emoji-small"])
+    id: str = Field(description="Name of the model.", examples=["photo-small"])
     fingerprint: str = Field(description="Identifies the model and its label vectors.", examples=["dummy-1"])
 
 
@@ -140,13 +140,6 @@ class UsageView(View):
     cached: bool = Field(description="The video's features were cached: nothing was decoded or encoded.")
 
 
-class WarningView(View):
-    """A fact that may make a result less useful than it looks."""
-
-    code: str = Field(description="Stable identifier.", examples=["vocabulary_empty"])
-    detail: str = Field(description="Explanation for people.", examples=["No label is registered yet"])
-
-
 class ClassificationView(View):
     """Labels of a video."""
 
@@ -155,6 +148,10 @@ class ClassificationView(View):
     coverage: CoverageView = Field(description="The frames that were used.")
     labels: list[ScoredLabelView] = Field(description="The labels, highest score first.")
     model: ModelView = Field(description="The model that scored the labels.")
+    calibration: str | None = Field(
+        description="Fingerprint of the namespace's calibration that the scores are of; null: the model's own scores.",
+        examples=["5b0c7ad91e3f2468"],
+    )
     vocabulary_revision: Int64 = Field(description="Revision of the vocabulary that was used.", examples=[2])
     usage: UsageView = Field(description="Time spent on the request.")
     warnings: list[WarningView] = Field(

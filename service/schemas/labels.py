@@ -12,7 +12,7 @@ from vidlex.service.bounds import (
     MAX_METADATA_LEVELS,
     MAX_PARENTS,
 )
-from vidlex.service.schemas.base import Int64, Name, Probability, ProblemView, Strict, View
+from vidlex.service.schemas.base import Int64, Name, Probability, ProblemView, Strict, View, WarningView
 
 _ALIASES = "Other names of the label, for lookups and filters; the model reads only `name`."
 _CATEGORIES = "Groups to filter by; case is ignored."
@@ -87,6 +87,10 @@ class LabelView(View):
     updated_at_ms: Int64 = Field(description="Unix time of the last change in milliseconds.", examples=[1796057582384])
     revision: Int64 = Field(
         description="The vocabulary's revision after the last change; usable as `min_revision`.", examples=[2]
+    )
+    warnings: list[WarningView] = Field(
+        description="`hub_label`: the label is close to nearly every video of the calibrated domain, or of those that "
+        "the model knows; its score tells them apart poorly."
     )
     etag: str = Field(
         description="The entity tag without quotes, for `If-Match` and `If-None-Match`.", examples=["2-1a22d5fcb30"]

@@ -15,7 +15,7 @@ class PrepareModelBody(Strict):
         min_length=1,
         max_length=1000,
         description="`VIDLEX_MODEL`, the name of a model of the zoo, or one of `VIDLEX_ALLOWED_MODELS`.",
-        examples=["emoji-small"],
+        examples=["photo-small"],
     )
 
 
@@ -30,8 +30,8 @@ class DropModelBody(Strict):
 class LoadedModelView(View):
     """A model and how far it has encoded the labels."""
 
-    model: str = Field(description="What was passed to `prepare_model`, or `VIDLEX_MODEL`.", examples=["emoji-small"])
-    id: str = Field(description="Name of the model.", examples=["emoji-small"])
+    model: str = Field(description="What was passed to `prepare_model`, or `VIDLEX_MODEL`.", examples=["photo-small"])
+    id: str = Field(description="Name of the model.", examples=["photo-small"])
     fingerprint: str = Field(description="Identifies the model and its label vectors.", examples=["dummy-1"])
     loaded: bool = Field(description="Whether the responding replica has loaded it.")
     num_encoded: int = Field(description="Labels of all namespaces with a vector of this model.", examples=[230])
@@ -51,7 +51,7 @@ class ModelsView(View):
     """The served model, and models that can replace it."""
 
     object: Literal["models"] = Field(default="models", description="Type of this object.")
-    configured: str = Field(description="`VIDLEX_MODEL` of the responding replica.", examples=["emoji-small"])
+    configured: str = Field(description="`VIDLEX_MODEL` of the responding replica.", examples=["photo-small"])
     served: LoadedModelView = Field(description="The model that answers requests.")
     previous: LoadedModelView | None = Field(description="The model that `rollback_model` serves again.")
     prepared: LoadedModelView | None = Field(description="The model that `activate_model` serves.")

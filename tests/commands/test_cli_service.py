@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 
 from support.live import live_service
 from support.processes import PATIENCE_SECONDS, until
+from vidlex.model.specs import DEFAULT_MODEL
 from vidlex.service.cli import app
 from vidlex.service.commands.sample_videos import write_colour_video
 
@@ -172,7 +173,7 @@ def test_rejected_request_shows_the_message_of_the_service(url: str, red: Path) 
 
 
 def clean_environment(tmp_path: Path) -> dict[str, str]:
-    weights = ("VIDLEX_CACHE_DIR", "VIDLEX_LLM_WHEEL")
+    weights = ("VIDLEX_CACHE_DIR", "VIDLEX_WHEELS")
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("VIDLEX_") or key in weights}
     return inherited | {"VIDLEX_DATA_DIR": str(tmp_path / "data"), "TMPDIR": str(tmp_path), "VIDLEX_MODEL": "dummy"}
 
@@ -198,6 +199,19 @@ def test_demo_of_the_shipped_checkpoint_is_accurate(tmp_path: Path) -> None:
     shown = json.loads(done.stdout)
     assert shown["mean_precision"] > 0.6 and len(shown["results"]) >= 3
     assert all(len(result["labels"]) >= 20 for result in shown["results"]), "includes labels that are in no video"
+
+
+def test_the_demo_of_the_default_model_names_what_real_videos_show(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vidlex.service.cli", "demo", "--exit", "--json", "--model", DEFAULT_MODEL]
+    done = subprocess.run(command, env=clean_environment(tmp_path), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    assert shown["mean_precision"] >= 0.5
+    ranked = {r["file"]: [label["name"] for label in r["labels"]] for r in shown["results"]}
+    assert all(len(names) == 40 for names in ranked.values())
+    assert set(ranked["carphone_pristine.mp4"][:4]) == {"suit", "person", "man", "bow tie"}
+    assert {"street", "person"} <= set(ranked["bikes.mp4"][:4])
+    assert ranked["bigbuckbunny.mp4"][0] == "grass"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -56,13 +56,13 @@ def test_misspelt_model_is_refused_with_a_suggestion(tmp_path: Path) -> None:
     status, error = refusal("--model", "emoji-smal", "--data-dir", tmp_path)
     assert status == 2
     assert "no model 'emoji-smal': did you mean 'emoji-small'?" in error
-    assert "(emoji-small)" in error and "open_clip:" in error, "valid models are listed"
+    assert "(emoji-small, photo-small)" in error and "open_clip:" in error, "valid models are listed"
 
 
 def test_unknown_model_is_refused_with_the_list(tmp_path: Path) -> None:
     status, error = refusal("--model", "whisper", "--data-dir", tmp_path)
     assert status == 2
-    assert "did you mean" not in error and "(emoji-small)" in error
+    assert "did you mean" not in error and "(emoji-small, photo-small)" in error
 
 
 @pytest.fixture
@@ -150,6 +150,16 @@ def test_checkpoint_that_cannot_be_loaded_ends_the_start_with_the_reason(checkpo
     assert done.returncode == 1
     message = " ".join(done.stderr[done.stderr.rindex("error:") :].split())
     assert message.startswith("error: the service could not start: it failed while loading the model: ")
+
+
+def test_a_model_that_cannot_be_downloaded_ends_the_start_with_the_remedy(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vidlex.service.cli", "serve", "--port", "0", "--model", "clip", "--json"]
+    command += ["--data-dir", str(tmp_path / "data")]
+    offline = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": str(tmp_path / "hf")}
+    done = subprocess.run(command, env=offline, check=False, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+    assert done.returncode == 1
+    detail = json.loads(done.stderr.splitlines()[-1])["error"]["detail"]
+    assert "could not fetch 'timm/ViT-B-32-SigLIP2-256'" in detail and "open_clip:local-dir:/path/to/folder" in detail
 
 
 # --- output

@@ -15,6 +15,7 @@ import yaml
 
 from support.serving import serving
 from support.topology import COMPOSE, DOCKERFILE, ROOT, SERVICES, tool
+from vidlex.model.specs import DEFAULT_MODEL
 from vidlex.service.access.key_file import read_key_file
 from vidlex.service.settings import unknown_variables
 
@@ -29,6 +30,10 @@ def test_the_compose_file_fits_the_specification() -> None:
     broken = json.loads(json.dumps(COMPOSE))
     broken["services"]["store"]["no_such_option"] = 1
     assert list(validator.iter_errors(broken)), "the check can fail"
+
+
+def test_the_default_model_is_that_of_the_service() -> None:
+    assert all(SERVICES[name]["environment"]["VIDLEX_MODEL"] == f"${{VIDLEX_MODEL:-{DEFAULT_MODEL}}}" for name in OURS)
 
 
 def test_the_dockerfile_passes_its_linter() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 MODEL_BASE = (
     "model.types",
     "model.scoring",
+    "model.calibration",
     "model.config",
     "model.classifier",
     "model.specs",
@@ -23,11 +24,12 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "model.scoring": (),
     "model.config": (),
     "model.specs": (),
-    "model.weights": (),
+    "model.weights": ("model.specs",),
     "model.packed_linear": (),
-    "model.classifier": ("model.scoring", "model.types"),
-    "model.dummy": ("model.classifier", "model.scoring", "model.types"),
-    "model.checkpoint": ("model.config", "model.files", "model.scoring", "model.types"),
+    "model.calibration": ("model.scoring",),
+    "model.classifier": ("model.scoring", "model.calibration", "model.types"),
+    "model.dummy": ("model.classifier", "model.scoring", "model.calibration", "model.types"),
+    "model.checkpoint": ("model.config", "model.files", "model.scoring", "model.calibration", "model.types"),
     "model.decode": ("model.types",),
     "model.extensions": ("model.config",),
     "model.video": (*MODEL_BASE, "model.extensions"),
@@ -36,7 +38,16 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "model.emoji": ("model.data",),
     "model.baselines": (*MODEL_BASE, "model.text"),
     "model.pretrained": (*MODEL_BASE, "model.video"),
-    "model.torch_classifier": (*MODEL_BASE, "model.video", "model.text", "model.baselines", "model.pretrained"),
+    # Labels by kernel regression, videos by an image classifier and the motion branch.
+    "model.kernel": (*MODEL_BASE, "model.checkpoint", "model.video", "model.text"),
+    "model.torch_classifier": (
+        *MODEL_BASE,
+        "model.video",
+        "model.text",
+        "model.kernel",
+        "model.baselines",
+        "model.pretrained",
+    ),
     "model.factory": (
         *MODEL_BASE,
         "model.dummy",
@@ -45,10 +56,15 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "model.extensions",
         "model.video",
         "model.text",
+        "model.kernel",
         "model.baselines",
         "model.pretrained",
     ),
     "model.eval": (*MODEL_BASE, "model.data", "model.decode"),
+    # Videos rendered from photos with exactly known camera work, the branch trained on them, its evaluation.
+    "model.camera_work": (*MODEL_BASE, "model.video", "model.eval"),
+    # Builds photo-small: labels learned from the image classifier's weights, WordNet and free photographs.
+    "model.photo": (*MODEL_BASE, "model.kernel", "model.factory", "model.eval", "model.video", "model.text"),
     "model.train": (
         *MODEL_BASE,
         "model.checkpoint",
@@ -84,7 +100,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "migrations": (),
     "service.errors": (),
     "service.bounds": (),
-    "service.settings": ("service.bounds",),
+    "service.settings": ("service.bounds", "model.specs"),
     "service.logs": (),
     "service.metrics": (),
     "service.tracing": (),
@@ -101,6 +117,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "service.labels.index",
         "service.engine",
         "service.registration",
+        "model.calibration",
         "model.classifier",
         "model.scoring",
         "model.types",
@@ -218,11 +235,11 @@ TRANSITIVELY_FORBIDDEN = {
     "model.decode": ("torch", "open_clip", "transformers"),
     "model.types": ("torch",),
     "model.scoring": ("torch",),
+    "model.calibration": ("torch", "open_clip", "transformers"),
 }
 
 # Folders of more than 12 modules, and the one subject of each.
 LARGE_FOLDERS = {
-    "model": "what a checkpoint is: types, configuration, files, loading; the parts have folders of their own",
     "model/sources": "training data: where videos and their labels come from, and how they are read",
     "model/train": "the paper's fine-tuning: its stages, what they share, and the baselines",
     "model/suite": "the experiment: its rows, their training, their report",
@@ -230,6 +247,7 @@ LARGE_FOLDERS = {
     "service/commands": "one command or group of commands per file, and their output",
     "service/http": "the way of a request to its route and back",
     "service/labels/store": "the label store: one Redis structure or operation per file",
+    "tests/commands": "tests of the command line, one group of commands per file",
     "tests/labels": "tests of the store, the index and the embedded server",
     "tests/model": "tests of the encoders and their checkpoints, one part per file",
     "tests/train": "tests of training, one part per file",

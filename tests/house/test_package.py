@@ -77,6 +77,7 @@ def test_the_wheel_contains_all_files_of_the_package(entries: dict[str, zipfile.
     for name in ("web/index.html", "web/vendor/swagger-ui/swagger-ui-bundle.js", "web/vendor/swagger-ui/LICENSE"):
         assert f"vidlex/service/{name}" in entries
     assert "vidlex/model/zoo/emoji-small/model.safetensors" in entries
+    assert "vidlex/model/photo/photos.jsonl" in entries
     assert sum(name.endswith(".mp4") for name in entries) == 4
 
 
@@ -174,7 +175,7 @@ def test_unreachable_service_is_reported(client_bin: Path, folder: Path) -> None
 
 def test_the_client_works_with_a_live_service(client_bin: Path, folder: Path) -> None:
     vidlex = client_bin / "vidlex"
-    samples = json.loads(run(vidlex, "samples", "--json", cwd=folder).stdout)
+    samples = json.loads(run(vidlex, "samples", "--model", "emoji-small", "--json", cwd=folder).stdout)
     with live_service(folder / "data") as url:
         for arguments, expected in (
             (["labels", "add", "red", "blue"], "added red"),
@@ -204,6 +205,7 @@ def test_the_client_works_with_a_live_service(client_bin: Path, folder: Path) ->
         ("keys list --direct", "server"),
         ("labels verify", "server"),
         ("weights fetch", "server"),
+        ("samples", "server"),
         ("bench match --quick", "server"),
         ("bench match --json", "server"),
         ("data build tao", "server"),

@@ -186,7 +186,7 @@ def test_openapi_lists_all_paths_and_schemas(client: TestClient) -> None:
     health = {"/livez", "/readyz", "/metrics"}
     labels = {"/labels", "/labels/{label_id}", "/labels/{label_id}/card", "/labels:preview"}
     models = {"/models"} | {f"/models:{verb}" for verb in ("prepare", "diff", "activate", "rollback", "drop")}
-    assert set(document["paths"]) == health | labels | models | {"/classify", "/keys", "/keys/{key_id}"}
+    assert set(document["paths"]) == health | labels | models | {"/classify", "/calibration", "/keys", "/keys/{key_id}"}
     text = json.dumps(document)
     assert "HTTPValidationError" not in text and "application/problem+json" in text
     body = document["paths"]["/classify"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]

@@ -215,7 +215,7 @@ def test_targets_find_simulated_photos() -> None:
         assert found > 0.8, text
         mean = truth @ directions / truth.sum()
         assert found > roc_auc_score(truth[shown] > 0, photos @ mean) - 0.01
-        assert sigmoid32(logits).mean() == pytest.approx(truth[shown].mean(), abs=0.02)
+        assert sigmoid32(logits).mean() == pytest.approx(truth[shown].mean(), abs=0.05)
 
 
 def log_likelihood(targets: Sequence[Target], photos: Floats, truth: Floats, known: NDArray[np.bool_]) -> float:

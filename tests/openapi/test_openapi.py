@@ -23,11 +23,13 @@ from vidlex.service.http.openapi.headers import RESPONSE_HEADERS
 OPERATION_IDS = {
     "create_labels", "list_labels", "get_label", "update_label", "delete_label", "get_label_card", "preview_labels",
     "classify_video",
+    "get_calibration", "put_calibration", "delete_calibration",
     "get_models", "prepare_model", "activate_model", "rollback_model", "drop_model", "diff_models",
     "create_key", "list_keys", "revoke_key",
     "get_liveness", "get_readiness", "get_metrics",
 }  # fmt: skip
-IN_NAMESPACE = {name for name in OPERATION_IDS if "label" in name} | {"classify_video", "diff_models"}
+IN_NAMESPACE = {name for name in OPERATION_IDS if "label" in name or "calibration" in name}
+IN_NAMESPACE |= {"classify_video", "diff_models"}
 PUBLIC = {"get_liveness", "get_readiness"}
 VALUES = ("default", "const", "enum", "example", "examples", "value")
 
@@ -89,7 +91,7 @@ def test_general_information_is_complete(document: dict[str, Any]) -> None:
 def test_tags_are_declared_described_and_used(document: dict[str, Any], operations: dict[str, Any]) -> None:
     assert all(tag["description"] for tag in document["tags"])
     declared = [tag["name"] for tag in document["tags"]]
-    assert declared == ["labels", "classify", "models", "keys", "health"]
+    assert declared == ["labels", "classify", "calibration", "models", "keys", "health"]
     assert {tag for operation in operations.values() for tag in operation["tags"]} == set(declared)
 
 

@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from vidlex.model.specs import DEFAULT_MODEL
 from vidlex.service.commands.experiments.dataclass_options import is_user_error
 from vidlex.service.commands.extras import require
 from vidlex.service.commands.output import CommandError, JsonFlag, print_json, progress, stdout, use_json
@@ -21,7 +22,8 @@ def evaluate(
     manifest: Annotated[Path, typer.Argument(help="A manifest.jsonl, as written by `vidlex data build`.")],
     *,
     model: Annotated[
-        str | None, typer.Option(help="Model, as for `vidlex serve --model`. Default: VIDLEX_MODEL, else emoji-small.")
+        str | None,
+        typer.Option(help=f"Model, as for `vidlex serve --model`. Default: VIDLEX_MODEL, else {DEFAULT_MODEL}."),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, cuda or cuda:N. Default: VIDLEX_DEVICE, else auto.")
@@ -37,6 +39,10 @@ def evaluate(
         typer.Option(help="Split to measure on, such as test; all: every entry. Needed if the manifest has several."),
     ] = None,
     num_frames: Annotated[int | None, typer.Option(min=1, help="Frames per video. Default: of the model.")] = None,
+    calibrate_on: Annotated[
+        list[Path] | None,
+        typer.Option(help="Calibrate on these unlabelled videos first, as `vidlex calibrate` does; may be repeated."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the metrics to this JSON file.")] = None,
     tables: Annotated[
         Path | None, typer.Option(help="Also write labels.csv, reliability.png and curves.png to this folder.")
@@ -54,8 +60,9 @@ def evaluate(
         raise CommandError(f"{manifest} is not a file")
     require_model(settings.model)
     metrics = _measure(
-        settings.model, settings.device, manifest, labels, split=split, num_frames=num_frames, tables=tables
-    )
+        settings.model, settings.device, manifest, labels, split=split, num_frames=num_frames, tables=tables,
+        calibrate_on=calibrate_on or [],
+    )  # fmt: skip
     if out is not None:
         try:
             out.write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -76,8 +83,10 @@ def _measure(
     split: str | None,
     num_frames: int | None,
     tables: Path | None,
+    calibrate_on: list[Path],
 ) -> dict[str, Any]:
     from vidlex.model.data.dataset import read_dataset_info, read_labels
+    from vidlex.model.eval.encode_files import calibrate
     from vidlex.model.eval.evaluate import (
         check_vocabulary,
         label_table,
@@ -100,6 +109,10 @@ def _measure(
         kinds = {name: text.kind for name, text in texts.items() if text.kind is not None}
         with progress("loading the model", total=None) as bar:
             classifier = load_classifier(model, device=list_devices(device)[0])
+            calibration = None
+            if calibrate_on:
+                bar.update(bar.task_ids[0], description="calibrating")
+                calibration = calibrate(classifier, calibrate_on, num_frames=num_frames)
             bar.update(bar.task_ids[0], description="encoding the labels")
             scores = score(
                 classifier,
@@ -109,19 +122,18 @@ def _measure(
                 unlabelled=info.unlabelled,
                 split=split,
                 num_frames=num_frames,
+                calibration=calibration,
                 progress=lambda done, total: bar.update(
                     bar.task_ids[0], description="scoring", completed=done, total=total
                 ),
             )
             metrics = report(classifier, scores, kinds or None)
             if info.protocol is not None:
-                metrics[f"official_{info.protocol}"] = protocol_metrics(
-                    classifier, scores, manifest.parent, info.protocol
-                )
+                metrics[f"official_{info.protocol}"] = protocol_metrics(scores, manifest.parent, info.protocol)
         if tables is not None:
             tables.mkdir(parents=True, exist_ok=True)
-            _write_csv(tables / "labels.csv", label_table(classifier, scores, kinds))
-            _write_plots(tables, classifier.scorer.logit(scores.similarities), scores, metrics)
+            _write_csv(tables / "labels.csv", label_table(scores, kinds))
+            _write_plots(tables, scores.scorer.logit(scores.similarities), scores, metrics)
     except Exception as error:
         if isinstance(error, CommandError) or not is_user_error(error):
             raise

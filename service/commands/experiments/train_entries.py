@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Literal
 
 from vidlex.model.config import BaselineConfig, LabelEncoderConfig, Method, VideoEncoderConfig
+from vidlex.model.photo.config import BuildConfig, LearnConfig
 from vidlex.model.sources.config import DataConfig, EmojiConfig
 from vidlex.model.suite.config import SuiteConfig
 from vidlex.model.suite.pretrain_config import PretrainConfig
 from vidlex.model.train.fit_config import FitConfig
-from vidlex.model.weights import cache_dir
+from vidlex.model.weights.cache import cache_dir
 from vidlex.service.commands.experiments.dataclass_options import command_line
 from vidlex.service.commands.output import progress
 
@@ -129,6 +130,15 @@ def ship(
     from vidlex.model.suite.ship import main
 
     return main(checkpoint=checkpoint, art_cache=art_cache, name=name, num_test_videos=num_test_videos)
+
+
+def photo(config: BuildConfig, learn: LearnConfig) -> Path:
+    """Learn labels from an image classifier's weights and photographs, and write the checkpoint photo-small."""
+    from vidlex.model.photo.build import build
+
+    with progress("reading", total=None) as bar:
+        build(config, learn, report=lambda text: bar.update(bar.task_ids[0], description=text))
+    return config.out
 
 
 def suite(

@@ -30,6 +30,13 @@ add_entry(
 )
 add_entry(
     train,
+    "vidlex train photo",
+    f"{_FUNCTIONS}:photo",
+    help="Learn labels from an image classifier's weights and photographs, and write the checkpoint photo-small.",
+    requires=("scipy",),
+)
+add_entry(
+    train,
     "vidlex train ship",
     f"{_FUNCTIONS}:ship",
     help="Evaluate a trained checkpoint on held-out videos, and copy it to the zoo with its model card.",

@@ -27,7 +27,9 @@ FORMATS: tuple[FileFormat, ...] = ("jsonl", "json", "csv", "txt")
 LISTS = ("aliases", "categories", "parents")
 FIELDS = ("name", *LISTS, "threshold", "metadata")
 CELL_SEPARATOR = "|"
-_IGNORED = frozenset({"object", "id", "created_at_ms", "updated_at_ms", "revision", "etag"})  # of GET /labels
+_IGNORED = frozenset(
+    {"object", "id", "created_at_ms", "updated_at_ms", "revision", "warnings", "etag"}
+)  # of GET /labels
 _EMPTY: dict[str, Any] = {"aliases": [], "categories": [], "parents": [], "threshold": None, "metadata": {}}
 
 

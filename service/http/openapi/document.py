@@ -14,6 +14,7 @@ from vidlex.service.http.openapi.errors import error_codes, error_refs, response
 from vidlex.service.http.openapi.examples import REQUEST_EXAMPLES, RESPONSE_EXAMPLES
 from vidlex.service.http.openapi.headers import PARAMETERS, RESPONSE_HEADERS, header_refs
 from vidlex.service.http.openapi.info import INFO, SECURITY_SCHEMES
+from vidlex.service.schemas.calibration import CalibrationBody
 from vidlex.service.schemas.cards import PreviewBatchBody
 from vidlex.service.schemas.classify import ClassifyParams
 from vidlex.service.schemas.keys import NewKeyBody
@@ -30,6 +31,7 @@ _BODIES = (
     NewKeyBody,
     PrepareModelBody,
     DropModelBody,
+    CalibrationBody,
 )
 _VALUES = ("default", "const", "enum", "examples")  # keywords that contain values, not schemas
 

@@ -20,6 +20,7 @@ _DOG: dict[str, Any] = {
     "created_at_ms": _TIME_MS,
     "updated_at_ms": _TIME_MS,
     "revision": 1,
+    "warnings": [],
     "etag": "1-1a22d5fcb30",
 }
 _RETRIEVER = _DOG | {
@@ -32,7 +33,7 @@ _RETRIEVER = _DOG | {
     "etag": "2-1a22d5fcb30.6c1d2f",
 }
 _NEW_LABEL = {"name": "golden retriever", "aliases": ["goldie"], "categories": ["animal"], "parents": ["dog"]}
-_MODEL = {"id": "emoji-small", "fingerprint": "emoji-small-4f6c1a"}
+_MODEL = {"id": "photo-small", "fingerprint": "photo-small-4f6c1a"}
 _NEXT_MODEL = {"id": "emoji-base", "fingerprint": "emoji-base-90b2de"}
 _CARD = {
     "object": "label.card",
@@ -88,9 +89,35 @@ _CLASSIFICATION = {
         }
     ],
     "model": _MODEL,
+    "calibration": None,
     "vocabulary_revision": 2,
     "usage": {"decode_ms": 21, "encode_ms": 64, "match_ms": 1, "queue_ms": 0, "cached": False},
     "warnings": [],
+}
+
+
+_CALIBRATION = {
+    "object": "calibration",
+    "fingerprint": "5b0c7ad91e3f2468",
+    "model": _MODEL,
+    "source": "videos",
+    "num_videos": 16,
+    "created_at_ms": _TIME_MS,
+    "has_platt": False,
+    "num_recent_videos": 0,
+    "stored": True,
+    "vocabulary_revision": 3,
+    "labels": [
+        {
+            "id": _DOG["id"],
+            "name": "dog",
+            "mean_similarity": 0.21,
+            "std_similarity": 0.03,
+            "share_before": 0.41,
+            "share_after": 0.02,
+            "hub": False,
+        }
+    ],
 }
 
 
@@ -102,7 +129,7 @@ def _loaded(model: dict[str, str], num_encoded: int) -> dict[str, Any]:
 def _models(served: dict[str, str], **more: Any) -> dict[str, Any]:
     return {
         "object": "models",
-        "configured": "emoji-small",
+        "configured": "photo-small",
         "served": _loaded(served, 2),
         "previous": None,
         "prepared": None,
@@ -120,7 +147,7 @@ _CHECKS = {
     for name, detail in {
         "store": "answers",
         "schema": "up to date",
-        "model": "emoji-small fast bfloat16",
+        "model": "photo-small fast bfloat16",
         "encoder": "the last forward pass succeeded",
         "index": "2 labels",
         "decoders": "4 of 4 alive",
@@ -137,6 +164,19 @@ REQUEST_EXAMPLES: dict[str, dict[str, Any]] = {
     "preview_labels": {
         "label": {"name": "golden retriever"},
         "batch": {"labels": [{"name": "golden retriever"}, {"name": "dog"}]},
+    },
+    "put_calibration": {
+        "statistics": {
+            "source": "statistics",
+            "statistics": {
+                "model": "dummy-1",
+                "num_videos": 16,
+                "mean": "AACAPgAAgD4AAIA+",
+                "basis": "zczMPQAAAAAAAAAA",
+                "residual": 0.0001,
+            },
+        },
+        "recent": {"source": "recent", "dry_run": True},
     },
     "prepare_model": {"zoo": {"model": "emoji-base"}},
     "drop_model": {"fingerprint": {"fingerprint": _NEXT_MODEL["fingerprint"]}},
@@ -176,6 +216,8 @@ RESPONSE_EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
         },
     },
     ("classify_video", "200"): {"segments": _CLASSIFICATION},
+    ("get_calibration", "200"): {"calibration": _CALIBRATION},
+    ("put_calibration", "200"): {"calibration": _CALIBRATION},
     ("get_models", "200"): {"models": _PREPARED},
     ("prepare_model", "202"): {"loading": _models(_MODEL, loading="emoji-base")},
     ("activate_model", "200"): {"activated": _models(_NEXT_MODEL, previous=_loaded(_MODEL, 2))},

@@ -34,6 +34,7 @@ replica.
     "tags": [
         {"name": "labels", "description": "The vocabulary: register, list, change and remove labels."},
         {"name": "classify", "description": "Find the labels of a video."},
+        {"name": "calibration", "description": "Make scores comparable, from unlabelled videos of one's own domain."},
         {"name": "models", "description": "Replace the served model without downtime. Requires the scope `admin`."},
         {"name": "keys", "description": "API keys. Requires the scope `admin`."},
         {"name": "health", "description": "Health checks and metrics."},
