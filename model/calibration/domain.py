@@ -143,6 +143,13 @@ class DefaultCalibration:
     statistics: DomainStatistics
     reference: Reference
     bank: LabelBank | None = None
+    # at most this much of a label's mean in a domain is subtracted; less than 1 where labels have a learned bias, which
+    # is most of their mean and says how common they are
+    mean_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mean_weight <= 1:
+            raise ValueError(f"mean_weight must be between 0 and 1, got {self.mean_weight}")
 
 
 def bank_of(statistics: DomainStatistics, vectors: NDArray[np.float32]) -> LabelBank:

@@ -56,6 +56,7 @@ def fit_domain(
         raise CalibrationError("the videos are all the same to this model")
     n = domain.num_videos
     weight = _share(means - means.mean(), mean_variance / n) * n / (n + _PRIOR_VIDEOS)
+    weight *= 1.0 if default is None else default.mean_weight
     spread_weight = _share(variances / mean_variance - 1, 2 * _TAIL_FACTOR / (n - 1))
     spread_weight *= _MAX_SPREAD_WEIGHT * n / (n + _PRIOR_VIDEOS_OF_SPREAD)
     calibration = DomainCalibration(

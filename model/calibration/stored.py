@@ -26,6 +26,7 @@ class StoredCalibration:
     bank_mean: float | None = None  # these three, or none of them
     bank_std_of_means: float | None = None
     bank_std: float | None = None
+    mean_weight: float = 1.0
 
 
 def to_stored(calibration: DefaultCalibration) -> tuple[StoredCalibration, dict[str, NDArray[np.float32]]]:
@@ -37,6 +38,7 @@ def to_stored(calibration: DefaultCalibration) -> tuple[StoredCalibration, dict[
         reference.mean,
         reference.std,
         *((None,) * 3 if bank is None else (bank.mean, bank.std_of_means, bank.std)),
+        mean_weight=calibration.mean_weight,
     )
     return entry, {MEAN: statistics.mean, BASIS: statistics.basis}
 
@@ -48,4 +50,5 @@ def from_stored(entry: StoredCalibration, tensors: Mapping[str, NDArray[np.float
     reference = Reference(entry.reference_mean, entry.reference_std)
     numbers = (entry.bank_mean, entry.bank_std_of_means, entry.bank_std)
     known = [number for number in numbers if number is not None]
-    return DefaultCalibration(statistics, reference, LabelBank(*known) if len(known) == 3 else None)
+    bank = LabelBank(*known) if len(known) == 3 else None
+    return DefaultCalibration(statistics, reference, bank, entry.mean_weight)

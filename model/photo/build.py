@@ -46,6 +46,9 @@ from vidlex.model.weights.llm import fetch_llm
 from vidlex.model.weights.tower import DEFAULT_TOWER, fetch_tower
 
 MOTION_WEIGHT = 4.0
+# Of a label's mean in a domain, most is its learned bias. On validation photographs, calibrated on 16 or on half of
+# them, the whole costs up to 0.18 of micro AUPR, a half 0.03, a quarter 0.008.
+CALIBRATION_MEAN_WEIGHT = 0.25
 MAX_MOTION_SLOPE = 8.0  # logit per standardised score
 
 Floats = NDArray[np.float32]
@@ -102,7 +105,7 @@ def build(
     )
     statistics = DomainStatistics.of(vectors)
     bank = bank_of(statistics, classifier.encode_labels(BANK))
-    default = DefaultCalibration(statistics, Reference(bank.mean, bank.std), bank=bank)
+    default = DefaultCalibration(statistics, Reference(bank.mean, bank.std), bank, CALIBRATION_MEAN_WEIGHT)
     scale, threshold = Calibration(), 0.5
     if config.validation is not None:
         scale, threshold = _fit_scale(classifier, config.validation, tower.image_size)

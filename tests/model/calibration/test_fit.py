@@ -20,6 +20,7 @@ from vidlex.model.calibration.domain import (
 )
 from vidlex.model.calibration.fit import MIN_VIDEOS, fit_domain, prior_scorer
 from vidlex.model.calibration.statistics import DomainStatistics
+from vidlex.model.calibration.stored import from_stored, to_stored
 from vidlex.model.eval.calibration import expected_calibration_error, fit_scorer
 from vidlex.model.scoring import Calibration, Scorer, zero_shot_scorer
 
@@ -101,6 +102,20 @@ def test_default_statistics_keep_the_level_that_the_scorer_was_fitted_to() -> No
     plain = known.features @ known.bank.T
     assert adjusted.mean() == pytest.approx(plain.mean(), abs=0.01)
     assert adjusted.std(axis=0).mean() == pytest.approx(plain.std(axis=0).mean(), rel=0.15)
+
+
+def test_a_model_with_learned_biases_bounds_how_much_of_a_mean_is_subtracted() -> None:
+    domain = random_domain(4, hub=1, effect=0.3)
+    statistics = DomainStatistics.of(domain.features[:HALF])
+    whole = DefaultCalibration(statistics, reference_of(statistics, domain.bank))
+    quarter = replace(whole, mean_weight=0.25)
+    of_whole = fit_domain(statistics, domain.bank, FITTED, whole).mean_weight
+    assert of_whole > 0.3
+    assert fit_domain(statistics, domain.bank, FITTED, quarter).mean_weight == pytest.approx(0.25 * of_whole)
+    entry, tensors = to_stored(quarter)
+    assert from_stored(entry, tensors).mean_weight == 0.25
+    with pytest.raises(ValueError, match="mean_weight"):
+        replace(whole, mean_weight=1.5)
 
 
 def test_the_spread_counts_only_with_many_videos() -> None:
