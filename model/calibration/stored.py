@@ -37,7 +37,9 @@ def to_stored(calibration: DefaultCalibration) -> tuple[StoredCalibration, dict[
         statistics.residual,
         reference.mean,
         reference.std,
-        *((None,) * 3 if bank is None else (bank.mean, bank.std_of_means, bank.std)),
+        bank_mean=None if bank is None else bank.mean,
+        bank_std_of_means=None if bank is None else bank.std_of_means,
+        bank_std=None if bank is None else bank.std,
         mean_weight=calibration.mean_weight,
     )
     return entry, {MEAN: statistics.mean, BASIS: statistics.basis}
