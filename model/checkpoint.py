@@ -195,3 +195,9 @@ def digest_llm(folder: Path) -> str:
     if not files:
         raise CheckpointError(f"the LLM folder {folder.name} has no safetensors file")
     return digest_files(files)
+
+
+def check_llm(config: CheckpointConfig, name: str, folder: Path) -> None:
+    """Raises CheckpointError unless the LLM ``name`` in ``folder`` has the weights of the checkpoint's training."""
+    if config.llm_digest not in (None, digest_llm(folder)):
+        raise CheckpointError(f"the LLM {name} has other weights than in the training of this checkpoint")

@@ -22,6 +22,7 @@ from vidlex.model.checkpoint import (
     CheckpointError,
     ClipSource,
     check_fits,
+    check_llm,
     digest_llm,
     digest_tensors,
     load_checkpoint,
@@ -30,6 +31,7 @@ from vidlex.model.classifier import Classifier
 from vidlex.model.config import BaselineConfig, LabelEncoderConfig, Method, VideoEncoderConfig, fingerprint
 from vidlex.model.dummy import create_dummy
 from vidlex.model.extensions.features import video_head
+from vidlex.model.kernel.label_encoder import KernelLabelEncoder
 from vidlex.model.kernel.loading import load_encoders
 from vidlex.model.pretrained.loading import load_pretrained
 from vidlex.model.scoring import zero_shot_scorer
@@ -166,36 +168,21 @@ def load_classifier(spec: str, *, device: str = "auto", precision: Precision = "
 
 def _load_from_checkpoint(folder: Path, device: str, precision: Precision) -> Classifier:
     config, tensors, identity = load_checkpoint(folder)
+    video: VideoEncoder
+    label: LabelEncoder | ClipLabelEncoder | KernelLabelEncoder
     if config.method == "kernel":
-        return _load_kernel(config, tensors, identity, device, precision)
-    parts = {part: _select_prefix(tensors, f"{part}.") for part in ("clip", "branch", "label")}
-    if config.clip.source == "stored":
-        clip = _restore_clip(config.clip, parts["clip"])
+        video, label = load_encoders(config, tensors)
+        facts = {
+            "llm": label.config.llm,
+            "branch_blocks": 0,
+            "motion_labels": label.config.num_motion_labels,
+        }
     else:
-        clip = create_clip(config.clip.source)
-        if clip.digest != config.clip.digest:
-            raise CheckpointError(
-                f"the backbone {config.clip.source} has other weights than in the training of this checkpoint"
-            )
-    video = VideoEncoder(clip.model.visual, config.video, mean=config.clip.mean, std=config.clip.std)
-    label: LabelEncoder | ClipLabelEncoder
-    llm_folder: Path | None
-    if config.method == "ours":
-        label, llm_folder = create_label_encoder(config.label, clip)
-    else:
-        label, llm_folder = create_baseline_labels(config.method, config.baseline, config.label, clip)
-    if llm_folder is not None and config.llm_digest not in (None, digest_llm(llm_folder)):
-        raise CheckpointError(f"the LLM {config.label.llm} has other weights than in the training of this checkpoint")
-    check_fits(parts["branch"], video.trainable_parameters())
-    check_fits(parts["label"], label.trainable_state_dict())
-    video.load_state_dict(parts["branch"], strict=False)
-    label.load_state_dict(parts["label"], strict=False)
-    video.head = video_head(config.label) if config.method == "ours" else None
+        video, label, facts = _clip_encoders(config, config.method, tensors)
     info = {
         "backbone": config.clip.source,
         "method": config.method,
-        "llm": config.label.llm if llm_folder is not None else None,
-        "branch_blocks": config.video.num_branch_blocks,
+        **facts,
         "licence": config.licence,
         "trained_labels": len(config.trained_labels),
     }
@@ -214,31 +201,38 @@ def _load_from_checkpoint(folder: Path, device: str, precision: Precision) -> Cl
     )
 
 
-def _load_kernel(
-    config: CheckpointConfig, tensors: dict[str, Tensor], identity: str, device: str, precision: Precision
-) -> Classifier:
-    video, label = load_encoders(config, tensors)
-    return TorchClassifier(
-        id=config.id,
-        fingerprint=identity,
-        video=video,
-        label=label,
-        scorer=config.scorer,
-        geometry=config.clip.geometry,
-        default_threshold=config.default_threshold,
-        device=device,
-        precision=precision,
-        info={
-            "backbone": config.clip.source,
-            "method": config.method,
-            "llm": label.config.llm,
-            "branch_blocks": 0,
-            "motion_labels": label.config.num_motion_labels,
-            "licence": config.licence,
-            "trained_labels": len(config.trained_labels),
-        },
-        calibration=_default_calibration(config, tensors),
-    )
+def _clip_encoders(
+    config: CheckpointConfig, method: Method, tensors: dict[str, Tensor]
+) -> tuple[VideoEncoder, LabelEncoder | ClipLabelEncoder, dict[str, Any]]:
+    """Encoders on CLIP, of the paper's method or a baseline, and their facts."""
+    parts = {part: _select_prefix(tensors, f"{part}.") for part in ("clip", "branch", "label")}
+    if config.clip.source == "stored":
+        clip = _restore_clip(config.clip, parts["clip"])
+    else:
+        clip = create_clip(config.clip.source)
+        if clip.digest != config.clip.digest:
+            raise CheckpointError(
+                f"the backbone {config.clip.source} has other weights than in the training of this checkpoint"
+            )
+    video = VideoEncoder(clip.model.visual, config.video, mean=config.clip.mean, std=config.clip.std)
+    label: LabelEncoder | ClipLabelEncoder
+    llm_folder: Path | None
+    if method == "ours":
+        label, llm_folder = create_label_encoder(config.label, clip)
+    else:
+        label, llm_folder = create_baseline_labels(method, config.baseline, config.label, clip)
+    if llm_folder is not None:
+        check_llm(config, config.label.llm, llm_folder)
+    check_fits(parts["branch"], video.trainable_parameters())
+    check_fits(parts["label"], label.trainable_state_dict())
+    video.load_state_dict(parts["branch"], strict=False)
+    label.load_state_dict(parts["label"], strict=False)
+    video.head = video_head(config.label) if method == "ours" else None
+    facts = {
+        "llm": config.label.llm if llm_folder is not None else None,
+        "branch_blocks": config.video.num_branch_blocks,
+    }
+    return video, label, facts
 
 
 def _default_calibration(config: CheckpointConfig, tensors: dict[str, Tensor]) -> DefaultCalibration | None:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vidlex.model.checkpoint import CheckpointConfig, CheckpointError, check_fits, digest_llm, digest_tensors
+from vidlex.model.checkpoint import CheckpointConfig, CheckpointError, check_fits, check_llm, digest_tensors
 from vidlex.model.kernel.label_encoder import KernelLabelEncoder
 from vidlex.model.text.load_llm import load_llm
 from vidlex.model.video.still_motion import StillMotionEncoder
@@ -68,8 +68,7 @@ def load_encoders(
             f"the image tower {config.clip.source} has other weights than in this checkpoint's training"
         )
     folder = fetch_llm(kernel.llm)
-    if config.llm_digest not in (None, digest_llm(folder)):
-        raise CheckpointError(f"the LLM {kernel.llm} has other weights than in the training of this checkpoint")
+    check_llm(config, kernel.llm, folder)
     try:
         video = StillMotionEncoder(
             tower.model, kernel, num_frames=config.video.num_frames, mean=config.clip.mean, std=config.clip.std

@@ -16,13 +16,7 @@ from torch import Tensor, nn
 
 from vidlex.model.packed_linear import cpu_supports_bfloat16
 from vidlex.model.video.encoder import VideoEncoder
-from vidlex.model.video.still_motion import (
-    MAX_FRAMES_PER_PASS,
-    MAX_FRAMES_PER_PASS_GPU,
-    MOTION_STAGE,
-    Maps,
-    StillMotionEncoder,
-)
+from vidlex.model.video.still_motion import MOTION_STAGE, Maps, StillMotionEncoder
 
 
 def can_fold(encoder: VideoEncoder) -> bool:
@@ -54,14 +48,12 @@ class FoldedEncoder:
             for block in blocks
         ]
         self.head = _Convolution(tower.conv_head, tower.bn2, dtype)
-        self.num_motion = 0 if encoder.motion is None else 1
-        self.max_frames_per_pass = MAX_FRAMES_PER_PASS if self.device.type == "cpu" else MAX_FRAMES_PER_PASS_GPU
 
     @torch.inference_mode()
     def encode_video(self, frames: Tensor) -> Tensor:
         b, t = frames.shape[:2]  # of [B, T, H, W, 3] uint8
         pictures = frames.to(self.device).flatten(0, 1).permute(0, 3, 1, 2)
-        parts = [self.run_tower(part) for part in torch.split(pictures, self.max_frames_per_pass)]
+        parts = [self.run_tower(part) for part in torch.split(pictures, self.encoder.max_frames_per_pass)]
         return self.encoder.combine(parts, b, t)
 
     def run_tower(self, pictures: Tensor) -> Maps:  # [n, 3, H, W] uint8
@@ -72,7 +64,7 @@ class FoldedEncoder:
             for convolution in convolutions[:-1]:
                 y = convolution(y)
             x = convolutions[-1](y, x if has_skip else None)
-            if stage == MOTION_STAGE and self.num_motion:
+            if stage == MOTION_STAGE and self.encoder.motion is not None:
                 motion = x
         return Maps(self.head(x).float().mean((2, 3)), motion)
 

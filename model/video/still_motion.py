@@ -60,9 +60,12 @@ class StillMotionEncoder(VideoEncoder):
         if not isinstance(frames, Tensor):
             raise TypeError("this encoder has no trunk")
         b, t = frames.shape[:2]  # of [B, T, 3, H, W] uint8
-        pixels = frames.flatten(0, 1)
-        size = MAX_FRAMES_PER_PASS if pixels.device.type == "cpu" else MAX_FRAMES_PER_PASS_GPU
-        return self.combine([self.run_tower(self.to_pixels(part)) for part in torch.split(pixels, size)], b, t)
+        parts = torch.split(frames.flatten(0, 1), self.max_frames_per_pass)
+        return self.combine([self.run_tower(self.to_pixels(part)) for part in parts], b, t)
+
+    @property
+    def max_frames_per_pass(self) -> int:
+        return MAX_FRAMES_PER_PASS if self.mean.device.type == "cpu" else MAX_FRAMES_PER_PASS_GPU
 
     def run_tower(self, pixels: Tensor) -> Maps:  # [n, 3, H, W]
         tower = self.visual
