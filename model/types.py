@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ResizeMode = Literal["shortest", "squash", "longest"]
-FramePolicy = Literal["uniform", "keyframes"]
+FramePolicy = Literal["uniform", "keyframes", "shots"]
 DecoderName = Literal["auto", "pyav", "decord", "torchcodec"]
 
 
@@ -48,13 +48,26 @@ class VideoInfo:
     codec: str
     num_frames: int
     num_bytes: int
+    start_ms: int = 0  # when the first frame is shown, from the start of the container, whose sound may begin earlier
+
+
+@dataclass(frozen=True, eq=False)
+class FrameContent:
+    """What can be told of each frame without a model. Arrays [T], bool."""
+
+    is_blank: NDArray[np.bool_]  # one colour: black, white, a missing signal
+    is_repeated: NDArray[np.bool_]  # looks like the frame before it: a frozen or static picture
+    starts_shot: NDArray[np.bool_]  # of another shot than the frame before it
 
 
 @dataclass(frozen=True, eq=False)
 class FrameBatch:
     frames: NDArray[np.uint8]  # [T, H, W, C=3] RGB
-    timestamps_ms: tuple[int, ...]  # [T] presentation times from the start of the video; not decreasing
+    timestamps_ms: tuple[int, ...]  # [T] presentation times from the first frame of the video on; not decreasing
     video: VideoInfo
+    warnings: tuple[tuple[str, str], ...] = ()  # (code, sentence) about the file
+    num_failed: int = 0  # frames of the batch that took the place of others, which cannot be decoded
+    content: FrameContent | None = None
 
     def __post_init__(self) -> None:
         shape = self.frames.shape

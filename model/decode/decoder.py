@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +89,14 @@ def decode_frames(
         tuple(int(t) for t in index.starts_ms[indices]),
         VideoInfo(duration_ms, info.width, info.height, fps, info.codec, len(index), info.num_bytes),
     )
+
+
+def decode_chunks(path: Path, *, max_chunk_frames: int, **job: Any) -> Iterator[FrameBatch]:
+    """The frames of `decode_frames`, in batches of at most ``max_chunk_frames``."""
+    batch = decode_frames(path, **job)
+    for first in range(0, len(batch.frames), max_chunk_frames):
+        part = slice(first, first + max_chunk_frames)
+        yield FrameBatch(batch.frames[part], batch.timestamps_ms[part], batch.video)
 
 
 def _read(
