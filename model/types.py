@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 ResizeMode = Literal["shortest", "squash", "longest"]
 FramePolicy = Literal["uniform", "keyframes", "shots"]
-DecoderName = Literal["auto", "pyav", "decord", "torchcodec"]
+DecoderName = Literal["auto", "pyav", "torchcodec"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class VideoInfo:
     codec: str
     num_frames: int
     num_bytes: int
-    start_ms: int = 0  # when the first frame is shown, from the start of the container, whose sound may begin earlier
+    start_ms: int = 0  # when the first frame is shown on the file's clock, on which the sound may begin earlier
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,41 +1,48 @@
 """Decodes the sampled frames of a video file, scaled to the model's input size.
 
-Files are untrusted: `model.decode.probe` validates a file before `model.decode.readers` decodes it. Native decoders can
-still crash or hang: decode untrusted files in a process that can be killed.
+Files are untrusted: `model.decode.probe` validates a file before its frames are decoded. Native decoders can still
+crash or hang: decode untrusted files in a process that can be killed.
 
 Imports no torch: every decode process loads this module and must stay small.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vidlex.model.decode.frame_index import FrameIndex
-from vidlex.model.decode.framing import fit_square, scaled_size
-from vidlex.model.decode.limits import DecodeError, DecodeLimits, check_duration
-from vidlex.model.decode.probe import Header, other_streams_reach, read_header
-from vidlex.model.decode.readers import Picture, read_by_count, read_by_time
-from vidlex.model.decode.sampling import centre_times, select_frames
-from vidlex.model.decode.torchcodec_reader import read_by_torchcodec
-from vidlex.model.types import DecoderName, FrameBatch, FrameGeometry, FramePolicy, VideoInfo
+from vidlex.model.decode.frame_content import FrameContentDetector
+from vidlex.model.decode.limits import DecodeError, DecodeLimits
+from vidlex.model.decode.looks import MAX_UNSEEN_MS, choose_looks
+from vidlex.model.decode.readers import ReaderError
+from vidlex.model.decode.sampling import select_frames
+from vidlex.model.decode.video_file import VideoFile, nearest, undecodable
+from vidlex.model.types import DecoderName, FrameBatch, FrameGeometry, FramePolicy
 
-_MAX_PARALLEL_PIXELS = 4096 * 2304  # larger pictures use one decoder: each holds up to about twenty of them
-_MAX_THREADS = 16  # FFmpeg's maximum; 64 threads exceeded the 2 GiB of a decode process at 8192x4320
-# readers to try in order; PyAV supports every file, the others can be faster
-_READER_ORDER: dict[DecoderName, tuple[DecoderName, ...]] = {
-    "auto": ("pyav", "decord"),
-    "pyav": ("pyav",),
-    "decord": ("decord", "pyav"),
-    "torchcodec": ("torchcodec", "pyav"),
-}
-_MAX_BUSIEST_SHARE = 0.75  # several decoders are used only if the busiest has at most this fraction of the work
+_MIN_COVERED = 0.95
+SHORT_MS = 20_000  # windows of at most this length are sampled evenly by the policy ``shots``, too: one segment
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Job:
+    num_frames: int
+    segment_ms: int | None
+    policy: FramePolicy
+    start_ms: int | None
+    end_ms: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    indices: Indices  # [T], not decreasing
+    is_short: bool  # one segment, without shots
+    warnings: tuple[tuple[str, str], ...]
 
 
 def decode_frames(
@@ -54,160 +61,167 @@ def decode_frames(
     """``num_frames`` upright square RGB frames of the window [start_ms, end_ms), by default the whole video.
 
     With ``segment_ms`` the window is divided into segments of that length, the last possibly shorter, and
-    ``num_frames`` per segment are sampled evenly over the window. A truncated file is decoded if it contains every
-    sampled time. ``num_threads`` = 0 uses one thread per core, at most 16. Neither it nor ``decoder`` (the preferred
-    reader) changes a pixel. Raises `DecodeError`, or OSError if the file cannot be read.
+    ``num_frames`` per segment are sampled evenly over the window. Policy ``shots`` looks at a window longer than
+    SHORT_MS at least every MAX_UNSEEN_MS, up to ``limits.max_looks`` frames; ``num_frames`` is then that of a
+    shorter window. A frame that cannot be decoded is replaced by the nearest good one and counted in ``num_failed``.
+    ``num_threads`` = 0 uses one thread per core, at most 16. Neither it nor ``decoder`` (the preferred reader) changes
+    a pixel. Raises `DecodeError`, or OSError if the file cannot be read.
     """
-    _check_parameters(num_frames, policy, start_ms, end_ms, limits)
-    if segment_ms is not None and segment_ms < 1:
-        raise DecodeError("invalid_parameter", f"segment_ms must be positive, not {segment_ms}.")
-    header = read_header(path, limits, with_index=True)
-    info, index = header.info, header.index
-    if index is None:
-        raise DecodeError("undecodable_video", "The video has no frames.")
-    duration_ms = _actual_duration(path, header, index.end_ms, len(index), limits)
-    start, end = _window(start_ms, end_ms, duration_ms)
-    if segment_ms is not None:
-        num_frames *= len(range(start, end, segment_ms))
-        if num_frames > limits.max_frames:
-            raise DecodeError("too_many_frames", f"The segments need more than {limits.max_frames} frames.")
-    _check_not_truncated(int(centre_times(num_frames, start, end)[-1]), index.end_ms, len(index), duration_ms)
+    batches = list(
+        decode_chunks(
+            path,
+            max_chunk_frames=max(limits.max_total_frames, num_frames),
+            geometry=geometry,
+            num_frames=num_frames,
+            segment_ms=segment_ms,
+            policy=policy,
+            start_ms=start_ms,
+            end_ms=end_ms,
+            limits=limits,
+            num_threads=num_threads,
+            decoder=decoder,
+        )
+    )
+    (batch,) = batches
+    return batch
+
+
+def decode_chunks(
+    path: Path,
+    *,
+    max_chunk_frames: int,
+    geometry: FrameGeometry,
+    num_frames: int,
+    segment_ms: int | None = None,
+    policy: FramePolicy = "uniform",
+    start_ms: int | None = None,
+    end_ms: int | None = None,
+    limits: DecodeLimits = DecodeLimits(),
+    num_threads: int = 0,
+    decoder: DecoderName = "auto",
+) -> Iterator[FrameBatch]:
+    """The frames of `decode_frames` in batches of at most ``max_chunk_frames``; only one is in memory.
+
+    The first batch carries the warnings about the file, the last one that about damaged frames.
+    """
+    job = _Job(num_frames, segment_ms, policy, start_ms, end_ms)
+    _check_job(job, limits)
+    video = VideoFile(path, limits, num_threads=num_threads, decoder=decoder)
+    plan = _plan(video, job, limits)
+    remaining, num_frames_in_all, num_failed = plan.indices, len(plan.indices), 0
+    warnings = plan.warnings
+    content, last_ms = FrameContentDetector(), 0
+    while len(remaining):
+        part, rest = remaining[:max_chunk_frames], remaining[max_chunk_frames:]
+        try:
+            read = video.read(part, geometry)
+        except ReaderError as error:
+            if video.is_scanned:
+                raise undecodable(str(error)) from error
+            wanted = video.index.pts[remaining]
+            is_first = len(remaining) == num_frames_in_all
+            video.scan(str(error))
+            if is_first:
+                plan = _plan(video, job, limits)
+                remaining, num_frames_in_all, warnings = plan.indices, len(plan.indices), plan.warnings
+            else:
+                remaining = nearest(wanted, video.index.pts)
+            continue
+        num_failed += read.num_failed
+        remaining = rest
+        if not len(rest) and num_failed:
+            warnings += (("damaged_frames", _damage(num_failed, num_frames_in_all)),)
+        found = content.add(read.frames)
+        if plan.is_short:
+            found = replace(found, starts_shot=np.zeros(len(part), np.bool_))
+        times = tuple(max(time, last_ms) for time in read.timestamps_ms)  # a scan may shift the start
+        last_ms = times[-1]
+        batch = FrameBatch(read.frames, times, video.info, warnings, read.num_failed, found)
+        del read, found
+        yield batch
+        del batch  # its memory is not needed while the next one is decoded
+        warnings = ()
+
+
+def _plan(video: VideoFile, job: _Job, limits: DecodeLimits) -> _Plan:
+    """Which frames to decode. Raises DecodeError for a window outside the video or with too many segments."""
+    index = video.index
+    start, end = _window(job.start_ms, job.end_ms, video.duration_ms)
+    num_frames, policy, warnings = job.num_frames, job.policy, video.warnings
+    if job.segment_ms is not None:
+        num_frames *= len(range(start, end, job.segment_ms))
+        if num_frames > limits.max_total_frames:
+            raise DecodeError("too_many_frames", f"The segments need more than {limits.max_total_frames} frames.")
+    is_short = end - start <= SHORT_MS
+    if policy == "shots" and not is_short:
+        end = max(start + 1, min(end, index.end_ms))  # a still end has one frame
+        indices = choose_looks(
+            index.starts_ms,
+            index.keyframes,
+            index.num_bytes,
+            start_ms=start,
+            end_ms=end,
+            max_looks=min(limits.max_looks, limits.max_total_frames),
+        )
+        covered = _covered_share(index.starts_ms, indices, start, end)
+        if covered < _MIN_COVERED:
+            warnings += (("sparse_sampling", _sparse(len(indices), covered)),)
+        return _Plan(indices, False, warnings)
     indices = select_frames(
         index.starts_ms,
         num_frames=num_frames,
         start_ms=start,
         end_ms=end,
-        policy=policy,
+        policy="keyframes" if policy == "keyframes" else "uniform",
         keyframes=index.keyframes,
     )
-    frames = _read(
-        path, header, index, indices, geometry=geometry, limits=limits, num_threads=num_threads, decoder=decoder
-    )
-    fps = info.fps or len(index) * 1000 / duration_ms
-    return FrameBatch(
-        frames,
-        tuple(int(t) for t in index.starts_ms[indices]),
-        VideoInfo(duration_ms, info.width, info.height, fps, info.codec, len(index), info.num_bytes),
-    )
+    num_distinct = len(np.unique(indices))
+    if policy == "keyframes" and num_distinct < num_frames:
+        warnings += (("few_keyframes", _few_keyframes(num_distinct, num_frames)),)
+    return _Plan(indices, policy == "shots", warnings)
 
 
-def decode_chunks(path: Path, *, max_chunk_frames: int, **job: Any) -> Iterator[FrameBatch]:
-    """The frames of `decode_frames`, in batches of at most ``max_chunk_frames``."""
-    batch = decode_frames(path, **job)
-    for first in range(0, len(batch.frames), max_chunk_frames):
-        part = slice(first, first + max_chunk_frames)
-        yield FrameBatch(batch.frames[part], batch.timestamps_ms[part], batch.video)
+def _covered_share(starts_ms: Indices, looks: Indices, start_ms: int, end_ms: int) -> float:
+    """Of the window, without the time in which frames are shown for longer than MAX_UNSEEN_MS without a look."""
+    last_frame = int(np.searchsorted(starts_ms, end_ms)) - 1
+    edges = np.concatenate([[start_ms], starts_ms[looks], [end_ms]])
+    has_frames = np.diff(np.concatenate([[looks[0] - 1], looks, [last_frame + 1]])) > 1
+    has_frames[0] = looks[0] > 0
+    gaps = np.where(has_frames, np.diff(edges), 0)
+    return float(1 - (gaps - MAX_UNSEEN_MS).clip(0).sum() / (end_ms - start_ms))
 
 
-def _read(
-    path: Path,
-    header: Header,
-    index: FrameIndex,
-    indices: NDArray[np.int64],
-    *,
-    geometry: FrameGeometry,
-    limits: DecodeLimits,
-    num_threads: int,
-    decoder: DecoderName,
-) -> NDArray[np.uint8]:
-    unique_indices, copies = np.unique(indices, return_counts=True)
-    size = scaled_size(geometry, header.info.width, header.info.height)
-    frames = np.empty((len(indices), geometry.image_size, geometry.image_size, 3), np.uint8)
-    threads = min(num_threads or os.cpu_count() or 1, _MAX_THREADS)
-    max_decoders = 1 if header.info.width * header.info.height > _MAX_PARALLEL_PIXELS else threads
-    parts = _split_among_decoders(index, unique_indices, max_decoders)
-    ends = np.cumsum(copies)
+def _damage(num_failed: int, num_frames: int) -> str:
+    return f"{num_failed} of {num_frames} sampled frames cannot be decoded; the nearest good ones took their place"
 
-    def by_time(first: int, last: int) -> None:
-        pictures = read_by_time(
-            path,
-            header,
-            index,
-            unique_indices[first:last],
-            size=size,
-            limits=limits,
-            num_threads=threads if len(parts) == 1 else 1,
-        )
-        _fill(frames[ends[first] - copies[first] : ends[last - 1]], pictures, copies[first:last])
 
-    def by_time_in_parallel() -> None:
-        with ThreadPoolExecutor(len(parts)) as pool:
-            for _ in pool.map(lambda part: by_time(*part), parts):
-                pass
-
-    def by_count() -> None:
-        _fill(frames, read_by_count(path, index, unique_indices, size=size, num_threads=threads), copies)
-
-    def by_torchcodec() -> None:
-        pictures = read_by_torchcodec(
-            path, index, unique_indices, size=size, rotation=header.rotation, num_threads=threads
-        )
-        _fill(frames, pictures, copies)
-
-    readers: dict[DecoderName, Callable[[], None]] = {"pyav": by_time_in_parallel, "torchcodec": by_torchcodec}
-    if index.is_simple and header.demuxer != "mpegts":  # decord returns wrong frames for other files
-        readers["decord"] = by_count
-    failures = []
-    for name in _READER_ORDER[decoder]:
-        if name not in readers:
-            continue
-        try:
-            readers[name]()
-        except MemoryError:
-            raise
-        except Exception as error:  # decord raises DECORDError, RuntimeError, AssertionError and StopIteration
-            failures.append(f"{type(error).__name__}: {error}")
-        else:
-            return frames
-    raise DecodeError(
-        "undecodable_video",
-        "The video stream cannot be decoded: its data is damaged or incomplete.",
-        internal="; then ".join(failures),
+def _sparse(num_looks: int, covered: float) -> str:
+    return (
+        f"{num_looks} frames are the limit and cover {covered:.0%} of the video: elsewhere a scene of "
+        f"{MAX_UNSEEN_MS / 1000:g} s may be missed"
     )
 
 
-def _split_among_decoders(index: FrameIndex, indices: NDArray[np.int64], max_decoders: int) -> list[tuple[int, int]]:
-    """Parts [first, last) of ``indices`` for parallel decoders, with about equal numbers of frames to decode.
-
-    Frames of one group of pictures stay in one part. Several decoders with one thread each are faster than one with
-    several threads, which restart after each seek; but one part is returned if one group holds most of the work.
-    """
-    groups = np.searchsorted(index.keyframes, indices, side="right") - 1
-    starts = np.flatnonzero(np.diff(groups, prepend=-1))  # first of each group in ``indices``
-    lasts = np.append(starts[1:], len(indices))
-    costs = indices[lasts - 1] - index.keyframes[groups[starts]] + 1
-    decoder_of = ((np.cumsum(costs) - costs / 2) * max_decoders / costs.sum()).astype(np.int64)
-    loads = np.bincount(decoder_of, weights=costs)
-    if max_decoders == 1 or loads.max() > _MAX_BUSIEST_SHARE * costs.sum():
-        return [(0, len(indices))]
-    edges = starts[np.flatnonzero(np.diff(decoder_of, prepend=-1))].tolist()
-    return list(zip(edges, [*edges[1:], len(indices)], strict=True))
-
-
-def _fill(frames: NDArray[np.uint8], pictures: Iterator[Picture], copies: NDArray[np.int64]) -> None:
-    position = 0
-    for picture, count in zip(pictures, copies.tolist(), strict=True):
-        fit_square(picture, frames[position])
-        frames[position + 1 : position + count] = frames[position]
-        position += count
+def _few_keyframes(num_distinct: int, num_frames: int) -> str:
+    return f"The window has {num_distinct} key frames for {num_frames} frames; the last one was repeated"
 
 
 # --- validation --------------------------------------------------------------------------------------------------
 
 
-def _check_parameters(
-    num_frames: int, policy: str, start_ms: int | None, end_ms: int | None, limits: DecodeLimits
-) -> None:
-    if not 1 <= num_frames <= limits.max_frames:
+def _check_job(job: _Job, limits: DecodeLimits) -> None:
+    if not 1 <= job.num_frames <= limits.max_frames:
         raise DecodeError(
-            "invalid_parameter", f"num_frames must be between 1 and {limits.max_frames}, not {num_frames}."
+            "invalid_parameter", f"num_frames must be between 1 and {limits.max_frames}, not {job.num_frames}."
         )
-    if policy not in ("uniform", "keyframes"):
-        raise DecodeError("invalid_parameter", "The frame policy must be uniform or keyframes.")
-    if start_ms is not None and start_ms < 0:
-        raise DecodeError("invalid_parameter", f"start_ms must not be negative, not {start_ms}.")
-    if end_ms is not None and end_ms <= (start_ms or 0):
-        raise DecodeError("invalid_parameter", f"end_ms must be greater than start_ms, not {end_ms}.")
+    if job.policy not in ("uniform", "keyframes", "shots"):
+        raise DecodeError("invalid_parameter", "The frame policy must be uniform, keyframes or shots.")
+    if job.segment_ms is not None and job.segment_ms < 1:
+        raise DecodeError("invalid_parameter", f"segment_ms must be positive, not {job.segment_ms}.")
+    if job.start_ms is not None and job.start_ms < 0:
+        raise DecodeError("invalid_parameter", f"start_ms must not be negative, not {job.start_ms}.")
+    if job.end_ms is not None and job.end_ms <= (job.start_ms or 0):
+        raise DecodeError("invalid_parameter", f"end_ms must be greater than start_ms, not {job.end_ms}.")
 
 
 def _window(start_ms: int | None, end_ms: int | None, duration_ms: int) -> tuple[int, int]:
@@ -215,25 +229,3 @@ def _window(start_ms: int | None, end_ms: int | None, duration_ms: int) -> tuple
     if start >= duration_ms:
         raise DecodeError("invalid_parameter", f"start_ms is {start}, but the video is only {duration_ms} ms long.")
     return start, end
-
-
-def _tolerance_ms(duration_ms: int, num_frames: int) -> int:
-    return max(500, 2 * duration_ms // num_frames)
-
-
-def _actual_duration(path: Path, header: Header, indexed_ms: int, num_frames: int, limits: DecodeLimits) -> int:
-    check_duration(indexed_ms, limits)
-    claimed = header.duration_ms
-    if claimed is None or claimed <= indexed_ms + _tolerance_ms(indexed_ms, num_frames):
-        return indexed_ms
-    if header.duration_is_shared and other_streams_reach(path, header.demuxer, claimed - 1000):
-        return indexed_ms  # not truncated: another stream is longer than the video
-    return claimed
-
-
-def _check_not_truncated(last_ms: int, indexed_ms: int, num_frames: int, duration_ms: int) -> None:
-    if last_ms >= indexed_ms + _tolerance_ms(indexed_ms, num_frames):
-        raise DecodeError(
-            "undecodable_video",
-            f"The video is incomplete: it should last {duration_ms} ms, but its data ends after {indexed_ms} ms.",
-        )

@@ -22,8 +22,9 @@ class DecodeLimits:  # all inclusive
     max_side: int = 8192
     max_aspect_ratio: float = 32.0
     max_duration_ms: int = 2 * 3600 * 1000
-    max_fps: float = 240.0
-    max_frames: int = 2048  # sampled per call
+    max_frames: int = 2048  # sampled evenly per call, or per segment
+    max_total_frames: int = 16_384  # sampled per call, of all segments
+    max_looks: int = 1024  # sampled by the policy ``shots``
     max_file_frames: int = 2_000_000  # in the file; each takes memory in the index
     max_streams: int = 32
 

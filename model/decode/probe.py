@@ -3,51 +3,77 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import av
 
-from vidlex.model.decode.frame_index import FrameIndex, index_frames
-from vidlex.model.decode.limits import DecodeError, DecodeLimits, check_duration, check_file_frames, check_size
-from vidlex.model.decode.sniff import CONTAINERS, HEAD_BYTES, demuxer_for
-from vidlex.model.types import VideoInfo
+from vidlex.model.decode.animated_webp import AnimatedWebp, check_composition, read_webp
+from vidlex.model.decode.container import claimed_end_seconds, decoder_options, intact_packets, open_video
+from vidlex.model.decode.encryption import encryption_of
+from vidlex.model.decode.formats import CODECS, WEBP
+from vidlex.model.decode.frame_index import FrameIndex, PacketTable, index_of_pictures
+from vidlex.model.decode.limits import DecodeError, DecodeLimits, check_size
+from vidlex.model.decode.orientation import Orientation, display_size, orientation_of
+from vidlex.model.decode.scan import decode_tolerantly
+from vidlex.model.decode.sniff import CONTAINERS, demuxer_of
 
-# FFmpeg has hundreds more, few of them well tested against hostile data
-CODECS = frozenset(
-    ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "h263", "prores", "dnxhd")
-)
-
-_MAX_PROBE_PACKETS = 64
+_MAX_KEYFRAME_ATTEMPTS = 4
+_MAX_FIRST_FRAMES = 6  # decoded to learn how the file stores its frames
+_MAX_FIRST_PACKETS = 300
+_ATTACHED = ("attachment", "data")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Header:
-    info: VideoInfo
-    duration_ms: int | None  # claimed for the video stream; None without a claim
-    duration_is_shared: bool  # the claim is for the whole container, so another stream may be the longest
+    """A file's facts as its header, packets and first frame tell them."""
+
+    path: Path
     demuxer: str
-    rotation: int  # counter-clockwise degrees from the stored to the upright picture; ``info`` is upright
-    index: FrameIndex | None  # None if not requested, or without a keyframe
+    codec: str
+    num_bytes: int
+    time_base: Fraction
+    pixel_aspect: Fraction | None
+    width: int  # of the shown picture
+    height: int
+    orientation: Orientation
+    container_start_seconds: float
+    claimed_end_seconds: float | None  # on the clock of the packets; None without a claim
+    end_is_shared: bool  # the claim is for the whole container, so another stream may be the longest
+    num_claimed_frames: int  # 0: unknown
+    index: FrameIndex | None  # None if the packets do not tell the frames
+    webp: AnimatedWebp | None = None
+
+    def as_shown_by(self, frame: Any, limits: DecodeLimits) -> Header:
+        """With size and orientation of a decoded frame. Raises DecodeError for one that is too large."""
+        check_size(frame.width, frame.height, limits)
+        orientation = orientation_of(frame)
+        width, height = display_size(frame.width, frame.height, self.pixel_aspect, orientation)
+        if _is_too_large(width, height, limits):  # by the aspect of its pixels only, which is a writer's mistake
+            width, height = display_size(frame.width, frame.height, None, orientation)
+        return replace(self, width=width, height=height, orientation=orientation)
 
 
-def probe(path: Path, limits: DecodeLimits = DecodeLimits()) -> VideoInfo:
-    """Reads the header and first frame, in a few milliseconds. Raises `DecodeError`, or OSError."""
-    return read_header(path, limits, with_index=False).info
-
-
-def read_header(path: Path, limits: DecodeLimits, *, with_index: bool) -> Header:
-    # the index reads every packet of the file
-    num_bytes, demuxer = _sniff(path, limits)
+def read_header(path: Path, limits: DecodeLimits) -> Header:
+    """Reads every packet of the file. Raises DecodeError, or OSError if the file cannot be read."""
+    num_bytes = _check_file(path, limits)
+    with path.open("rb") as file:
+        demuxer = demuxer_of(file)
+    if demuxer is None:
+        raise DecodeError("unsupported_media", f"The file is not a video of a known kind ({CONTAINERS}).")
+    if demuxer == WEBP:
+        return _header_of_webp(path, num_bytes, limits)
+    scheme = encryption_of(path, demuxer)
+    if scheme is not None:
+        raise DecodeError("unsupported_media", f"The video is encrypted: {scheme}.")
     try:
         with open_video(path, demuxer) as container:
-            return _check_container(container, demuxer, num_bytes, limits, with_index)
+            return _read(container, path, demuxer, num_bytes, limits)
     except (av.FFmpegError, OSError, ValueError, EOFError) as error:
         raise DecodeError(
             "undecodable_video",
@@ -56,7 +82,28 @@ def read_header(path: Path, limits: DecodeLimits, *, with_index: bool) -> Header
         ) from error
 
 
-def _sniff(path: Path, limits: DecodeLimits) -> tuple[int, str]:
+def _header_of_webp(path: Path, num_bytes: int, limits: DecodeLimits) -> Header:
+    webp = read_webp(path, limits)
+    return Header(
+        path=path,
+        demuxer=WEBP,
+        codec=WEBP,
+        num_bytes=num_bytes,
+        time_base=Fraction(1, 1000),
+        pixel_aspect=None,
+        width=webp.width,
+        height=webp.height,
+        orientation=Orientation(),
+        container_start_seconds=0.0,
+        claimed_end_seconds=None,
+        end_is_shared=False,
+        num_claimed_frames=0,
+        index=index_of_pictures(webp.starts_ms, webp.ends_ms),
+        webp=webp,
+    )
+
+
+def _check_file(path: Path, limits: DecodeLimits) -> int:
     facts = path.stat()
     if not stat.S_ISREG(facts.st_mode):
         raise DecodeError("unsupported_media", "This is not a file.")
@@ -66,28 +113,14 @@ def _sniff(path: Path, limits: DecodeLimits) -> tuple[int, str]:
         raise DecodeError(
             "video_too_long", f"The file has {facts.st_size} bytes; at most {limits.max_bytes} are allowed."
         )
-    with path.open("rb") as file:
-        demuxer = demuxer_for(file.read(HEAD_BYTES))
-    if demuxer is None:
-        raise DecodeError("unsupported_media", f"The file is not a video of a known kind ({CONTAINERS}).")
-    return facts.st_size, demuxer
+    return facts.st_size
 
 
-def open_video(path: Path, demuxer: str) -> Any:
-    # An absolute path cannot be parsed as a protocol. Without a permitted codec, opening reads the header but decodes
-    # nothing.
-    return av.open(
-        os.fspath(path.absolute()),
-        format=demuxer,
-        options={"protocol_whitelist": "file", "codec_whitelist": "none"},
-    )
-
-
-def _check_container(container: Any, demuxer: str, num_bytes: int, limits: DecodeLimits, with_index: bool) -> Header:
-    if len(container.streams) > limits.max_streams:
+def _read(container: Any, path: Path, demuxer: str, num_bytes: int, limits: DecodeLimits) -> Header:
+    num_streams = sum(stream.type not in _ATTACHED for stream in container.streams)  # subtitles' fonts are no streams
+    if num_streams > limits.max_streams:
         raise DecodeError(
-            "unsupported_media",
-            f"The file has {len(container.streams)} streams; at most {limits.max_streams} are allowed.",
+            "unsupported_media", f"The file has {num_streams} streams; at most {limits.max_streams} are allowed."
         )
     stream = container.streams.best("video")
     if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
@@ -96,80 +129,78 @@ def _check_container(container: Any, demuxer: str, num_bytes: int, limits: Decod
     codec = "" if decoder is None else decoder.codec.canonical_name
     if codec not in CODECS:
         raise DecodeError("unsupported_media", "The video's codec is not supported.", internal=codec)
-
-    duration_ms, shared = _claimed_duration(container, demuxer, stream)
-    fps = float(stream.average_rate or 0)
-    num_frames = stream.frames or round((duration_ms or 0) * fps / 1000)
     check_size(decoder.width, decoder.height, limits)
-    check_duration(duration_ms or 0, limits)
-    check_file_frames(num_frames, limits)
-    if fps > limits.max_fps and num_frames > 16:  # not for a few frames, whose rate is meaningless
-        raise DecodeError(
-            "undecodable_video", f"The video has {fps:.0f} frames per second; at most {limits.max_fps:g} are allowed."
-        )
-    read_packets: list[Any] = []
-    packets = _intact_packets(container.demux(stream))
-    first = _first_frame(packets, read_packets, decoder, limits)
-    is_sideways = first.rotation % 180 == 90
-    width, height = (first.height, first.width) if is_sideways else (first.width, first.height)
-    check_size(width, height, limits)
-    info = VideoInfo(duration_ms or 0, width, height, fps, codec, num_frames, num_bytes)
-    index = index_frames(chain(read_packets, packets), stream.time_base, limits) if with_index else None
-    return Header(info, duration_ms, shared, demuxer, first.rotation, index)
+
+    claimed_end, is_shared = claimed_end_seconds(container, demuxer, stream)
+    table = PacketTable(limits)
+    first = _first_frame(intact_packets(container, stream), table, decoder, limits)
+    if demuxer == "gif":
+        check_composition(len(table.rows), decoder.width, decoder.height)
+    half_frame = 0.0
+    if first is None:
+        first, half_frame = _first_of_several(path, demuxer, limits, table)
+    index = None
+    if first is not None:
+        index = table.index(stream.time_base, demuxer, reorders=decoder.has_b_frames, half_frame=half_frame)
+    header = Header(
+        path=path,
+        demuxer=demuxer,
+        codec=codec,
+        num_bytes=num_bytes,
+        time_base=stream.time_base,
+        pixel_aspect=stream.sample_aspect_ratio or decoder.sample_aspect_ratio,
+        width=decoder.width,
+        height=decoder.height,
+        orientation=Orientation(),
+        container_start_seconds=(container.start_time or 0) / av.time_base,
+        claimed_end_seconds=claimed_end,
+        end_is_shared=is_shared,
+        num_claimed_frames=stream.frames,
+        index=index if index is not None and index.has_exact_times else None,
+    )
+    return header if first is None else header.as_shown_by(first, limits)
 
 
-def _claimed_duration(container: Any, demuxer: str, stream: Any) -> tuple[int | None, bool]:
-    """(milliseconds, whether the claim is for the whole container rather than the stream).
-
-    Matroska stores the file's duration only, which FFmpeg repeats for each stream; most writers tag each stream's own.
-    """
-    tag = re.fullmatch(r"(\d{1,4}):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
-    if tag is not None:
-        hours, minutes, seconds = tag.groups()
-        return round((int(hours) * 3600 + int(minutes) * 60 + float(seconds)) * 1000), False
-    if stream.duration and demuxer != "matroska":
-        return round(stream.duration * stream.time_base * 1000), False
-    if container.duration:
-        return round(container.duration / 1000), len(container.streams) > 1
-    return None, False
+def _is_too_large(width: int, height: int, limits: DecodeLimits) -> bool:
+    try:
+        check_size(width, height, limits)
+    except DecodeError:
+        return True
+    return False
 
 
-def decoder_options(limits: DecodeLimits) -> dict[str, str]:
-    # FFmpeg counts rows as up to 64 pixels wider than they are
-    return {"max_pixels": str(limits.max_pixels + 64 * limits.max_side)}
-
-
-def _intact_packets(packets: Iterator[Any]) -> Iterator[Any]:
-    with contextlib.suppress(av.FFmpegError):
-        yield from packets
-
-
-def _first_frame(packets: Iterator[Any], read_packets: list[Any], decoder: Any, limits: DecodeLimits) -> Any:
+def _first_frame(packets: Iterator[Any], table: PacketTable, decoder: Any, limits: DecodeLimits) -> Any:
+    """A frame that decodes from a single packet, or None. Adds all packets to ``table``."""
     decoder.options = decoder_options(limits)
     decoder.thread_count, decoder.thread_type = 1, "NONE"
-    decoder.skip_frame, failure = "NONKEY", ""
+    decoder.skip_frame, first, num_attempts = "NONKEY", None, 0
     for packet in packets:
-        read_packets.append(packet)
-        try:
+        table.add(packet)
+        if first is not None or not packet.is_keyframe or num_attempts == _MAX_KEYFRAME_ATTEMPTS:
+            continue
+        num_attempts += 1
+        with contextlib.suppress(av.FFmpegError, ValueError):
             # drain after each packet, or a reordering decoder would delay the frame by several packets
-            frames = decoder.decode(packet) or (decoder.decode(None) if packet.size else [])
+            first = next(iter(decoder.decode(packet) or decoder.decode(None)), None)
             decoder.flush_buffers()
-        except (av.FFmpegError, ValueError) as error:
-            failure, frames = f"{type(error).__name__}: {error}", []
-        if frames:
-            return frames[0]
-        check_size(decoder.width, decoder.height, limits)
-        if len(read_packets) > _MAX_PROBE_PACKETS:
-            break
-    raise DecodeError(
-        "undecodable_video", "No frame of the video can be decoded: its data is damaged or missing.", internal=failure
-    )
+        if first is None:
+            check_size(decoder.width, decoder.height, limits)
+    return first
 
 
-def other_streams_reach(path: Path, demuxer: str, time_ms: int) -> bool:
-    with open_video(path, demuxer) as container:
-        container.seek(max(0, time_ms - 1000) * 1000)  # in microseconds
-        for packet in container.demux():
-            if packet.pts is not None and packet.pts * packet.time_base * 1000 >= time_ms:
-                return True
-    return False
+def _first_of_several(path: Path, demuxer: str, limits: DecodeLimits, table: PacketTable) -> tuple[Any, float]:
+    """(a frame that needs several packets, or None; ticks between the fields of a frame, or 0).
+
+    Interlaced H.264 may store the two fields of a frame in two packets.
+    """
+    frames = list(islice(decode_tolerantly(path, demuxer, limits, num_threads=1, max_packets=_MAX_FIRST_PACKETS), 6))
+    if not frames:
+        return None, 0.0
+    stored = [row[0] for row in table.rows]
+    times = [frame.pts for frame in frames]
+    if len(times) < 2 or any(time is None for time in times) or times[0] not in stored:
+        return frames[0], 0.0
+    period = (times[-1] - times[0]) / (len(times) - 1)
+    inside = sum(times[0] <= time < times[-1] for time in stored)
+    is_paired = inside == 2 * (len(times) - 1) and all(abs(b - a - period) <= 1 for a, b in pairwise(times))
+    return frames[0], period / 2 if is_paired else 0.0

@@ -1,79 +1,41 @@
-"""Reads selected frames of a file, scaled by FFmpeg, in one of two ways with identical pixels.
+"""Reads selected frames of a file by their time stamps, and past damaged places.
 
-``read_by_time`` (PyAV) finds frames by their time stamps, and skips frames that are neither selected nor referred to:
-0.6 to 0.8 of decord's time on H.264 with B-frames.
-
-``read_by_count`` (decord) finds frames by counting packets. It is the fallback for files without usable time stamps. It
-returns wrong frames for files with references across keyframes (`FrameIndex.is_simple` is false) and for MPEG-TS, and
-fails on some valid VP9 and HEVC files.
+Frames that are neither selected nor referred to are skipped. A frame that is not found at its time is never replaced
+silently: the reader decodes its group of pictures again, frame by frame, and takes the nearest good frame if the data
+is damaged; otherwise `ReaderError` says that the packets do not tell the frames.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from fractions import Fraction
-from functools import cache
+from dataclasses import dataclass
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any
 
 import av
-import av.filter
 import numpy as np
 from numpy.typing import NDArray
 
+from vidlex.model.decode.container import decoder_options, intact_packets, open_video
 from vidlex.model.decode.frame_index import FrameIndex
 from vidlex.model.decode.limits import DecodeLimits
-from vidlex.model.decode.probe import Header, decoder_options, open_video
-
-Picture = NDArray[np.uint8]
+from vidlex.model.decode.probe import Header
+from vidlex.model.decode.scaler import Picture, Scaler
 
 _CODECS_WITH_SKIPPING = ("h264", "hevc")  # codecs whose decoders apply ``skip_frame`` to each packet exactly
-_ROTATION_FILTERS = {90: "transpose=2,", 180: "transpose=1,transpose=1,", 270: "transpose=1,"}
-
-
-@cache
-def load_decord() -> Any:
-    # decord loads all installed CUDA libraries (600 MB of memory), which decoding on the CPU does not need: hide them
-    hidden = sys.modules.get("nvidia")
-    sys.modules["nvidia"] = None  # type: ignore[assignment]
-    try:
-        import decord
-    finally:
-        if hidden is None:
-            del sys.modules["nvidia"]
-        else:
-            sys.modules["nvidia"] = hidden
-    decord.logging.set_level(decord.logging.QUIET)  # FFmpeg prints text from the file to stderr
-    return decord
 
 
 class ReaderError(Exception):
-    """The reader cannot decode a frame of the index. Another reader may."""
+    """The frames cannot be found by the index. Another reader may."""
 
 
-def read_by_count(
-    path: Path, index: FrameIndex, indices: NDArray[np.int64], *, size: tuple[int, int], num_threads: int
-) -> Iterator[Picture]:
-    """The frames at ``indices`` (increasing) as upright RGB [height, width, 3] of ``size`` = (width, height).
-
-    Read one by one: as fast as ``get_batch``, without a second copy of all frames, and correct for every width. decord
-    interprets FFmpeg's row padding as more channels if it is a multiple of the width (96 pixels: four "channels"), on
-    which ``get_batch`` fails; the padding is removed here.
-    """
-    width, height = size
-    reader = load_decord().VideoReader(str(path.absolute()), width=width, height=height, num_threads=num_threads)
-    if len(reader) != len(index):
-        raise ReaderError(f"decord finds {len(reader)} frames, but the index has {len(index)}")
-    for i in indices:
-        reader.seek_accurate(int(i))
-        rows = reader.next().asnumpy().reshape(height, -1)
-        yield rows[:, : 3 * width].reshape(height, width, 3)
+@dataclass(frozen=True, eq=False)
+class ReadFrame:
+    picture: Picture
+    pts: int  # other than the requested one if that frame cannot be decoded
 
 
 def read_by_time(
-    path: Path,
     header: Header,
     index: FrameIndex,
     indices: NDArray[np.int64],
@@ -81,16 +43,66 @@ def read_by_time(
     size: tuple[int, int],
     limits: DecodeLimits,
     num_threads: int,
-) -> Iterator[Picture]:
+) -> Iterator[ReadFrame]:
+    """The frames at ``indices`` (increasing), upright, of ``size`` = (width, height)."""
     targets, groups, key_times = index.decoding_plan(indices)
     only_keyframes = all(key_times[group] == target for group, target in zip(groups, targets, strict=True))
-    scaler = Scaler(size, header.rotation)
-    with open_video(path, header.demuxer) as container:
+    scaler = Scaler(size, header.orientation)
+    selected = _packets_of(targets, index) if header.codec in _CODECS_WITH_SKIPPING else None
+    position = 0
+    while position < len(targets):
+        try:
+            for frame in _read_intact(
+                header,
+                targets[position:],
+                groups[position:],
+                key_times,
+                selected,
+                limits=limits,
+                num_threads=num_threads,
+                only_keyframes=only_keyframes and not index.half_frame,
+            ):
+                yield ReadFrame(scaler(frame), targets[position])
+                position += 1
+        except (ReaderError, av.FFmpegError, ValueError, EOFError) as error:
+            if position == len(targets):
+                return
+            group = groups[position]
+            last = position + next((i for i, g in enumerate(groups[position:]) if g != group), len(groups) - position)
+            repaired = _read_damaged(
+                header, targets[position:last], key_times, group, scaler=scaler, limits=limits, reason=str(error)
+            )
+            yield from repaired
+            position += len(repaired)
+
+
+def _packets_of(targets: list[int], index: FrameIndex) -> set[int]:
+    # with both fields of a frame that has a packet for each
+    selected = set(targets)
+    if index.half_frame:
+        selected |= {round(target + index.half_frame) + k for target in targets for k in (-1, 0, 1)}
+    return selected
+
+
+def _read_intact(
+    header: Header,
+    targets: list[int],
+    groups: list[int],
+    key_times: list[int],
+    selected: set[int] | None,
+    *,
+    limits: DecodeLimits,
+    num_threads: int,
+    only_keyframes: bool,
+) -> Iterator[Any]:
+    # exactly the frames at ``targets``, or ReaderError
+    with open_video(header.path, header.demuxer) as container:
         stream = container.streams.best("video")
         decoder = stream.codec_context
         decoder.options = decoder_options(limits)
         decoder.thread_count, decoder.thread_type = num_threads, "SLICE" if only_keyframes else "AUTO"
         reached: int | None = None  # time stamp of the last decoded frame
+        found: Any = None
         frames: Iterator[Any] = iter(())
         for target, group in zip(targets, groups, strict=True):
             if reached is None or key_times[group] > reached:
@@ -99,15 +111,67 @@ def read_by_time(
                 if only_keyframes:
                     # one packet is enough, and None drains a decoder that delays frames for reordering
                     packets = chain(islice(packets, 1), [None])
-                selected = set(targets) if header.info.codec in _CODECS_WITH_SKIPPING else None
                 frames = _decode_packets(decoder, packets, selected)
-            for frame in frames:
-                reached = frame.pts
+            for found in frames:
+                reached = found.pts
                 if reached is not None and reached >= target:
                     break
-            if reached != target:
+            if reached != target or found.is_corrupt:
                 raise ReaderError(f"expected a frame at {target}, got one at {reached}")
-            yield scaler(frame)
+            yield found
+
+
+def _read_damaged(
+    header: Header,
+    targets: list[int],
+    key_times: list[int],
+    group: int,
+    *,
+    scaler: Scaler,
+    limits: DecodeLimits,
+    reason: str,
+) -> list[ReadFrame]:
+    """For each target of one group of pictures the good frame that is nearest in time.
+
+    Frames after a damaged place refer to it: they are good again from the next keyframe on. Raises ReaderError if
+    nothing is damaged, so that the index must be wrong, or if the group has no good frame.
+    """
+    end = key_times[group + 1] if group + 1 < len(key_times) else None
+    errors: list[str] = []
+    is_damaged = False
+    nearest: dict[int, tuple[int, Any]] = {}
+    with open_video(header.path, header.demuxer) as container:
+        stream = container.streams.best("video")
+        decoder = stream.codec_context
+        decoder.options = decoder_options(limits)
+        decoder.thread_count, decoder.thread_type = 1, "NONE"
+        for frame in _decode_past_errors(decoder, _packets_from(container, stream, key_times[: group + 1]), errors):
+            is_damaged |= frame.is_corrupt or bool(errors)
+            if frame.pts is None:
+                raise ReaderError(f"{reason}; a frame has no time")
+            is_next_group = end is not None and frame.pts >= end
+            if not is_damaged or (is_next_group and frame.key_frame and not frame.is_corrupt):
+                for target in targets:
+                    distance = abs(frame.pts - target)
+                    if target not in nearest or distance < nearest[target][0]:
+                        nearest[target] = (distance, frame)
+            if is_next_group:
+                break
+    if not nearest:
+        raise ReaderError(f"{reason}; no good frame in the group of pictures: {errors[:1]}")
+    if not is_damaged and any(nearest[target][0] for target in targets):
+        raise ReaderError(reason)
+    return [ReadFrame(scaler(nearest[target][1]), nearest[target][1].pts) for target in targets]
+
+
+def _decode_past_errors(decoder: Any, packets: Iterator[Any], errors: list[str]) -> Iterator[Any]:
+    for packet in packets:
+        frames: list[Any] = []
+        try:
+            frames = decoder.decode(packet)
+        except (av.FFmpegError, ValueError) as error:
+            errors.append(f"{type(error).__name__}: {error}")
+        yield from frames
 
 
 def _packets_from(container: Any, stream: Any, key_times: list[int]) -> Iterator[Any]:
@@ -120,7 +184,7 @@ def _packets_from(container: Any, stream: Any, key_times: list[int]) -> Iterator
             container.seek(key_times[0] - 10 * round(1 / stream.time_base), stream=stream)
         elif len(key_times) > 1:
             container.seek(key_times[-min(back, len(key_times))], stream=stream)
-        packets = (packet for packet in container.demux(stream) if packet.size)
+        packets = intact_packets(container, stream)
         first = next((packet for packet in packets if packet.is_keyframe), None)
         if first is not None and _timestamp(first) <= key_times[-1]:
             return chain([first], packets, [None])
@@ -128,7 +192,9 @@ def _packets_from(container: Any, stream: Any, key_times: list[int]) -> Iterator
 
 
 def _timestamp(packet: Any) -> int:
-    return int(packet.dts if packet.pts is None else packet.pts)
+    if packet.pts is None:  # the index has times of all packets, but not of the same after a seek
+        raise ReaderError("a packet has no time")
+    return int(packet.pts)
 
 
 def _decode_packets(decoder: Any, packets: Iterator[Any], selected: set[int] | None) -> Iterator[Any]:
@@ -136,38 +202,3 @@ def _decode_packets(decoder: Any, packets: Iterator[Any], selected: set[int] | N
         if selected is not None and packet is not None:
             decoder.skip_frame = "DEFAULT" if _timestamp(packet) in selected else "NONREF"
         yield from decoder.decode(packet)
-
-
-class Scaler:
-    """Scales frames to ``size`` = (width, height), upright, with decord's filters and so its pixels."""
-
-    def __init__(self, size: tuple[int, int], rotation: int) -> None:
-        self._size = size
-        self._rotation = _ROTATION_FILTERS.get(rotation % 360, "")
-        self._shape: tuple[int, int, str] | None = None
-        self._graph: Any = None
-
-    def __call__(self, frame: Any) -> Picture:
-        shape = (frame.width, frame.height, frame.format.name)
-        if shape != self._shape:
-            self._graph, self._shape = self._build(frame), shape
-        self._graph.push(frame)
-        picture: Picture = self._graph.pull().to_ndarray()
-        return picture
-
-    def _build(self, frame: Any) -> Any:
-        graph = av.filter.Graph()
-        graph.threads = 1
-        last = graph.add_buffer(
-            width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
-        )
-        width, height = self._size
-        for step in filter(
-            None, [*self._rotation.split(","), f"scale={width}:{height}", "format=rgb24", "buffersink="]
-        ):
-            name, _, arguments = step.partition("=")
-            node = graph.add(name, arguments or None)
-            last.link_to(node)
-            last = node
-        graph.configure()
-        return graph

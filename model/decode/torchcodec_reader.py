@@ -20,7 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidlex.model.decode.frame_index import FrameIndex
-from vidlex.model.decode.readers import Picture, ReaderError, Scaler
+from vidlex.model.decode.orientation import Orientation
+from vidlex.model.decode.readers import ReaderError
+from vidlex.model.decode.scaler import Picture, Scaler
 
 _SPACES = {"gbr": 0, "bt709": 1, "fcc": 4, "bt470bg": 5, "smpte170m": 6, "smpte240m": 7, "ycgco": 8, "bt2020nc": 9}
 _RANGES = {"tv": 1, "pc": 2}  # FFmpeg's AVColorSpace and AVColorRange; 2 and 0 mean unspecified
@@ -47,13 +49,13 @@ def read_by_torchcodec(
     indices: NDArray[np.int64],
     *,
     size: tuple[int, int],
-    rotation: int,
+    orientation: Orientation,
     num_threads: int,
 ) -> Iterator[Picture]:
     demuxer = load_torchcodec().Demuxer(str(path.absolute()))
     (stream,) = demuxer.streams
     decoder = stream.make_decoder(device="cpu", num_ffmpeg_threads=num_threads)
-    scaler = Scaler(size, rotation)
+    scaler = Scaler(size, orientation)
     tick = float(index.time_base)
     targets, groups, key_times = index.decoding_plan(indices)
     reached: int | None = None  # time stamp of the last decoded frame

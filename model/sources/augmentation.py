@@ -17,7 +17,7 @@ from PIL import Image
 from vidlex.model.decode.decoder import decode_frames
 from vidlex.model.decode.framing import fit_square, scaled_size
 from vidlex.model.decode.limits import DecodeLimits
-from vidlex.model.decode.probe import read_header
+from vidlex.model.decode.video_file import VideoFile
 from vidlex.model.types import FrameGeometry
 
 Frames = NDArray[np.uint8]  # [T, H, W, 3]
@@ -57,16 +57,16 @@ def read_frames(
     crop = _Crop(rng.uniform(augmentation.crop_scale, 1), rng.uniform(-1, 1), *rng.uniform(0, 1, 2))
     is_mirrored = augmentation.flip and rng.uniform() < 0.5
     colours = rng.uniform(1 - augmentation.colour, 1 + augmentation.colour, 3)
-    header = read_header(path, DecodeLimits(), with_index=augmentation.time_jitter > 0)
-    if header.index is not None:
-        first, last = start_ms or 0, min(end_ms or header.index.end_ms, header.index.end_ms)
+    info = VideoFile(path, DecodeLimits(), num_threads=1).info
+    if augmentation.time_jitter > 0:
+        first, last = start_ms or 0, min(end_ms or info.duration_ms, info.duration_ms)
         start_ms = first + int(before * (last - first))
         end_ms = max(start_ms + 1, last - int(after * (last - first)))
     decoded, box = geometry, None
     if augmentation.crop_scale < 1:
-        decoded, box = _plan_crop(geometry, header.info.width, header.info.height, crop)
+        decoded, box = _plan_crop(geometry, info.width, info.height, crop)
     elif geometry.resize_mode == "longest":  # the bars stay black
-        box = _box_of_picture(geometry.image_size, scaled_size(geometry, header.info.width, header.info.height))
+        box = _box_of_picture(geometry.image_size, scaled_size(geometry, info.width, info.height))
     frames = decode_frames(
         path, geometry=decoded, num_frames=num_frames, start_ms=start_ms, end_ms=end_ms, num_threads=1
     ).frames

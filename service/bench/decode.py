@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidlex.model.decode.decoder import decode_frames
-from vidlex.model.decode.readers import load_decord
 from vidlex.model.types import FrameGeometry
+from vidlex.service.bench.decord_reference import load_decord
 from vidlex.service.bench.harness import BenchError, BenchOptions, Case, Figure, Report, Side, compare, report
 
 Frames = NDArray[np.uint8]

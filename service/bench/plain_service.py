@@ -18,7 +18,7 @@ import uvicorn
 from fastapi import FastAPI, UploadFile
 from PIL import Image
 
-from vidlex.model.decode.readers import load_decord
+from vidlex.service.bench.decord_reference import load_decord
 from vidlex.service.bench.load import LABELS
 
 NUM_FRAMES = 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import threading
@@ -13,13 +14,17 @@ import httpx
 import pytest
 
 from fuzz.access_detector import AccessDetector
-from fuzz.hostile_files import ANY_ANSWER, OK, REFERENCE, HostileFile, build
+from fuzz.answers import ANY_ANSWER, OK, HostileFile
+from fuzz.hostile_files import build
 from fuzz.mutate import mutate
-from fuzz.runner import FuzzOptions, check_answer, send_files
+from fuzz.runner import FuzzOptions, check_answer, count_unexpected_errors, send_files
+from fuzz.valid_files import REFERENCE
 from support.processes import PATIENCE_SECONDS, until
+from vidlex.model.decode.formats import CONTAINERS
+from vidlex.model.decode.sniff import demuxer_of
 from vidlex.service.bench.live import LiveService, live_service
 
-NUM_MUTATIONS = 300
+NUM_MUTATIONS = 500
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +66,11 @@ def test_mutations_are_reproducible(files: list[HostileFile]) -> None:
 
 def test_files_include_valid_ones_of_every_accepted_kind(files: list[HostileFile]) -> None:
     valid = [file for file in files if file.allowed == frozenset([OK])]
-    assert len(valid) >= 20
-    assert len(files) >= 80
+    others = [file for file in files if OK not in file.allowed or len(file.allowed) > 1]
+    assert len(valid) >= 60
+    assert len(others) >= 300
+    for some in (valid, others):
+        assert {demuxer_of(io.BytesIO(file.data)) for file in some} >= set(CONTAINERS)
 
 
 def test_hostile_and_mutated_files_get_documented_answers(
@@ -76,7 +84,7 @@ def test_hostile_and_mutated_files_get_documented_answers(
     assert found.answers["200"] > 30 and found.answers["422 undecodable_video"] > 100
     assert detector.num_accesses == 0
     assert service.is_ready() and not service.uploads()
-    assert "internal_error" not in service.log_text()
+    assert count_unexpected_errors(service.log_text()) == 0
     until(lambda: service.num_files() <= before + 4)  # idle keep-alive connections
 
 

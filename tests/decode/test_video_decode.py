@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import socket
@@ -17,8 +18,8 @@ from support import videos
 from vidlex.model.decode.decoder import decode_frames
 from vidlex.model.decode.framing import fit_square, scaled_size
 from vidlex.model.decode.limits import DecodeError, DecodeLimits
-from vidlex.model.decode.probe import probe, read_header
-from vidlex.model.decode.sniff import demuxer_for
+from vidlex.model.decode.probe import read_header
+from vidlex.model.decode.sniff import demuxer_of
 from vidlex.model.types import FrameBatch, FrameGeometry
 
 SQUARE = FrameGeometry(96)
@@ -46,7 +47,7 @@ def decode_error(path: Path, **job: object) -> DecodeError:
         decode(path, **job)  # type: ignore[arg-type]
     text = str(caught.value)
     assert text.endswith(".")
-    assert not re.search(r"0x[0-9a-f]{6}|Error|/\w+/", text), "native error text in a public message"
+    assert not re.search(r"0x[0-9a-f]{6}|Error|\s/\w+/", text), "native error text in a public message"
     return caught.value
 
 
@@ -106,23 +107,23 @@ def test_every_frame_is_decoded_once(folder: Path) -> None:
     assert numbers(decode(folder / "plain.mp4", 30)) == list(range(30))
 
 
-def test_repeated_time_stamps_are_decoded(tmp_path: Path) -> None:
+def test_a_clock_that_starts_again_goes_on(tmp_path: Path) -> None:
     """Two concatenated streams, as written by capture cards: every time stamp occurs twice."""
     parts = [videos.write_video(tmp_path / f"{k}.ts", num_frames=20, width=w) for k, w in enumerate((160, 96))]
     path = tmp_path / "both.ts"
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
     batch = decode(path, 8)
-    assert batch.frames.shape == (8, 96, 96, 3)
-    assert set(numbers(batch)) <= set(range(20))
+    assert numbers(batch) == [2, 7, 12, 17, 2, 7, 12, 17]
+    assert batch.timestamps_ms == tuple(range(200, 4000, 500))
+    assert (batch.video.num_frames, batch.video.duration_ms) == (40, 4000)
 
 
 def test_references_across_a_keyframe_are_decoded_correctly(tmp_path: Path) -> None:
-    """x265's default; decord returns frame 24 for 21, 22 and 23."""
+    """x265's default: open groups of pictures."""
     if not videos.has_encoder("libx265"):
         pytest.skip("this build of FFmpeg cannot write it")
     path = videos.write_video(tmp_path / "o.mp4", codec="libx265", options={"x265-params": "log-level=none"})
-    index = read_header(path, DecodeLimits(), with_index=True).index
-    assert index is not None and not index.is_simple
+    assert read_header(path, DecodeLimits()).index is not None
     assert numbers(decode(path, 30)) == list(range(30))
     for start in range(0, 3000, 100):
         assert numbers(decode(path, 1, start_ms=start, end_ms=start + 100)) == [start // 100]
@@ -164,8 +165,6 @@ def test_rotation_is_undone(tmp_path: Path, rotation: int, corners: str, mode: s
     assert "".join(videos.corner_names(batch.frames[1])) == corners
     upright = (96, 160) if rotation % 180 else (160, 96)
     assert (batch.video.width, batch.video.height) == upright
-    info = probe(path)
-    assert (info.width, info.height, info.codec) == (*upright, "h264")
 
 
 def test_a_longer_audio_stream_does_not_count_as_truncation(tmp_path: Path) -> None:
@@ -184,7 +183,6 @@ def test_a_longer_audio_stream_does_not_count_as_truncation(tmp_path: Path) -> N
 @pytest.mark.parametrize(("width", "height"), [(160, 96), (96, 160), (130, 130), (250, 60)])
 @pytest.mark.parametrize("size", [32, 96, 70])
 def test_pictures_match_open_clips_preprocessing(tmp_path: Path, mode: str, width: int, height: int, size: int) -> None:
-    """Widths of 32 and 96 need the workaround for decord's row padding."""
     transform_module = pytest.importorskip("open_clip.transform")
     y, x = np.mgrid[0:height, 0:width]
     waves = [np.sin(x / width * 9), np.cos(y / height * 7), np.sin((x + y) / (width + height) * 11)]
@@ -254,7 +252,7 @@ def test_playlists_open_no_connection(tmp_path: Path, name: str) -> None:
 
 def test_a_playlist_with_mp4_boxes_is_not_detected_as_mp4() -> None:
     for head in (b"#EXTM3U\n", b"ffconcat", b"    ftyp<MPD xmlns='urn:mpeg:dash:schema:mpd:2011'>"):
-        assert demuxer_for(head + b"\nftypisom" * 8) is None
+        assert demuxer_of(io.BytesIO(head + b"\nftypisom" * 8)) is None
 
 
 def test_audio_only_files_are_rejected(tmp_path: Path) -> None:
@@ -267,15 +265,17 @@ def test_a_file_with_a_truncated_index_is_rejected(folder: Path, tmp_path: Path,
     assert decode_error(videos.truncate(folder / "plain.mp4", tmp_path / "c.mp4", keep)).code == "undecodable_video"
 
 
-def test_a_truncated_file_is_decoded_up_to_its_end(folder: Path, tmp_path: Path) -> None:
-    """A window within the remaining part of a 20 s video works; the whole video is rejected."""
+def test_a_truncated_file_is_decoded_up_to_its_end_with_a_warning(folder: Path, tmp_path: Path) -> None:
     path = videos.truncate(folder / "faststart.mp4", tmp_path / "c.mp4", 0.6)
     batch = decode(path, 4, end_ms=4000)
     assert numbers(batch) == [5, 15, 25, 35]
-    assert batch.video.duration_ms == 20_000
-    error = decode_error(path)
-    assert error.code == "undecodable_video"
-    assert "incomplete: it should last 20000 ms, but its data ends after" in str(error)
+    whole = decode(path, 4)
+    duration_ms = whole.video.duration_ms
+    assert 9000 < duration_ms < 15_000
+    assert numbers(whole) == [(2 * k + 1) * duration_ms // 800 for k in range(4)]
+    ((code, sentence),) = whole.warnings
+    assert code == "truncated_video"
+    assert f"it should last 20000 ms, but its data ends after {duration_ms} ms" in sentence
 
 
 def test_a_truncated_transport_stream_is_a_shorter_video(tmp_path: Path) -> None:
@@ -322,7 +322,6 @@ LIMITED = [
     (DecodeLimits(max_duration_ms=2900), "video_too_long", "2.9 s"),
     (DecodeLimits(max_file_frames=29), "video_too_long", "30 frames"),
     (DecodeLimits(max_bytes=1000), "video_too_long", "1000"),
-    (DecodeLimits(max_fps=9.9), "undecodable_video", "frames per second"),
     (DecodeLimits(max_frames=4), "invalid_parameter", "between 1 and 4"),
     (DecodeLimits(max_streams=0), "unsupported_media", "1 streams"),
 ]
@@ -337,18 +336,19 @@ def test_every_limit_is_enforced(folder: Path, limits: DecodeLimits, code: str, 
 
 def test_limits_are_inclusive(folder: Path) -> None:
     limits = DecodeLimits(
-        max_side=160, max_pixels=160 * 96, max_duration_ms=3000, max_file_frames=30, max_fps=10, max_frames=5
+        max_side=160, max_pixels=160 * 96, max_duration_ms=3000, max_file_frames=30, max_frames=5
     )
     assert numbers(decode(folder / "plain.mp4", limits=limits)) == [3, 9, 15, 21, 27]
 
 
-def test_false_durations_are_detected(tmp_path: Path) -> None:
+def test_false_durations(tmp_path: Path) -> None:
     video = videos.write_video(tmp_path / "v.mkv")
-    long = claim_duration(video, tmp_path / "l.mkv", seconds=1e9)
-    assert decode_error(long).code == "video_too_long"
-    too_long = claim_duration(video, tmp_path / "s.mkv", seconds=600)
-    assert decode_error(too_long).code == "undecodable_video"
-    assert numbers(decode(too_long, 2, end_ms=2000)) == [5, 15]
+    impossible = decode(claim_duration(video, tmp_path / "l.mkv", seconds=1e9))
+    assert numbers(impossible) == [3, 9, 15, 21, 27], "a claim beyond the limit has no effect"
+    assert not impossible.warnings
+    long = decode(claim_duration(video, tmp_path / "s.mkv", seconds=600))
+    assert numbers(long) == [29] * 5, "the last frame stands"
+    assert (long.video.duration_ms, long.warnings[0][0]) == (600_000, "still_end")
     short = claim_duration(video, tmp_path / "t.mkv", seconds=1)
     assert numbers(decode(short)) == [3, 9, 15, 21, 27], "a claim that is too short has no effect"
 
@@ -358,11 +358,10 @@ def test_a_frame_of_several_hours_is_rejected(tmp_path: Path) -> None:
     assert decode_error(path).code == "video_too_long"
 
 
-def test_an_excessive_frame_rate_is_rejected(tmp_path: Path) -> None:
+def test_a_frame_rate_is_not_limited(tmp_path: Path) -> None:
+    """It costs nothing: the number of frames is limited."""
     path = videos.write_video(tmp_path / "f.mp4", fps=100_000, num_frames=30)
-    error = decode_error(path)
-    assert error.code == "undecodable_video"
-    assert "frames per second" in str(error)
+    assert decode(path).video.fps == 100_000
 
 
 BAD_JOBS = [

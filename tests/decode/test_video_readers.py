@@ -1,4 +1,4 @@
-"""Both readers return exactly the pictures of decoding the whole file, and import no torch."""
+"""Selected frames are exactly those of decoding the whole file. No torch is imported."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 from support import videos
-from vidlex.model.decode.decoder import _split_among_decoders, decode_frames
+from vidlex.model.decode.decoder import decode_chunks, decode_frames
 from vidlex.model.decode.framing import scaled_size
-from vidlex.model.decode.limits import DecodeError, DecodeLimits
+from vidlex.model.decode.limits import DecodeLimits
 from vidlex.model.decode.probe import read_header
-from vidlex.model.decode.readers import ReaderError, read_by_count, read_by_time
+from vidlex.model.decode.readers import ReaderError, read_by_time
+from vidlex.model.decode.scaler import Scaler
+from vidlex.model.decode.video_file import split_among_decoders
 from vidlex.model.types import FrameBatch, FrameGeometry
 
 SQUARE = FrameGeometry(96)
@@ -31,26 +33,29 @@ def numbers(batch: FrameBatch) -> list[int]:
     return [videos.read_number(frame) for frame in batch.frames]
 
 
-def read_by_both(path: Path, geometry: FrameGeometry, indices: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    header = read_header(path, DecodeLimits(), with_index=True)
-    index = header.index
-    assert index is not None and index.is_simple
-    size = scaled_size(geometry, header.info.width, header.info.height)
-    by_count = read_by_count(path, index, np.array(indices), size=size, num_threads=1)
-    by_time = read_by_time(path, header, index, np.array(indices), size=size, limits=DecodeLimits(), num_threads=2)
-    return np.stack(list(by_count)), np.stack(list(by_time))
+def read_both_ways(path: Path, geometry: FrameGeometry, indices: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures found by their time stamps, and the same ones of a decode of the whole file."""
+    header = read_header(path, DecodeLimits())
+    assert header.index is not None
+    size = scaled_size(geometry, header.width, header.height)
+    by_time = read_by_time(
+        header, header.index, np.array(indices), size=size, limits=DecodeLimits(), num_threads=2
+    )
+    with av.open(str(path)) as container:
+        scaler = Scaler(size, header.orientation)
+        whole = [scaler(frame) for number, frame in enumerate(container.decode(video=0)) if number in indices]
+    return np.stack([frame.picture for frame in by_time]), np.stack(whole)
 
 
 @pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
-def test_both_readers_give_the_same_pixels(tmp_path: Path, rotation: int, mode: str) -> None:
-    """A width of 70 has row padding in decord, 96 has padding that decord interprets as channels."""
+def test_selected_frames_have_the_pixels_of_the_whole_file(tmp_path: Path, rotation: int, mode: str) -> None:
     options = {"preset": "medium"}
     path = videos.write_video(tmp_path / "v.mp4", rotation=rotation, num_frames=60, gop=20, options=options)
     for size in (70, 96):
-        by_count, by_time = read_by_both(path, FrameGeometry(size, mode), [0, 7, 8, 19, 20, 41, 59])  # type: ignore[arg-type]
-        assert by_count.shape == by_time.shape
-        assert (by_count == by_time).all()
+        by_time, whole = read_both_ways(path, FrameGeometry(size, mode), [0, 7, 8, 19, 20, 41, 59])  # type: ignore[arg-type]
+        assert by_time.shape == whole.shape
+        assert (by_time == whole).all()
 
 
 @pytest.mark.parametrize(
@@ -62,14 +67,13 @@ def test_both_readers_give_the_same_pixels(tmp_path: Path, rotation: int, mode: 
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_both_readers_agree_on_other_codecs(tmp_path: Path, name: str, options: dict) -> None:
-    """Skipping frames that are not referred to must not change the others."""
+def test_skipping_frames_does_not_change_the_others(tmp_path: Path, name: str, options: dict) -> None:
     if not videos.has_encoder(options.get("codec", "libx264")):
         pytest.skip("this build of FFmpeg cannot write it")
     path = videos.write_video(tmp_path / name, **options)
     for indices in ([2, 11, 13, 29], [0, 12], list(range(30))):
-        by_count, by_time = read_by_both(path, FrameGeometry(70), indices)
-        assert (by_count == by_time).all()
+        by_time, whole = read_both_ways(path, FrameGeometry(70), indices)
+        assert (by_time == whole).all()
         assert [videos.read_number(picture, (0.2, 0, 0.8, 1)) for picture in by_time] == indices
 
 
@@ -98,18 +102,36 @@ def test_frames_equal_those_of_decoding_the_whole_file(tmp_path: Path, name: str
             assert (frame == all_frames[time // 100]).all()
 
 
-def test_reading_by_count_is_the_fallback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_that_are_not_where_the_index_says_are_found_by_decoding_the_whole_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object, **__: object) -> None:
         raise ReaderError("no frame at any time")
 
-    path = videos.write_video(tmp_path / "plain.mp4")
-    expected = decode(path)
-    monkeypatch.setattr("vidlex.model.decode.decoder.read_by_time", fail)
-    assert (decode(path).frames == expected.frames).all()
-    monkeypatch.setattr("vidlex.model.decode.decoder.read_by_count", fail)
-    with pytest.raises(DecodeError, match="cannot be decoded") as caught:
-        decode(path)
-    assert caught.value.internal.count("no frame at any time") == 2
+    path = videos.write_video(tmp_path / "plain.mp4", options={"preset": "medium"})
+    expected = decode(path, 7)
+    monkeypatch.setattr("vidlex.model.decode.video_file.read_by_time", fail)
+    scanned = decode(path, 7)
+    assert (scanned.frames == expected.frames).all()
+    assert (scanned.timestamps_ms, scanned.num_failed) == (expected.timestamps_ms, 0)
+    chunks = list(decode_chunks(path, max_chunk_frames=3, geometry=SQUARE, num_frames=7))
+    assert (np.concatenate([chunk.frames for chunk in chunks]) == expected.frames).all()
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 100])
+@pytest.mark.parametrize("job", [{}, {"policy": "keyframes"}, {"segment_ms": 900}, {"policy": "shots"}], ids=str)
+def test_chunks_are_the_frames_of_one_batch(tmp_path: Path, size: int, job: dict) -> None:
+    path = videos.write_video(tmp_path / "v.mp4", num_frames=300, gop=25, options={"preset": "medium"})
+    whole = decode_frames(path, geometry=SQUARE, num_frames=8, **job)
+    chunks = list(decode_chunks(path, max_chunk_frames=size, geometry=SQUARE, num_frames=8, **job))
+    assert all(len(chunk.frames) == size for chunk in chunks[:-1])
+    assert (np.concatenate([chunk.frames for chunk in chunks]) == whole.frames).all()
+    assert tuple(time for chunk in chunks for time in chunk.timestamps_ms) == whole.timestamps_ms
+    assert {chunk.video for chunk in chunks} == {whole.video}
+    assert tuple(warning for chunk in chunks for warning in chunk.warnings) == whole.warnings
+    for name in ("is_blank", "is_repeated", "starts_shot"):
+        parts = [getattr(chunk.content, name) for chunk in chunks]
+        assert (np.concatenate(parts) == getattr(whole.content, name)).all()
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 0])
@@ -137,7 +159,7 @@ def test_the_number_of_threads_is_bounded(tmp_path: Path, monkeypatch: pytest.Mo
         threads.append(num_threads)
         return read_by_time(*arguments, num_threads=1, **options)
 
-    monkeypatch.setattr("vidlex.model.decode.decoder.read_by_time", counted)
+    monkeypatch.setattr("vidlex.model.decode.video_file.read_by_time", counted)
     path = videos.write_video(tmp_path / "v.mp4", width=96, num_frames=90, gop=gop)
     decode_frames(path, geometry=SQUARE, num_frames=90, num_threads=64)
     assert 2 <= sum(threads) <= 16
@@ -145,25 +167,20 @@ def test_the_number_of_threads_is_bounded(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_decoder_parts_cover_every_frame_once_and_keep_groups_together(tmp_path: Path) -> None:
     path = videos.write_video(tmp_path / "v.mp4", num_frames=90, gop=10)
-    index = read_header(path, DecodeLimits(), with_index=True).index
+    index = read_header(path, DecodeLimits()).index
     assert index is not None and len(index.keyframes) == 9
     for indices in ([5], [5, 6, 7], [0, 25, 55, 88], list(range(90)), [9, 10, 11, 79]):
         for max_decoders in (1, 2, 3, 8):
-            parts = _split_among_decoders(index, np.array(indices), max_decoders)
+            parts = split_among_decoders(index, np.array(indices), max_decoders)
             assert [i for first, last in parts for i in range(first, last)] == list(range(len(indices)))
             assert len(parts) <= max_decoders
             for (_, last), (first, _) in pairwise(parts):
                 assert indices[last - 1] // 10 < indices[first] // 10, "a group of pictures is decoded twice"
-    assert len(_split_among_decoders(index, np.array([5, 35, 65, 85]), 2)) == 2
-    assert len(_split_among_decoders(index, np.array([3, 5, 9, 10]), 2)) == 1, "one group has most of the work"
+    assert len(split_among_decoders(index, np.array([5, 35, 65, 85]), 2)) == 2
+    assert len(split_among_decoders(index, np.array([3, 5, 9, 10]), 2)) == 1, "one group has most of the work"
 
 
-def test_a_decode_process_loads_no_torch_and_no_cuda_libraries() -> None:
-    """A decode process takes about 50 MB; torch or decord's default start take hundreds."""
-    code = (
-        "import sys, vidlex.model.decode.decoder, vidlex.model.decode.readers as r; "
-        "assert 'decord' not in sys.modules; "
-        "r.load_decord(); assert 'torch' not in sys.modules; "
-        "maps = open('/proc/self/maps').read(); assert 'libdecord' in maps; assert 'cublas' not in maps"
-    )
+def test_a_decode_process_loads_no_torch() -> None:
+    """A decode process takes about 50 MB; torch takes hundreds."""
+    code = "import sys, vidlex.model.decode.decoder; assert 'torch' not in sys.modules and 'decord' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

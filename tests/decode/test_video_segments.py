@@ -17,7 +17,7 @@ from vidlex.service.decode.pool import DecodeJob, DecodePool, PoolLimits
 from vidlex.service.errors import InvalidParameter
 
 GEOMETRY = FrameGeometry(32, "squash")
-LIMITS = DecodeLimits(max_frames=120)
+LIMITS = DecodeLimits(max_frames=120, max_total_frames=120)
 UNEVEN = [0, 40, 90, 400, 1500, 1510, 1520, 2600, 2700, 3900, 4000, 4100]
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "steady.mp4": lambda path: videos.write_video(path, num_frames=43),
@@ -114,14 +114,14 @@ def test_a_decode_process_returns_as_many_frames_as_the_file_needs(pool: DecodeP
 
 def test_a_request_decodes_its_file_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs: list[DecodeJob] = []
-    decode = DecodePool.decode
+    decode_chunks = DecodePool.decode_chunks
 
-    def counted(self: DecodePool, path: Path, job: DecodeJob, **options: Any) -> FrameBatch:
+    def counted(self: DecodePool, path: Path, job: DecodeJob, **options: Any) -> Any:
         jobs.append(job)
-        return decode(self, path, job, **options)
+        return decode_chunks(self, path, job, **options)
 
-    monkeypatch.setattr(DecodePool, "decode", counted)
-    with serving(tmp_path, max_frames=64) as client:
+    monkeypatch.setattr(DecodePool, "decode_chunks", counted)
+    with serving(tmp_path, max_frames=64, max_total_frames=64) as client:
         add(client, "red")
         body = classify(client, folder / "steady.mp4", aggregate_by="segments", segment_ms=1000).json()
         assert len(body["labels"][0]["segments"]) == 5 and body["coverage"]["frames_requested"] == 20

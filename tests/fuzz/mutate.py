@@ -9,8 +9,13 @@ import numpy as np
 
 _BOXES = re.compile(
     rb"moov|trak|mdia|minf|stbl|stsd|stts|stss|stsc|stsz|stco|ctts|edts|elst|mvhd|tkhd|mdhd|hdlr|avcC|mdat|moof|traf|"
-    rb"tfhd|trun|hdrl|strl|strh|strf|movi|idx1|\x1a\x45\xdf\xa3|\x1f\x43\xb6\x75"
+    rb"tfhd|trun|hdrl|strl|strh|strf|movi|idx1|\x1a\x45\xdf\xa3|\x1f\x43\xb6\x75|"
+    rb"VP8X|ANIM|ANMF|VP8L|OggS|\x80theora|\x81theora|\x82theora|FLV\x01|onMetaData|IHDR|IDAT|icpf|"
+    rb"\x21\xf9\x04|\x21\xff\x0b|GIF8|"  # GIF
+    rb"\0\0\x01[\xb3\xb5\xb8\xba\xbb\xe0]|"  # MPEG
+    rb"\x30\x26\xb2\x75|\xa1\xdc\xab\x8c|\x91\x07\xdc\xb7|\x36\x26\xb2\x75|\x82\0\0"  # ASF
 )
+_LITTLE_ENDIAN = re.compile(rb"RIFF|LIST|hdrl|strh|strf|movi|idx1|00dc|VP8X|ANIM|ANMF|VP8L")
 _NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x10000, 0xFFFF)
 # Mostly left unchanged: a file with a wrong signature is rejected before it is parsed.
 _SIGNATURE_BYTES = 12
@@ -62,6 +67,16 @@ def _change_length(data: bytearray, rng: np.random.Generator, _: Sequence[bytes]
         data[position : position + 4] = changed.to_bytes(4, "big")
 
 
+def _change_chunk_length(data: bytearray, rng: np.random.Generator, _: Sequence[bytes]) -> None:
+    """As `_change_length`, for RIFF: the length stands after the name, its low byte first."""
+    chunks = [found.end() for found in _LITTLE_ENDIAN.finditer(data)]
+    if chunks:
+        position = chunks[int(rng.integers(len(chunks)))]
+        length = int.from_bytes(data[position : position + 4], "little")
+        changed = (length + int(rng.choice((-8, -1, 1, 8, 1000, -length, 2**31)))) % 2**32
+        data[position : position + 4] = changed.to_bytes(4, "little")
+
+
 def _cut(data: bytearray, rng: np.random.Generator, _: Sequence[bytes]) -> None:
     del data[_position(data, rng) :]
 
@@ -92,5 +107,6 @@ def _blank(data: bytearray, rng: np.random.Generator, _: Sequence[bytes]) -> Non
 
 
 _MUTATIONS: tuple[Mutation, ...] = (
-    _flip_bits, _flip_bits, _write_number, _write_number, _change_length, _cut, _drop, _repeat, _splice, _blank,
+    _flip_bits, _flip_bits, _write_number, _write_number, _change_length, _change_chunk_length, _cut, _drop, _repeat,
+    _splice, _blank,
 )  # fmt: skip

@@ -22,8 +22,10 @@ from typing import Any
 import httpx
 
 from fuzz.access_detector import AccessDetector
-from fuzz.hostile_files import ANY_ANSWER, REFERENCE, UNSUPPORTED, HostileFile, build
+from fuzz.answers import ANY_ANSWER, UNSUPPORTED, HostileFile
+from fuzz.hostile_files import build
 from fuzz.mutate import mutate
+from fuzz.valid_files import REFERENCE
 from vidlex.service.bench.harness import BenchOptions, Case, Figure, Report, report
 from vidlex.service.bench.live import LiveService, live_service
 from vidlex.service.schemas.classify import ClassificationView
@@ -81,7 +83,7 @@ def run(options: FuzzOptions) -> Report:
                 num_uploads = len(service.uploads())
                 survived = service.is_running and service.is_ready()
                 num_replaced = len(found.decoders) - options.num_decoders
-                num_logged = service.log_text().count('"internal_error"')
+                num_logged = count_unexpected_errors(service.log_text())
             num_accesses = detector.num_accesses
     rules = {
         "service ended or not ready": float(not survived),
@@ -104,6 +106,11 @@ def run(options: FuzzOptions) -> Report:
     figures += [Figure(name=answer, value=count, unit="answers") for answer, count in sorted(found.answers.items())]
     note = "; ".join([*found.wrong[:5], *found.leaks[:5], *found.changed_scores[:5]])
     return report("fuzz", [Case(name="hostile and mutated files", figures=tuple(figures), note=note)], options)
+
+
+def count_unexpected_errors(log: str) -> int:
+    """In the service, and in a decode process, whose faults are answered as undecodable videos."""
+    return sum(log.count(f'"{event}"') for event in ("internal_error", "decode_failed", "decode_reply_invalid"))
 
 
 def send_files(

@@ -242,7 +242,7 @@ def test_every_package_of_an_extra_is_known() -> None:
     """Of those that `vidlex` imports, so that the message about a missing one names its extra."""
     known = {module for modules in EXTRAS.values() for module in modules}
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    importable = {"open-clip-torch": "open_clip", "pillow": "pil", "faiss-cpu": "faiss", "decord2": "decord"}
+    importable = {"open-clip-torch": "open_clip", "pillow": "pil", "faiss-cpu": "faiss"}
     importable |= {"scikit-learn": "sklearn"}
     for extra in ("server", "train"):
         block = re.search(rf"^{extra} = \[(.*?)\]$", text, re.MULTILINE | re.DOTALL)
