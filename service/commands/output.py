@@ -105,6 +105,12 @@ def print_error(error: CommandError) -> None:
         stderr().print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
 
 
+def print_warning(text: str) -> None:
+    """Print a line on stderr about a result that may be less useful than it looks. JSON results contain it."""
+    if not _as_json.get():
+        stderr().print(f"[yellow]warning:[/] {escape(text)}", soft_wrap=True)
+
+
 def raise_last(failures: Sequence[CommandError]) -> None:
     """Print all failures but the last, and raise the last. Does nothing without failures."""
     for failure in failures[:-1]:

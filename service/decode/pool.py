@@ -1,53 +1,47 @@
 """Decodes untrusted files in separate processes, which may crash, hang or be compromised.
 
 Each process belongs to one thread of the pool, which starts it, sends it one file at a time, kills it on a timeout and
-replaces it. Frames are returned in sealed shared memory. Replies are untrusted and validated. The service's own process
-never loads a decoder.
+replaces it. Frames are returned in sealed shared memory, in chunks: while the request uses one, the process decodes the
+next, and then waits. Replies are untrusted and validated. The service's own process never loads a decoder.
 """
 
 from __future__ import annotations
 
 import math
-import mmap
 import os
 import queue
 import threading
 import time
-from concurrent.futures import CancelledError, Future
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from contextvars import Context, copy_context
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from vidlex.model.decode.limits import DecodeLimits
-from vidlex.model.types import DecoderName, FrameBatch, FrameGeometry, FramePolicy, VideoInfo
+from vidlex.model.types import DecoderName, FrameBatch, FrameContent, FrameGeometry, FramePolicy
+from vidlex.service.decode.chunks import ChunkStream
 from vidlex.service.decode.process import DecodeProcess, ProcessCrashed, ProcessTimeout, StartFailed, shared_memory
-from vidlex.service.errors import (
-    InvalidParameter,
-    Overloaded,
-    ResolutionTooLarge,
-    UndecodableVideo,
-    UnsupportedMedia,
-    VideoTooLong,
-    VidlexError,
-)
+from vidlex.service.decode.replies import ReplyReader
+from vidlex.service.errors import InvalidParameter, Overloaded, UndecodableVideo, VidlexError
 
 _log = structlog.get_logger("vidlex.decode")
 
-_ERRORS: dict[str, type[VidlexError]] = {
-    error.code: error
-    for error in (UndecodableVideo, VideoTooLong, ResolutionTooLarge, UnsupportedMedia, InvalidParameter)
-}
-_MAX_MESSAGE_CHARS = 500
+_NUM_SLOTS = 2  # chunks in shared memory: one in use, one that the process writes
+_MAX_CHUNK_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
 class PoolLimits:
     max_waiting: int = 64
-    timeout_seconds: float = 60.0  # per file, in wall-clock time; then its process is killed
+    timeout_seconds: float = 60.0  # per chunk, in wall-clock time; then its process is killed
+    max_chunk_frames: int = 32  # fewer of large ones
     memory_bytes: int = 2 * 2**30  # address space per process
     max_jobs_per_process: int = 500  # then it is replaced, in case a native library leaks
     start_timeout_seconds: float = 60.0
@@ -68,14 +62,14 @@ class DecodeJob:
 class _Task:
     path: Path
     job: DecodeJob
-    future: Future[FrameBatch]
+    stream: ChunkStream
     context: Context = field(default_factory=copy_context)  # of the request, so that log lines about it carry its id
 
 
 class DecodePool:
-    """Call ``start`` before ``decode``, and ``close`` last: it lets pending calls raise Overloaded. Thread-safe.
+    """Call ``start`` first, and ``close`` last: it lets pending calls raise Overloaded. Thread-safe.
 
-    ``entry`` is the decode function, as module:function with the signature of `model.decode.decoder.decode_frames`.
+    ``entry`` is the decode function, as module:function with the signature of `model.decode.decoder.decode_chunks`.
     ``num_threads`` are threads per file; by default the cores are divided among the unfinished files.
     """
 
@@ -84,7 +78,7 @@ class DecodePool:
         num_workers: int,
         limits: PoolLimits | None = None,
         *,
-        entry: str = "vidlex.model.decode.decoder:decode_frames",
+        entry: str = "vidlex.model.decode.decoder:decode_chunks",
         num_threads: int | None = None,
         decoder: DecoderName = "auto",
     ) -> None:
@@ -103,6 +97,7 @@ class DecodePool:
         self._num_unfinished = 0
         self._num_restarts = 0
         self._processes: list[DecodeProcess | None] = [None] * num_workers
+        self._streams: list[ChunkStream | None] = [None] * num_workers  # of the files in progress
         # Per slot, the time of time.monotonic when its process was found missing; None while it is running.
         self._missing_since: list[float | None] = [-math.inf] * num_workers
         self._stopping = threading.Event()
@@ -142,14 +137,32 @@ class DecodePool:
     def num_restarts(self) -> int:
         return self._num_restarts
 
-    def decode(self, path: Path, job: DecodeJob, *, wait_seconds: float | None = None) -> FrameBatch:
-        """Decode one file. Blocks.
+    @property
+    def decoder(self) -> str:
+        """The libraries of the decode processes with their versions; empty before the start."""
+        return next((process.decoder for process in self._processes if process is not None), "")
 
-        Raises Overloaded if the queue is full, the pool is closed, or no process was free within ``wait_seconds``, and
-        UndecodableVideo, VideoTooLong, ResolutionTooLarge, UnsupportedMedia or InvalidParameter for an invalid file or
-        job.
+    @contextmanager
+    def decode_chunks(
+        self,
+        path: Path,
+        job: DecodeJob,
+        *,
+        wait_seconds: float | None = None,
+        deadline: float = math.inf,
+        cancelled: threading.Event | None = None,
+    ) -> Iterator[ChunkStream]:
+        """The frames of one file in chunks, each valid until the next one. Blocks until a process is free.
+
+        At the end of the context, or once ``deadline`` (of time.monotonic) has passed or ``cancelled`` is set, the
+        process drops the file. Raises Overloaded then, if the queue is full, the pool is closed, or no process was free
+        within ``wait_seconds``, and UndecodableVideo, VideoTooLong, ResolutionTooLarge, UnsupportedMedia or
+        InvalidParameter for an invalid file or job.
         """
-        task = _Task(path.absolute(), job, Future())
+        max_frames = self._limits.decode.max_frames
+        if not 1 <= job.num_frames <= max_frames:
+            raise InvalidParameter(f"num_frames must be between 1 and {max_frames}.")
+        task = _Task(path.absolute(), job, ChunkStream(deadline=deadline, cancelled=cancelled))
         with self._lock:
             if self._stopping.is_set():
                 raise Overloaded("The service is stopping.")
@@ -160,21 +173,24 @@ class DecodePool:
             self._num_unfinished += 1
             self._tasks.put(task)  # under the lock: a task queued after close() would never be answered
         try:
-            try:
-                return task.future.result(wait_seconds)
-            except TimeoutError:
-                if task.future.cancel():
-                    raise Overloaded("No decoder was free in time.") from None
-                return task.future.result()  # it is being decoded, which has its own timeout
-        except CancelledError:
-            raise Overloaded("The service is stopping.") from None
+            task.stream.wait_for_start(wait_seconds)
+            yield task.stream
         finally:
+            task.stream.close()
             with self._lock:
                 self._num_unfinished -= 1
+
+    def decode(self, path: Path, job: DecodeJob, *, wait_seconds: float | None = None) -> FrameBatch:
+        """All chunks of `decode_chunks` as one."""
+        with self.decode_chunks(path, job, wait_seconds=wait_seconds) as stream:
+            return _joined(stream)
 
     def close(self) -> None:
         with self._lock:
             self._stopping.set()
+        for stream in self._streams:
+            if stream is not None:
+                stream.end(Overloaded("The service is stopping."))
         for process in self._processes:
             if process is not None:
                 process.kill()
@@ -207,8 +223,10 @@ class DecodePool:
                     continue
                 if task is None:
                     break
-                if task.future.set_running_or_notify_cancel():
+                self._streams[slot] = task.stream
+                if task.stream.begin():
                     task.context.run(self._process_task, slot, task)
+                self._streams[slot] = None
         finally:
             process = self._processes[slot]
             if process is not None:
@@ -254,23 +272,39 @@ class DecodePool:
                     break
             else:
                 raise Overloaded("No decoder can be started at the moment.")
-            task.future.set_result(self._decode_with(process, task))
+            self._decode_with(process, task)
         except VidlexError as error:
-            task.future.set_exception(error)
+            task.stream.end(error)
         except Exception as error:
             process = self._processes[slot]
             _log.exception("decode_reply_invalid", pid=None if process is None else process.pid)
             if process is not None:
                 process.kill()
-            task.future.set_exception(UndecodableVideo(internal=f"{type(error).__name__}: {error}"))
+            task.stream.end(UndecodableVideo(internal=f"{type(error).__name__}: {error}"))
 
-    def _decode_with(self, process: DecodeProcess, task: _Task) -> FrameBatch:
-        job, limits = task.job, self._limits
+    def _decode_with(self, process: DecodeProcess, task: _Task) -> None:
+        timeout_seconds = self._limits.timeout_seconds
+        started = time.monotonic()
+        try:
+            self._exchange(process, task)
+        except ProcessTimeout:
+            _log.warning("decode_timeout", pid=process.pid, seconds=timeout_seconds)
+            raise UndecodableVideo(f"Decoding the video took longer than {timeout_seconds:g} s.") from None
+        except ProcessCrashed as error:
+            if self._stopping.is_set():
+                raise Overloaded("The service is stopping.") from None
+            seconds = round(time.monotonic() - started, 1)
+            _log.warning("decode_process_crashed", pid=process.pid, seconds=seconds, error=str(error))
+            raise UndecodableVideo("The video made the decoder fail.", internal=str(error)) from None
+
+    def _exchange(self, process: DecodeProcess, task: _Task) -> None:
+        """Offer the process's chunks until the last one, or until the request wants no more."""
+        job, stream, limits = task.job, task.stream, self._limits
         size = job.geometry.image_size
-        max_frames = limits.decode.max_frames
-        if not 1 <= job.num_frames <= max_frames:
-            raise InvalidParameter(f"num_frames must be between 1 and {max_frames}.")
-        request = {
+        is_fixed = job.segment_ms is None and job.policy != "shots"
+        max_frames = job.num_frames if is_fixed else max(job.num_frames, limits.decode.max_total_frames)
+        max_chunk_frames = max(1, min(limits.max_chunk_frames, max_frames, _MAX_CHUNK_BYTES // (size * size * 3)))
+        request: dict[str, Any] = {
             "path": os.fspath(task.path),
             "image_size": size,
             "resize_mode": job.geometry.resize_mode,
@@ -280,27 +314,33 @@ class DecodePool:
             "start_ms": job.start_ms,
             "end_ms": job.end_ms,
             "num_threads": self._num_threads or _threads_per_file(self._num_unfinished),
+            "max_chunk_frames": max_chunk_frames,
+            "num_slots": _NUM_SLOTS,
         }
-        # Pages that are never written take no memory, so that reserving the maximum for segments costs nothing.
-        capacity = job.num_frames if job.segment_ms is None else max_frames
-        descriptor, memory = shared_memory(capacity * size * size * 3)
-        started = time.monotonic()
+        # Pages that are never written take no memory, so that the slots cost a short video nothing.
+        descriptor, memory = shared_memory(_NUM_SLOTS * max_chunk_frames * size * size * 3)
+        reader = ReplyReader(
+            memory,
+            side=size,
+            max_chunk_frames=max_chunk_frames,
+            num_slots=_NUM_SLOTS,
+            max_frames=max_frames,
+            num_frames=None if job.policy == "shots" else job.num_frames,
+        )
+        process.num_jobs += 1
         try:
-            reply = process.request(request, descriptor, limits.timeout_seconds)
-        except ProcessTimeout:
-            _log.warning("decode_timeout", pid=process.pid, seconds=limits.timeout_seconds)
-            raise UndecodableVideo(f"Decoding the video took longer than {limits.timeout_seconds:g} s.") from None
-        except ProcessCrashed as error:
-            if self._stopping.is_set():
-                raise Overloaded("The service is stopping.") from None
-            seconds = round(time.monotonic() - started, 1)
-            _log.warning("decode_process_crashed", pid=process.pid, seconds=seconds, error=str(error))
-            raise UndecodableVideo("The video made the decoder fail.", internal=str(error)) from None
+            process.send(request, descriptor)
         finally:
             os.close(descriptor)
-        if reply.get("error") == "too_many_frames":
-            raise too_many_frames(max_frames)
-        return _parse_reply(reply, memory, job, capacity)
+        while (reply := process.receive(limits.timeout_seconds, give_up=lambda: stream.is_over)) is not None:
+            if "timestamps_ms" not in reply:
+                reader.finish(reply)
+                stream.end()
+                return
+            if not stream.offer(reader.chunk(reply)):
+                break
+            process.send({"next": True})  # the chunk before is not in use any more
+        process.drop_file()
 
     def _cancel_queued(self) -> None:
         while True:
@@ -311,46 +351,29 @@ class DecodePool:
             if task is None:  # the stop signal of another thread
                 self._tasks.put(None)
                 return
-            task.future.cancel()
+            task.stream.end(Overloaded("The service is stopping."))
 
 
 def _threads_per_file(num_files: int) -> int:
     return max(1, (os.cpu_count() or 1) // max(1, num_files))
 
 
-def too_many_frames(max_frames: int) -> InvalidParameter:
-    return InvalidParameter(
-        f"The request would sample more than {max_frames} frames; lower num_frames, raise segment_ms or shorten the "
-        "window",
-        max_frames=max_frames,
-    )
-
-
-def _parse_reply(reply: dict[str, Any], memory: mmap.mmap, job: DecodeJob, capacity: int) -> FrameBatch:
-    """A FrameBatch over ``memory``, which holds ``capacity`` frames.
-
-    Raises the error that the reply states, and KeyError, TypeError or ValueError for a malformed reply.
-    """
-    if "error" in reply:
-        error_type = _ERRORS.get(str(reply["error"]), UndecodableVideo)
-        raise error_type(str(reply.get("message", ""))[:_MAX_MESSAGE_CHARS], internal=str(reply.get("internal", "")))
-    if "failed" in reply:
-        _log.error("decode_failed", error=str(reply["failed"]))
-        raise UndecodableVideo(internal=str(reply["failed"]))
-    timestamps_ms = tuple(int(t) for t in reply["timestamps_ms"])
-    num_frames = job.num_frames if job.segment_ms is None else len(timestamps_ms)
-    if num_frames > capacity or num_frames % job.num_frames:
-        raise ValueError(f"{num_frames} frames for segments of {job.num_frames}")
-    side = job.geometry.image_size
-    frames = np.frombuffer(memory, np.uint8, num_frames * side * side * 3).reshape(num_frames, side, side, 3)
-    video = reply["video"]
-    info = VideoInfo(
-        duration_ms=int(video["duration_ms"]),
-        width=int(video["width"]),
-        height=int(video["height"]),
-        fps=float(video["fps"]),
-        codec=str(video["codec"])[:32],
-        num_frames=int(video["num_frames"]),
-        num_bytes=int(video["num_bytes"]),
-    )
-    return FrameBatch(frames, timestamps_ms, info)
+def _joined(chunks: Iterator[FrameBatch]) -> FrameBatch:
+    frames: list[NDArray[np.uint8]] = []
+    times_ms: tuple[int, ...] = ()
+    warnings: dict[str, str] = {}
+    num_failed = 0
+    contents: list[FrameContent] = []
+    for chunk in chunks:
+        frames.append(chunk.frames.copy())
+        times_ms += chunk.timestamps_ms
+        warnings |= chunk.warnings
+        num_failed += chunk.num_failed
+        contents += [] if chunk.content is None else [chunk.content]
+        video = chunk.video
+    content = None
+    if len(contents) == len(frames):
+        content = FrameContent(
+            *(np.concatenate([getattr(part, f.name) for part in contents]) for f in fields(FrameContent))
+        )
+    return FrameBatch(np.concatenate(frames), times_ms, video, tuple(warnings.items()), num_failed, content)

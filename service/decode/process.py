@@ -1,10 +1,11 @@
-"""A decode process as the pool sees it: start, request, kill."""
+"""A decode process as the pool sees it: start, send, receive, kill."""
 
 from __future__ import annotations
 
 import fcntl
 import mmap
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -12,12 +13,16 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from vidlex.service.decode import wire
+from vidlex.service.decode.replies import decoder_name
 
 _ROOT = Path(__file__).resolve().parents[2]
+_POLL_SECONDS = 0.1  # of ``give_up``
+_STOP_SECONDS = 1.0  # within which a process must drop a file; else it is killed
 _INHERITED_VARIABLES = ("PATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR")
 
 
@@ -41,7 +46,7 @@ class DecodeProcess:
     """
 
     def __init__(self, setup: dict[str, Any], timeout_seconds: float) -> None:
-        self.num_jobs = 0
+        self.num_jobs = 0  # counted by the pool
         self._kill_lock = threading.Lock()
         self._channel, worker_channel = socket.socketpair()
         with worker_channel:
@@ -75,6 +80,11 @@ class DecodeProcess:
             self.kill()
             raise StartFailed(str(ready.get("failed", "not ready")))
         self.is_isolated = bool(ready.get("isolated"))  # no network access, as the process reports
+        try:
+            self.decoder = decoder_name(ready.get("decoder"))  # libraries and their versions
+        except ValueError as error:
+            self.kill()
+            raise StartFailed(str(error)) from error
 
     @property
     def pid(self) -> int:
@@ -84,19 +94,50 @@ class DecodeProcess:
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def request(self, message: dict[str, Any], descriptor: int, timeout_seconds: float) -> dict[str, Any]:
-        """Raises ProcessTimeout or ProcessCrashed, after which the process is dead."""
-        self.num_jobs += 1
+    def send(self, message: dict[str, Any], descriptor: int | None = None) -> None:
+        """Raises ProcessCrashed, after which the process is dead."""
         try:
             wire.send(self._channel, message, descriptor=descriptor)
-            reply, _ = wire.receive(self._channel, deadline=time.monotonic() + timeout_seconds)
+        except wire.WireClosed as error:
+            self.kill()
+            raise ProcessCrashed(f"{error}; {self._exit_status()}") from error
+
+    def receive(self, timeout_seconds: float, give_up: Callable[[], bool] = lambda: False) -> dict[str, Any] | None:
+        """The next message; None once ``give_up`` returns True. Raises ProcessTimeout or ProcessCrashed, after which
+        the process is dead.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        try:
+            while not self._is_readable(min(_POLL_SECONDS, deadline - time.monotonic())):
+                if give_up():
+                    return None
+                if time.monotonic() >= deadline:
+                    raise wire.WireTimeout
+            return wire.receive(self._channel, deadline=deadline)[0]
         except wire.WireTimeout as error:
             self.kill()
             raise ProcessTimeout from error
         except wire.WireClosed as error:
             self.kill()
             raise ProcessCrashed(f"{error}; {self._exit_status()}") from error
-        return reply
+
+    def drop_file(self) -> None:
+        """Tell it to drop its file after the current chunk, and kill it if it does not."""
+        deadline = time.monotonic() + _STOP_SECONDS
+        try:
+            self.send({"stop": True})
+            while (reply := self.receive(deadline - time.monotonic())) is not None and "timestamps_ms" in reply:
+                pass  # a chunk that was on its way
+        except (ProcessTimeout, ProcessCrashed):
+            return
+
+    def _is_readable(self, seconds: float) -> bool:
+        poll = select.poll()  # unlike select.select, for any number of descriptors
+        try:
+            poll.register(self._channel, select.POLLIN)
+        except (OSError, ValueError) as error:  # closed by ``kill``
+            raise wire.WireClosed(str(error)) from error
+        return bool(poll.poll(max(0.0, seconds) * 1000))
 
     def kill(self) -> None:
         with self._kill_lock:

@@ -117,18 +117,20 @@ class Engine:
         *,
         timeout_seconds: float = 60.0,
         cancelled: threading.Event | None = None,
+        wait_for_room: bool = False,
     ) -> list[EncodedVideo]:
         """Encode the videos [T, H, W, 3] uint8 RGB of one request, queued all or none. Blocks.
 
         Raises Overloaded (queue full, cancelled, or not taken before the timeout) or EncodeFailed. Queued videos whose
-        ``cancelled`` is set are dropped.
+        ``cancelled`` is set are dropped. With ``wait_for_room`` a full queue is waited for: to refuse the second hour
+        of a video whose first one is encoded would only make the client send it again.
         """
         now = time.monotonic()
         deadline = now + timeout_seconds
         event = cancelled or threading.Event()
         items = [VideoItem(frames, deadline, event, now) for frames in videos]
         self._check_alive()
-        self.scheduler.add_videos(items)
+        self.scheduler.add_videos(items, wait_seconds=timeout_seconds if wait_for_room else 0.0)
         return [self._wait(item.future, deadline) for item in items]
 
     def encode_labels(self, names: Sequence[str], *, timeout_seconds: float = 300.0) -> list[LabelResult]:

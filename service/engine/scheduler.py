@@ -49,14 +49,28 @@ class Scheduler:
         self._videos: deque[VideoItem] = deque()
         self._labels: deque[LabelItem[Any]] = deque()
         self._labels_next = False
+        self._num_waiting = 0  # threads that wait for room
 
-    def add_videos(self, items: Sequence[VideoItem]) -> None:
-        """Add all or none. Raises Overloaded, or EncodeFailed if closed; so does ``add_labels``."""
+    def add_videos(self, items: Sequence[VideoItem], *, wait_seconds: float = 0.0) -> None:
+        """Add all or none, as soon as there is room. Raises Overloaded if there is none within ``wait_seconds``, or
+        EncodeFailed if closed; so does ``add_labels``.
+        """
         num_frames = sum(len(item.frames) for item in items)
-        with self.condition:
-            self._check_open()
+
+        def has_room() -> bool:
             # A single request larger than the bound is admitted when the queue is empty.
-            if self.queued_frames and self.queued_frames + num_frames > self.limits.max_queued_frames:
+            return not self.queued_frames or self.queued_frames + num_frames <= self.limits.max_queued_frames
+
+        def is_cancelled() -> bool:
+            return any(item.cancelled.is_set() for item in items)
+
+        with self.condition:
+            if wait_seconds > 0 and not has_room():
+                self._num_waiting += 1
+                self.condition.wait_for(lambda: self.is_closed or is_cancelled() or has_room(), wait_seconds)
+                self._num_waiting -= 1
+            self._check_open()
+            if not has_room():
                 raise Overloaded("Too many videos are waiting to be encoded")
             self.queued_frames += num_frames
             self._videos.extend(items)
@@ -91,6 +105,8 @@ class Scheduler:
             return Batch(labels=slices)
         videos, dropped, num_removed = take_videos(self._videos, self.limits.max_batch_frames)
         self.queued_frames -= num_removed
+        if self._num_waiting:
+            self.condition.notify_all()
         for video, error in dropped:
             set_exception(video.future, error)
         return Batch(videos=videos)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -19,7 +18,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 import anyio
 from python_multipart.exceptions import FormParserError
@@ -36,6 +35,7 @@ from vidlex.service.errors import (
     UploadTooLarge,
     VidlexError,
 )
+from vidlex.service.http.body_formats import has_content_coding, parse_json, refuse_part_encoding, unsupported_coding
 from vidlex.service.http.caller import client_of
 
 _WRITE_BYTES = 1 << 20
@@ -115,6 +115,7 @@ class Spool:
         Raises UnsupportedMedia, InvalidRequest, InvalidParameter, UndecodableVideo (empty file), UploadTooLarge,
         UploadTimeout or Overloaded (too many uploads, or the spool is full).
         """
+        await _check_content_coding(request)
         boundary = _boundary(request)
         await _check_content_length(request, self.limits.max_bytes + _MAX_OVERHEAD_BYTES, self.limits.max_bytes)
         path = self._folder / secrets.token_hex(16)
@@ -134,6 +135,7 @@ class Spool:
 
         Raises UnsupportedMedia, InvalidRequest, UploadTooLarge, UploadTimeout or Overloaded.
         """
+        await _check_content_coding(request)
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json" and not media_type.endswith("+json"):
             raise UnsupportedMedia("Send JSON with the header Content-Type: application/json")
@@ -182,7 +184,7 @@ class Spool:
             raise InvalidRequest("The multipart body is malformed", internal=repr(error)) from None
         except ClientDisconnect:
             raise InvalidRequest("The client disconnected before the end of the upload") from None
-        except (UploadTooLarge, Overloaded, InvalidParameter):
+        except (UploadTooLarge, Overloaded, InvalidParameter, UnsupportedMedia):
             await _discard(stream)
             raise
 
@@ -282,8 +284,11 @@ class _Receiver:
         self._header_value += data[start:end]
 
     def _on_header_end(self) -> None:
-        if self._header_name.lower() == b"content-disposition":
+        name = self._header_name.lower()
+        if name == b"content-disposition":
             self._disposition = self._header_value
+        elif name == b"content-transfer-encoding":
+            refuse_part_encoding(self._header_value)
 
     def _on_headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition)
@@ -312,19 +317,6 @@ class _Receiver:
         self._is_complete = True
 
 
-def parse_json(data: bytes, *, name: str) -> object:
-    """Refuses NaN and Infinity. Raises InvalidRequest."""
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not JSON")
-
-    try:
-        parsed: object = json.loads(data.decode("utf-8"), parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{name} is not valid UTF-8 JSON", internal=repr(error)[:200]) from None
-    return parsed
-
-
 def _too_large(max_bytes: int) -> UploadTooLarge:
     return UploadTooLarge(f"The body exceeds {max_bytes} bytes", max_bytes=max_bytes)
 
@@ -339,12 +331,21 @@ def _boundary(request: Request) -> bytes:
     return boundary
 
 
+async def _check_content_coding(request: Request) -> None:
+    if has_content_coding(request):
+        await _refuse_unread(request, unsupported_coding(request))
+
+
+async def _refuse_unread(request: Request, error: VidlexError) -> NoReturn:
+    if "expect" not in request.headers:  # else the client waits for "100 Continue" and has sent no body
+        await _discard(request.stream())
+    raise error
+
+
 async def _check_content_length(request: Request, max_bytes: int, reported_bytes: int) -> None:
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and int(declared[:20]) > max_bytes:
-        if "expect" not in request.headers:  # else the client waits for "100 Continue" and has sent no body
-            await _discard(request.stream())
-        raise _too_large(reported_bytes)
+        await _refuse_unread(request, _too_large(reported_bytes))
 
 
 async def _with_timeouts(stream: AsyncIterator[bytes], limits: UploadLimits) -> AsyncIterator[bytes]:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from vidlex.service.classification.classifier import Classification
 from vidlex.service.classification.matching import ClassifyOptions, ScoredLabel
+from vidlex.service.models.served_model import Vocabulary
+from vidlex.service.routes.receipt_views import receipt_view
 from vidlex.service.schemas.base import WarningView
 from vidlex.service.schemas.classify import (
     ClassificationView,
@@ -10,6 +12,7 @@ from vidlex.service.schemas.classify import (
     ModelView,
     ScoredLabelView,
     SegmentView,
+    StretchView,
     UsageView,
     VideoView,
 )
@@ -33,13 +36,17 @@ def classify_options(params: ClassifyParams) -> ClassifyOptions:
     )
 
 
-def classification_view(result: Classification) -> ClassificationView:
+def classification_view(
+    result: Classification, params: ClassifyParams, vocabulary: Vocabulary, *, service: str
+) -> ClassificationView:
+    """``service``: its name and version."""
     features, times = result.features, result.times
     video = features.video
     return ClassificationView(
         video=VideoView(
             sha256=result.sha256,
             duration_ms=video.duration_ms,
+            start_ms=video.start_ms,
             width=video.width,
             height=video.height,
             fps=video.fps,
@@ -47,8 +54,11 @@ def classification_view(result: Classification) -> ClassificationView:
             bytes=video.num_bytes,
         ),
         coverage=CoverageView(
+            frame_policy=result.frame_policy,
             frames_requested=result.num_requested_frames,
             frames_decoded=len(set(features.timestamps_ms)),
+            frames_failed=result.num_failed,
+            frames_blank=result.num_blank,
             timestamps_ms=list(features.timestamps_ms),
         ),
         labels=[_scored_label_view(scored, result) for scored in result.labels],
@@ -63,6 +73,7 @@ def classification_view(result: Classification) -> ClassificationView:
             cached=result.cached,
         ),
         warnings=[WarningView(code=code, detail=detail) for code, detail in result.warnings],
+        receipt=receipt_view(result, params, vocabulary, service=service),
     )
 
 
@@ -79,6 +90,10 @@ def _scored_label_view(scored: ScoredLabel, result: Classification) -> ScoredLab
         segments=[
             SegmentView(start_ms=segment.start_ms, end_ms=segment.end_ms, score=score)
             for segment, score in zip(result.features.segments, scored.segment_scores, strict=False)
+        ],
+        stretches=[
+            StretchView(start_ms=stretch.start_ms, end_ms=stretch.end_ms, score=stretch.score, peak_ms=stretch.peak_ms)
+            for stretch in scored.stretches
         ],
     )
 

@@ -34,7 +34,8 @@ _BODY: dict[str, Any] = {
                         "file": {
                             "type": "string",
                             "format": "binary",
-                            "description": "The video, in any container and codec that FFmpeg decodes.",
+                            "description": "The video. Its format is detected from the content; the service's "
+                            "documents list what is read.",
                         },
                         "params": {**schema_ref(ClassifyParams), "description": "Options."},
                     },
@@ -97,7 +98,9 @@ async def classify_video(request: Request, deadline_ms: Deadline = None) -> Resp
                             timeout_seconds=ends_at - monotonic(),
                             cancelled=disconnected,
                         )
-                        return classification_view(result).model_dump_json()
+                        service = f"vidlex {request.app.version}"
+                        view = classification_view(result, params, vocabulary, service=service)
+                        return view.model_dump_json()
 
                     try:
                         body = await anyio.to_thread.run_sync(work, limiter=context.video_threads)

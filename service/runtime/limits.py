@@ -31,8 +31,9 @@ def pool_limits(settings: Settings) -> PoolLimits:
             max_pixels=settings.max_pixels,
             max_side=settings.max_side,
             max_duration_ms=settings.max_duration_ms,
-            max_fps=settings.max_fps,
             max_frames=settings.max_frames,
+            max_total_frames=max(settings.max_frames, settings.max_total_frames),
+            max_looks=settings.max_looks,
         ),
     )
 

@@ -5,10 +5,11 @@ Units are part of the names; scores are 0 to 1. Bodies with unknown members are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from vidlex.service.bounds import MAX_NAME_CHARS
 from vidlex.service.errors import InvalidParameter
@@ -23,10 +24,21 @@ Name = Annotated[
         examples=["golden retriever"],
     ),
 ]
+
+
+def _whole(value: object) -> object:
+    """Serializers of languages with one type of number write 0.0 or 1e3 for integers."""
+    if isinstance(value, float) and math.isinf(value):
+        raise ValueError("Input should be a valid integer; this number is too large")
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)
+"""Marks every integer of a request body, after its bounds: pydantic loses those that follow in the JSON schema."""
 Probability = Annotated[float, Field(ge=0, le=1)]
 Int64 = Annotated[int, Field(json_schema_extra={"format": "int64"})]
-Revision = Annotated[int, Field(ge=0, lt=2**63, json_schema_extra={"format": "int64"})]
-Milliseconds = Annotated[int, Field(ge=0, le=10**12, json_schema_extra={"format": "int64"})]
+Revision = Annotated[int, Field(ge=0, lt=2**63, json_schema_extra={"format": "int64"}), WHOLE]
+Milliseconds = Annotated[int, Field(ge=0, le=10**12, json_schema_extra={"format": "int64"}), WHOLE]
 _MAX_PROBLEMS = 100
 _MAX_POINTER_PART_CHARS = 64
 # By type of pydantic error whose message names Python types or classes.

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from vidlex.service.bounds import FINGERPRINT_PATTERN
-from vidlex.service.schemas.base import Int64, Strict, View
+from vidlex.service.schemas.base import WHOLE, Int64, Strict, View
 from vidlex.service.schemas.classify import ModelView
 
 _MAX_BASE64_CHARS = 8 * 2**20
@@ -17,7 +17,7 @@ class StatisticsBody(Strict):
     model: str = Field(
         pattern=f"^{FINGERPRINT_PATTERN}$", description="Fingerprint of the model that encoded the videos."
     )
-    num_videos: int = Field(ge=1, lt=2**53, description="Number of the videos.", examples=[16])
+    num_videos: Annotated[int, Field(ge=1, lt=2**53), WHOLE] = Field(description="Number of the videos.", examples=[16])
     mean: str = Field(
         max_length=_MAX_BASE64_CHARS,
         description="Mean vector: base64 of D little-endian float32 numbers.",

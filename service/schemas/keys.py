@@ -6,7 +6,7 @@ from pydantic import Field, field_validator
 from typing_extensions import TypeAliasType
 
 from vidlex.service.bounds import NAMESPACE_PATTERN
-from vidlex.service.schemas.base import Int64, Strict, View
+from vidlex.service.schemas.base import WHOLE, Int64, Strict, View
 
 _RATE = "Rate limit per replica; null: as in the settings; 0: unlimited."
 _BURST = "Requests that may be sent at once; null: as in the settings."
@@ -37,12 +37,14 @@ class NewKeyBody(Strict):
         description="The only namespace that the key can reach; `*`: any.",
         examples=["zoo"],
     )
-    expires_in_seconds: int | None = Field(
-        None, ge=1, le=10 * 366 * 86_400, description="Lifetime in seconds; null: unlimited.", examples=[2_592_000]
+    expires_in_seconds: Annotated[int, Field(ge=1, le=10 * 366 * 86_400), WHOLE] | None = Field(
+        None, description="Lifetime in seconds; null: unlimited.", examples=[2_592_000]
     )
     requests_per_second: float | None = Field(None, ge=0, le=1e6, description=_RATE)
-    burst: int | None = Field(None, ge=1, le=10**6, description=_BURST)
-    max_labels: int | None = Field(None, ge=0, le=10**8, description=f"{_MAX_LABELS} At most that of the creating key.")
+    burst: Annotated[int, Field(ge=1, le=10**6), WHOLE] | None = Field(None, description=_BURST)
+    max_labels: Annotated[int, Field(ge=0, le=10**8), WHOLE] | None = Field(
+        None, description=f"{_MAX_LABELS} At most that of the creating key."
+    )
 
     @field_validator("name")
     @classmethod

@@ -3,6 +3,8 @@
 
 const $ = (id) => document.getElementById(id);
 const PAGE_SIZE = 100;
+const LONG_SECONDS = 20; // from here on the service looks at every shot by default
+const MAX_CELLS = 240; // of a time bar
 let video = null;
 let lastId = null;
 let listRequest = 0; // number of the latest list request; older responses are ignored
@@ -197,7 +199,11 @@ for (const name of ["dragover", "dragleave", "drop"]) {
 $("classify").onsubmit = (event) => {
   event.preventDefault();
   if (!video) return;
-  const params = { top_k: Number($("top-k").value), aggregate_by: $("timeline").checked ? "timestamps" : "video" };
+  const params = { top_k: Number($("top-k").value) };
+  if ($("timeline").checked) {
+    params.aggregate_by = "timestamps";
+    if ($("player").duration > LONG_SECONDS) params.frame_policy = "shots"; // as without the timeline
+  }
   const form = new FormData();
   form.append("params", JSON.stringify(params));
   form.append("file", video);
@@ -225,43 +231,92 @@ $("classify").onsubmit = (event) => {
 };
 
 function renderResult(result) {
-  const { video: info, usage } = result;
-  const seconds = (info.duration_ms / 1000).toFixed(1);
+  const { video: info, coverage, usage } = result;
   const ms = usage.decode_ms + usage.encode_ms + usage.match_ms + usage.queue_ms;
-  const size = `${seconds} s, ${info.width}\u00d7${info.height}, ${info.codec}`;
-  const frames = `${result.coverage.frames_decoded} frames${usage.cached ? ", cached" : ""}`;
+  const size = `${(info.duration_ms / 1000).toFixed(1)} s, ${info.width}\u00d7${info.height}, ${info.codec}`;
+  const frames = `${coverage.frames_decoded} frames (${coverage.frame_policy})${usage.cached ? ", cached" : ""}`;
   $("facts").textContent = `${size}; ${frames}; model ${result.model.id}; ${ms} ms`;
   const empty = "No labels yet: add labels, then classify again.";
   const texts = result.warnings.map((warning) => (warning.code === "vocabulary_empty" ? empty : warning.detail));
   setText("warnings", texts.join("\n"));
-  $("results").replaceChildren(...result.labels.map(resultRow));
+  $("results").replaceChildren(...result.labels.map((label) => resultRow(label, info)));
   $("legend").hidden = !result.labels.length;
 }
 
-function resultRow(label) {
+function resultRow(label, info) {
   const item = element("li", undefined, label.matched ? "matched" : "");
   const head = element("div", undefined, "head");
-  head.append(element("span", label.name, "name"), element("span", `${(100 * label.score).toFixed(1)} %`, "quiet"));
+  head.append(element("span", label.name, "name"), element("span", percent(label.score), "quiet"));
   const meter = element("div", undefined, "meter");
   const fill = element("div", undefined, "fill");
   const line = element("div", undefined, "line");
   fill.style.width = `${100 * label.score}%`;
   line.style.left = `${100 * label.threshold}%`;
-  meter.title = `threshold ${(100 * label.threshold).toFixed(1)} %, similarity ${label.similarity.toFixed(3)}`;
+  meter.title = `threshold ${percent(label.threshold)}, similarity ${label.similarity.toFixed(3)}`;
   meter.append(fill, line);
   item.append(head, meter);
-  if (label.segments.length) {
-    const times = element("div", undefined, "times");
-    for (const segment of label.segments) {
-      const jump = element("button");
-      jump.style.opacity = 0.08 + 0.92 * segment.score;
-      jump.title = jump.ariaLabel = `${(segment.start_ms / 1000).toFixed(1)} s: ${(100 * segment.score).toFixed(1)} %`;
-      jump.onclick = () => { $("player").currentTime = segment.start_ms / 1000; };
-      times.append(jump);
-    }
-    item.append(times);
-  }
+  const isWhole = label.stretches.every((part) => part.end_ms - part.start_ms >= info.duration_ms);
+  if (label.segments.length) item.append(timeBar(cells(label.segments, info.duration_ms), info));
+  else if (!isWhole) item.append(timeBar(strongest(label.stretches), info));
   return item;
+}
+
+// --- time
+
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
+
+function clock(ms) {
+  const seconds = Math.floor(ms / 1000);
+  const two = (number) => String(number).padStart(2, "0");
+  if (seconds < 60) return `${(ms / 1000).toFixed(1)} s`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)}:${two(seconds % 60)}`;
+  return `${Math.floor(seconds / 3600)}:${two(Math.floor(seconds / 60) % 60)}:${two(seconds % 60)}`;
+}
+
+// Times of an answer count from the first frame, those of most players by the file's clock; others begin at 0.
+function jump(ms, info) {
+  const player = $("player");
+  const rest = player.duration - info.duration_ms / 1000; // of the player's time without a picture
+  const start = Number.isFinite(rest) ? Math.max(0, Math.min(info.start_ms / 1000, rest)) : info.start_ms / 1000;
+  player.currentTime = start + ms / 1000;
+}
+
+// Single frames last until the next one. Of many segments, the best ones of neighbours stand for them.
+function cells(segments, durationMs) {
+  const parts = segments.map((segment, i) => {
+    const next = i + 1 < segments.length ? segments[i + 1].start_ms : durationMs;
+    const end = segment.end_ms > segment.start_ms ? segment.end_ms : Math.max(next, segment.start_ms);
+    return { start_ms: segment.start_ms, end_ms: end, score: segment.score, peak_ms: segment.start_ms };
+  });
+  const each = Math.ceil(parts.length / MAX_CELLS);
+  const merged = [];
+  for (let i = 0; i < parts.length; i += each) {
+    const group = parts.slice(i, i + each);
+    const best = group.reduce((a, b) => (b.score > a.score ? b : a));
+    merged.push({ ...best, start_ms: group[0].start_ms, end_ms: group[group.length - 1].end_ms });
+  }
+  return merged;
+}
+
+function strongest(stretches) {
+  if (stretches.length <= MAX_CELLS) return stretches;
+  const kept = [...stretches].sort((a, b) => b.score - a.score).slice(0, MAX_CELLS);
+  return kept.sort((a, b) => a.start_ms - b.start_ms);
+}
+
+function timeBar(parts, info) {
+  const bar = element("div", undefined, "times");
+  for (const part of parts) {
+    const button = element("button");
+    button.type = "button";
+    button.style.left = `${(100 * part.start_ms) / info.duration_ms}%`;
+    button.style.width = `${(100 * (part.end_ms - part.start_ms)) / info.duration_ms}%`;
+    button.style.opacity = 0.08 + 0.92 * part.score;
+    button.title = button.ariaLabel = `${clock(part.start_ms)} to ${clock(part.end_ms)}: ${percent(part.score)}`;
+    button.onclick = () => jump(part.peak_ms, info);
+    bar.append(button);
+  }
+  return bar;
 }
 
 pollState();

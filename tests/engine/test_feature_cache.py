@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from support.processes import PATIENCE_SECONDS
 from support.serving import add, classify, clear, colour_video, serving, wait_until
 from vidlex.model.types import VideoInfo
 from vidlex.service.classification.features import FeatureCache, FeatureKey, VideoFeatures
-from vidlex.service.classification.matching import Segment
+from vidlex.service.classification.segments import Segment
 from vidlex.service.errors import Overloaded, UndecodableVideo
 
 KEY = FeatureKey("default", "dummy-1", "00", 4, "video", None, None, None)
@@ -44,6 +45,19 @@ def test_least_recently_used_features_are_evicted() -> None:
     assert not is_hit(cache, keys[1])
 
 
+def test_features_of_a_long_video_count_all_their_bytes() -> None:
+    short, num = features(), 1000
+    segments = tuple(Segment(1000 * i, 1000 * (i + 1)) for i in range(num))
+    times = tuple(range(8 * num))
+    warnings = (("damaged_frames", "x" * 500),)
+    long = VideoFeatures(INFO, times, segments, np.zeros((num, 16), np.float32), warnings=warnings)
+    assert long.num_bytes - short.num_bytes > num * (16 * 4 + 2 * sys.getsizeof(10**6)) + 8 * num * 28 + 500
+    small = FeatureCache(long.num_bytes - 1)
+    assert not is_hit(small, KEY, lambda: long) and not is_hit(small, KEY, lambda: long)
+    enough = FeatureCache(long.num_bytes)
+    assert not is_hit(enough, KEY, lambda: long) and is_hit(enough, KEY, lambda: long)
+
+
 def test_disabled_cache_and_too_large_features_are_never_hits() -> None:
     off, small = FeatureCache(0), FeatureCache(features().num_bytes)
     assert not is_hit(off, KEY) and not is_hit(off, KEY)
@@ -54,7 +68,14 @@ def test_disabled_cache_and_too_large_features_are_never_hits() -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [{"namespace": "b"}, {"fingerprint": "x"}, {"num_frames": 5}, {"aggregate_by": "timestamps"}, {"start_ms": 1}],
+    [
+        {"namespace": "b"},
+        {"fingerprint": "x"},
+        {"num_frames": 5},
+        {"aggregate_by": "timestamps"},
+        {"start_ms": 1},
+        {"frame_policy": "shots"},
+    ],
 )
 def test_other_parameters_are_another_key(other: dict[str, Any]) -> None:
     cache = FeatureCache(1 << 20)

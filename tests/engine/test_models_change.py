@@ -26,6 +26,7 @@ from vidlex.service.labels.embedded.server import EmbeddedStore
 from vidlex.service.models.recent_videos import RecentVideos
 from vidlex.service.routes.classification_views import classification_view
 from vidlex.service.runtime.runtime import Runtime
+from vidlex.service.schemas.classify import ClassifyParams
 
 BEST = {"dummy-1": "red", "dummy-2": "blue"}  # The best label of a red video, by fingerprint: see model/dummy.py.
 OTHER = {"headers": {NAMESPACE_HEADER: "other"}}
@@ -272,9 +273,10 @@ def test_store_outage_with_two_models_loaded(tmp_path: Path, short_folder: Path,
                         timeout_seconds=PATIENCE_SECONDS,
                         cancelled=threading.Event(),
                     )
+                    view = classification_view(result, ClassifyParams(), vocabulary, service="vidlex test")
                 finally:
                     vocabulary.release()
-                return classification_view(result).model_dump()
+                return view.model_dump()
 
             store.stop()
             wait_until(lambda: client.get("/readyz").status_code == 503, "the outage is not detected")

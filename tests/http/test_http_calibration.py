@@ -91,9 +91,9 @@ def test_min_score_and_top_k_follow_the_calibrated_scores(client: TestClient, mi
     ranked = sorted(everything, key=lambda name: -everything[name])
     assert list(everything) == ranked
     assert list(scores(classify(client, mixed, top_k=2))) == ranked[:2]
-    bound = everything[ranked[2]]
-    assert list(scores(classify(client, mixed, min_score=bound))) == ranked[:3]
-    assert list(scores(classify(client, mixed, min_score=bound + 1e-6))) == ranked[:2]
+    bound = everything[ranked[3]]
+    assert list(scores(classify(client, mixed, min_score=bound))) == ranked[:4]
+    assert list(scores(classify(client, mixed, min_score=bound + 1e-6))) == ranked[:3]
     segments = classify(client, mixed, aggregate_by="segments", segment_ms=1000, top_k=1).json()["labels"]
     assert len(segments[0]["segments"]) == 3
 

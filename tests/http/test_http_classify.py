@@ -21,7 +21,7 @@ RED = 1 / (1 + np.exp(-5.0))  # of an exact match, with the dummy model
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    with serving(tmp_path_factory.mktemp("classify"), max_frames=64) as client:
+    with serving(tmp_path_factory.mktemp("classify"), max_frames=64, max_total_frames=64) as client:
         yield client
 
 
@@ -56,6 +56,7 @@ def test_classification_contains_all_fields(client: TestClient, red: Path) -> No
     assert body["video"] == {
         "sha256": hashlib.sha256(data).hexdigest(),
         "duration_ms": 2000,
+        "start_ms": 0,
         "width": 160,
         "height": 96,
         "fps": 10.0,
@@ -64,6 +65,8 @@ def test_classification_contains_all_fields(client: TestClient, red: Path) -> No
     }
     assert body["coverage"]["frames_requested"] == body["coverage"]["frames_decoded"] == 4
     assert len(body["coverage"]["timestamps_ms"]) == 4
+    assert body["coverage"]["frame_policy"] == "uniform"
+    assert (body["coverage"]["frames_failed"], body["coverage"]["frames_blank"]) == (0, 4)  # all of one colour
     first = body["labels"][0]
     assert first == {
         "id": label["id"],
@@ -74,6 +77,7 @@ def test_classification_contains_all_fields(client: TestClient, red: Path) -> No
         "matched": True,
         "categories": ["colour"],
         "segments": [],
+        "stretches": [{"start_ms": 0, "end_ms": 2000, "score": first["score"], "peak_ms": 1000}],
     }
     assert body["labels"][1]["name"] == "green" and not body["labels"][1]["matched"]
     assert body["model"] == {"id": "dummy", "fingerprint": "dummy-1"}

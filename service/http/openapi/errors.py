@@ -121,6 +121,8 @@ def response_components() -> dict[str, Any]:
 
 def _response(status: int, errors: Sequence[type[VidlexError]]) -> dict[str, Any]:
     names = ["X-Request-Id", *(["WWW-Authenticate"] if status == 401 else ["RateLimit", "RateLimit-Policy"])]
+    if status == 415:
+        names.append("Accept-Encoding")
     if any(error.retry_after_seconds is not None for error in errors):
         names.append("Retry-After")
     codes = "\n".join(f"- `{error.code}`: {error.title}." for error in errors)

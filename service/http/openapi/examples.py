@@ -66,13 +66,21 @@ _CLASSIFICATION = {
     "video": {
         "sha256": "14f852d77aab139e8492e3fd5c5859468ae1616e68fff77442efe90759f59fc4",
         "duration_ms": 2000,
+        "start_ms": 0,
         "width": 320,
         "height": 240,
         "fps": 24.0,
         "codec": "h264",
         "bytes": 183052,
     },
-    "coverage": {"frames_requested": 4, "frames_decoded": 4, "timestamps_ms": [250, 750, 1250, 1750]},
+    "coverage": {
+        "frame_policy": "uniform",
+        "frames_requested": 4,
+        "frames_decoded": 4,
+        "frames_failed": 0,
+        "frames_blank": 0,
+        "timestamps_ms": [250, 750, 1250, 1750],
+    },
     "labels": [
         {
             "id": _RETRIEVER["id"],
@@ -86,6 +94,7 @@ _CLASSIFICATION = {
                 {"start_ms": 0, "end_ms": 1000, "score": 0.12},
                 {"start_ms": 1000, "end_ms": 2000, "score": 0.93},
             ],
+            "stretches": [{"start_ms": 1000, "end_ms": 2000, "score": 0.93, "peak_ms": 1500}],
         }
     ],
     "model": _MODEL,
@@ -93,6 +102,26 @@ _CLASSIFICATION = {
     "vocabulary_revision": 2,
     "usage": {"decode_ms": 21, "encode_ms": 64, "match_ms": 1, "queue_ms": 0, "cached": False},
     "warnings": [],
+    "receipt": {
+        "id": "5e06ee43bd26046ec9fef7464fa0f7ce4ebaba167c4a7f59e39aa3cf356521f4",
+        "service": "vidlex 0.1.0",
+        "sha256": "14f852d77aab139e8492e3fd5c5859468ae1616e68fff77442efe90759f59fc4",
+        "decoder": "PyAV 18.1.0, FFmpeg 8.1.2",
+        "model": _MODEL["fingerprint"],
+        "encoder": "fast bfloat16",
+        "calibration": None,
+        "namespace": "default",
+        "vocabulary_revision": 2,
+        "label_vectors": "float32",
+        "aggregate_by": "segments",
+        "frame_policy": "uniform",
+        "num_frames": 2,
+        "segment_ms": 1000,
+        "start_ms": 0,
+        "end_ms": 2000,
+        "timestamps_sha256": "32cca1d018a2cfe2c376a724cf14b5c746527c1a824f6b2c0af48334582c9b08",
+        "frames_failed": 0,
+    },
 }
 
 

@@ -38,6 +38,10 @@ RESPONSE_HEADERS: dict[str, dict[str, Any]] = {
         "description": "Seconds after which to retry. Always sent with 429 and 503.",
         "schema": {"type": "integer", "minimum": 1, "examples": [1]},
     },
+    "Accept-Encoding": {
+        "description": "Content codings that are accepted: none. Sent if the request has a `Content-Encoding`.",
+        "schema": {"const": "identity"},
+    },
     "WWW-Authenticate": {
         "description": "How to authenticate.",
         "required": True,

@@ -17,6 +17,9 @@ is bound to one.
 **Methods.** HEAD works on every path that has GET. OPTIONS, and 405 `method_not_allowed`, list a path's methods in
 `Allow`. Unknown or repeated query parameters and unknown members of a JSON body are refused.
 
+**Bodies.** JSON is UTF-8, with or without a byte order mark; integers may be written as `0.0` or `1e3`. A body with a
+`Content-Encoding` (such as gzip) is refused with 415 and `Accept-Encoding: identity`.
+
 **Errors.** `application/problem+json` (RFC 9457) with a stable `code`. The codes of an operation are listed in
 `x-error-codes`. 429 and 503 carry `Retry-After` and are worth retrying.
 
