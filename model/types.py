@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 ResizeMode = Literal["shortest", "squash", "longest"]
 FramePolicy = Literal["uniform", "keyframes", "shots"]
+SHORT_MS = 20_000  # windows of at most this length are sampled evenly by the policy ``shots``, too: one segment
 DecoderName = Literal["auto", "pyav", "torchcodec"]
 
 
@@ -53,7 +54,7 @@ class VideoInfo:
 
 @dataclass(frozen=True, eq=False)
 class FrameContent:
-    """What can be told of each frame without a model. Arrays [T], bool."""
+    """What each frame shows, as far as it takes no model. Arrays [T], bool."""
 
     is_blank: NDArray[np.bool_]  # one colour: black, white, a missing signal
     is_repeated: NDArray[np.bool_]  # looks like the frame before it: a frozen or static picture

@@ -11,6 +11,7 @@ from typing import Any
 
 import av
 
+from vidlex.model.decode.frame_index import BROADCAST_DEMUXERS
 from vidlex.model.decode.limits import DecodeLimits
 
 _FFMPEG_NAMES = {"mov": "mov,mp4,m4a,3gp,3g2,mj2", "matroska": "matroska,webm"}
@@ -33,10 +34,16 @@ def decoder_options(limits: DecodeLimits) -> dict[str, str]:
 
 
 def intact_packets(container: Any, *streams: Any) -> Iterator[Any]:
-    """The packets of ``streams`` (none: of all) up to the first that the demuxer cannot read, without end markers."""
+    """The packets of ``streams`` (none: of all) up to the first that the demuxer cannot read, without end markers.
+
+    A packet that the end of the file cuts does not count. In broadcast streams a corrupt packet may also follow a gap.
+    """
+    is_broadcast = container.format.name in BROADCAST_DEMUXERS
     # PyAV raises IndexError at the end of a file in which more streams have appeared
     with contextlib.suppress(av.FFmpegError, IndexError):
         for packet in container.demux(*streams):
+            if packet.is_corrupt and not is_broadcast:
+                return
             if packet.size:
                 yield packet
 

@@ -21,10 +21,9 @@ from vidlex.model.decode.looks import MAX_UNSEEN_MS, choose_looks
 from vidlex.model.decode.readers import ReaderError
 from vidlex.model.decode.sampling import select_frames
 from vidlex.model.decode.video_file import VideoFile, nearest, undecodable
-from vidlex.model.types import DecoderName, FrameBatch, FrameGeometry, FramePolicy
+from vidlex.model.types import SHORT_MS, DecoderName, FrameBatch, FrameGeometry, FramePolicy
 
 _MIN_COVERED = 0.95
-SHORT_MS = 20_000  # windows of at most this length are sampled evenly by the policy ``shots``, too: one segment
 
 Indices = NDArray[np.int64]
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vidlex.model.decode.limits import DecodeLimits, check_file_frames
 
-# A clock that goes back by more than this, or forward in a broadcast stream, was set anew: two recordings in one file.
+# A clock that goes back by more than this, or forward in a broadcast stream, was set: two recordings in one file.
 _MAX_STEP_BACK_SECONDS = 0.5
 MAX_STEP_SECONDS = 10.0
 _MIN_STEADY_SHARE = 0.9
@@ -45,7 +45,7 @@ class FrameIndex:
         steps = np.diff(self.pts)
         if not steps.sum():
             return 0.0
-        steady = steps[np.abs(steps - np.median(steps)) <= np.median(steps) / 2]
+        steady = steps[np.abs(steps - np.median(steps)) <= max(1, np.median(steps) / 2)]
         if steady.sum() and len(steady) >= _MIN_STEADY_SHARE * len(steps):
             steps = steady
         return float(len(steps) / (int(steps.sum()) * self.time_base))
@@ -95,18 +95,21 @@ class PacketTable:
         self.rows.append((time, dts, packet.duration or 0, packet.size, packet.is_keyframe, packet.is_discard))
         check_file_frames(len(self.rows), self.limits)
 
-    def index(self, time_base: Fraction, demuxer: str, *, reorders: bool, half_frame: float = 0.0) -> FrameIndex | None:
+    def index(
+        self, time_base: Fraction, demuxer: str, *, reorders: bool, can_seek: bool = True, half_frame: float = 0.0
+    ) -> FrameIndex | None:
         """None without a shown frame that can be decoded.
 
-        ``reorders``: whether the decoder shows frames in another order than they are stored.
+        ``reorders``: whether the decoder shows frames in another order than they are stored. ``can_seek``: whether
+        packets have the same times after a seek; else all frames decode from the first.
         """
         stored = np.array(self.rows, np.int64).reshape(-1, 6)
         first_key = next(iter(np.flatnonzero(stored[:, 4])), len(stored))
         stored = stored[first_key:]
         if not len(stored):
             return None
-        stored = stored[stored[:, 0] >= stored[0, 0]]  # frames before the first keyframe cannot be decoded
         is_continuous = _is_continuous(stored[:, 1], time_base, demuxer)
+        stored = stored[stored[:, 0] >= stored[0, 0]]  # frames before the first keyframe cannot be decoded
         if half_frame:
             stored = stored[np.rint((stored[:, 0] - stored[0, 0]) / half_frame).astype(np.int64) % 2 == 0]
         shown = stored[stored[:, 5] == 0]
@@ -121,6 +124,7 @@ class PacketTable:
             and bool((np.diff(pts) > 0).all())
             and not (demuxer == "avi" and reorders)
         )
+        key_pts = np.sort(stored[stored[:, 4] == 1, 0])
         starts, ends = times_ms(pts, int(2 * half_frame or durations[-1]), time_base)
         return FrameIndex(
             pts=pts,
@@ -129,7 +133,7 @@ class PacketTable:
             ends_ms=ends,
             keyframes=np.flatnonzero(is_key),
             num_bytes=num_bytes,
-            key_pts=np.sort(stored[stored[:, 4] == 1, 0]),
+            key_pts=key_pts if can_seek else key_pts[:1],
             half_frame=half_frame,
             has_exact_times=has_exact_times,
         )

@@ -7,7 +7,7 @@ A look is a frame that the model sees. Three aims are weighed against each other
 - few frames are decoded: a frame costs all those between its key frame, or the look before, and itself.
 
 Times are milliseconds; a frame is shown from ``starts_ms[i]`` until the next one starts. Everything is O(frames) in
-numpy but the choice itself, which takes about 3 ms per minute of video.
+numpy but the choice itself, which takes about 4 ms per minute of video.
 """
 
 from __future__ import annotations

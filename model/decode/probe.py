@@ -13,15 +13,15 @@ from typing import Any
 
 import av
 
-from vidlex.model.decode.animated_webp import AnimatedWebp, check_composition, read_webp
 from vidlex.model.decode.container import claimed_end_seconds, decoder_options, intact_packets, open_video
-from vidlex.model.decode.encryption import encryption_of
-from vidlex.model.decode.formats import CODECS, WEBP
+from vidlex.model.decode.containers.animated_webp import AnimatedWebp, check_composition, read_webp
+from vidlex.model.decode.containers.encryption import encryption_of
+from vidlex.model.decode.containers.formats import CODECS, WEBP
+from vidlex.model.decode.containers.sniff import CONTAINERS, demuxer_of
 from vidlex.model.decode.frame_index import FrameIndex, PacketTable, index_of_pictures
 from vidlex.model.decode.limits import DecodeError, DecodeLimits, check_size
 from vidlex.model.decode.orientation import Orientation, display_size, orientation_of
 from vidlex.model.decode.scan import decode_tolerantly
-from vidlex.model.decode.sniff import CONTAINERS, demuxer_of
 
 _MAX_KEYFRAME_ATTEMPTS = 4
 _MAX_FIRST_FRAMES = 6  # decoded to learn how the file stores its frames
@@ -141,7 +141,15 @@ def _read(container: Any, path: Path, demuxer: str, num_bytes: int, limits: Deco
         first, half_frame = _first_of_several(path, demuxer, limits, table)
     index = None
     if first is not None:
-        index = table.index(stream.time_base, demuxer, reorders=decoder.has_b_frames, half_frame=half_frame)
+        index = table.index(
+            stream.time_base,
+            demuxer,
+            reorders=decoder.has_b_frames,
+            can_seek=not (demuxer == "mpeg" and codec == "mpeg1video"),
+            half_frame=half_frame,
+        )
+    if demuxer == "avi" and stream.frames > len(table.rows):
+        index = None  # frames are counted, but found by the file's list of them, which knows the lost ones
     header = Header(
         path=path,
         demuxer=demuxer,

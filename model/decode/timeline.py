@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from vidlex.model.decode.container import other_streams_reach
+from vidlex.model.decode.containers.truncation import container_ends_early, has_second_recording
 from vidlex.model.decode.frame_index import BROADCAST_DEMUXERS, FrameIndex
 from vidlex.model.decode.limits import DecodeLimits, check_duration
 from vidlex.model.decode.probe import Header
-from vidlex.model.decode.truncation import container_ends_early, has_second_recording
 
 Warnings = tuple[tuple[str, str], ...]  # (code, sentence)
 

@@ -12,7 +12,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from vidlex.model.decode.animated_webp import AnimatedWebp
+from vidlex.model.decode.containers.animated_webp import AnimatedWebp
 from vidlex.model.decode.frame_index import FrameIndex
 from vidlex.model.decode.framing import fit_square, scaled_size
 from vidlex.model.decode.limits import DecodeError, DecodeLimits
@@ -27,6 +27,7 @@ from vidlex.model.types import DecoderName, FrameGeometry, VideoInfo
 
 _MAX_PARALLEL_PIXELS = 4096 * 2304  # larger pictures use one decoder: each holds up to about twenty of them
 _MAX_THREADS = 16  # FFmpeg's maximum; 64 threads exceeded the 2 GiB of a decode process at 8192x4320
+_WITHOUT_TIMES = ("avi", "mpeg", "mpegvideo")  # torchcodec takes other frames of these for those of a time
 _MAX_BUSIEST_SHARE = 0.75  # several decoders are used only if the busiest has at most this fraction of the work
 
 Indices = NDArray[np.int64]
@@ -48,8 +49,8 @@ class VideoFile:
         """Raises DecodeError, or OSError if the file cannot be read."""
         self._limits = limits
         self._threads = min(num_threads or os.cpu_count() or 1, _MAX_THREADS)
-        self._decoder = decoder
         self._header = read_header(path, limits)
+        self._can_use_torchcodec = decoder == "torchcodec" and self._header.demuxer not in _WITHOUT_TIMES
         self._scan: Scan | None = None
         self._numbers = np.zeros(0, np.int64)  # of the scan's frames, for each frame of ``index``
         self._is_missing = np.zeros(0, np.bool_)  # whether that is another frame, since it cannot be decoded
@@ -118,7 +119,7 @@ class VideoFile:
         if self._scan is not None:
             return self._read_scanned(indices, unique, copies, size, frames)
         pts = np.empty(len(unique), np.int64)
-        if self._decoder == "torchcodec" and self._read_by_torchcodec(unique, copies, size, frames):
+        if self._can_use_torchcodec and self._read_by_torchcodec(unique, copies, size, frames):
             pts = self.index.pts[unique]
         else:
             self._read_in_parallel(unique, copies, size, frames, pts)

@@ -25,6 +25,8 @@ from torch import Tensor, nn
 
 from vidlex.model.video.temporal import TemporalAttention
 
+_UNSEEN = -1.0  # standardised logit of every label for a single frame, at most
+
 
 @dataclass(frozen=True)
 class MotionBranchConfig:
@@ -79,7 +81,7 @@ class MotionBranch(nn.Module):
         self.register_buffer("std", torch.ones(c))
         self.register_buffer("logit_mean", torch.zeros(n))
         self.register_buffer("logit_std", torch.ones(n))
-        self.register_buffer("neutral", torch.zeros(n))  # feature of a single frame, which tells nothing
+        self.register_buffer("neutral", torch.zeros(n))  # feature of a label's share of generic videos
         self.match = nn.Linear(c, config.match_width)
         self.look = nn.Conv2d(c, config.look_width, 1)
         self.sharpness = nn.Parameter(torch.tensor(math.log(15.0)))
@@ -116,8 +118,8 @@ class MotionBranch(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """[B, T, C, H, W] -> [B, V]."""
-        if maps.shape[1] == 1:
-            return self.neutral.expand(len(maps), -1)
+        if maps.shape[1] == 1:  # what is not seen is not claimed, or every short shot would match the likeliest labels
+            return self.neutral.clamp_max(_UNSEEN).expand(len(maps), -1)
         scores = (self.logits(maps) - self.logit_mean) / self.logit_std
         return scores.clamp(-self.config.max_score, self.config.max_score)
 

@@ -1,6 +1,6 @@
 """decord, a reader that others use: a reference of the benchmarks, installed with the extra `dev`.
 
-Vidlex does not read with it: its frames carry no time stamps, so that wrong ones cannot be told from right ones.
+Vidlex does not read with it: its frames carry no time stamps, so that a wrong one cannot be noticed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Long videos at default settings: recall of a scene of seconds against frames at even distances, time, memory.
 
 The videos are made of the shots of `vidlex samples`. In each, one shot is shown once, for three seconds, and a label
-that the model recognises in that shot alone, and in none of the others, must be found, where it is. Recall is therefore
-that of finding the scene, given that the model knows what it shows.
+that the model recognises in every frame of that shot, and in none of the others, must be found, where it is. Recall is
+therefore that of finding the scene, given that the model knows what it shows.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class LongOptions(BenchOptions):
 
 @dataclass(frozen=True)
 class _Scene:
-    """A label that the model finds in one shot and in none of ``others``."""
+    """A label that the model finds in all frames of one shot and in none of ``others``."""
 
     shot: Shot
     variant: int
@@ -131,28 +131,29 @@ def _sample_shots() -> list[Shot]:
 
 def _scenes(service: LiveService, folder: Path, shots: Sequence[Shot], options: LongOptions) -> list[_Scene]:
     """Raises BenchError if the model recognises nothing."""
-    matched: dict[tuple[str, int], set[str]] = {}
+    always: dict[tuple[str, int], set[str]] = {}  # labels of all frames
+    ever: dict[str, set[str]] = {shot.name: set() for shot in shots}
     for shot in shots:
         for variant in range(NUM_VARIANTS):
             path = write_shot(folder / "shot.mp4", shot, variant=variant, seconds=options.scene_seconds)
-            answer = _classify(service, path)
-            matched[shot.name, variant] = {label["name"] for label in answer["labels"] if label["matched"]}
+            answer = _classify(service, path, aggregate_by="timestamps", num_frames=NUM_UNIFORM)
+            always[shot.name, variant] = {
+                label["name"]
+                for label in answer["labels"]
+                if all(frame["score"] >= label["threshold"] for frame in label["segments"])
+            }
+            ever[shot.name] |= {label["name"] for label in answer["labels"] if label["matched"]}
     scenes = []
     for shot in shots:
         for label in shot.labels:
-            others = tuple(
-                other
-                for other in shots
-                if label not in other.labels
-                and not any(label in matched[other.name, variant] for variant in range(NUM_VARIANTS))
-            )
+            others = tuple(other for other in shots if label not in {*other.labels, *ever[other.name]})
             scenes += [
                 _Scene(shot, variant, label, others)
                 for variant in range(NUM_VARIANTS)
-                if label in matched[shot.name, variant] and len(others) > 1
+                if label in always[shot.name, variant] and len(others) > 1
             ]
     if not scenes:
-        raise BenchError(f"the model {options.model} recognises no label in one of the sample videos alone")
+        raise BenchError(f"the model {options.model} recognises no label in all frames of one shot alone")
     random.Random(options.seed).shuffle(scenes)
     return scenes
 

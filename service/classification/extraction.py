@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vidlex.model.types import FrameBatch, FramePolicy, VideoInfo
+from vidlex.model.types import SHORT_MS, FrameBatch, FramePolicy, VideoInfo
 from vidlex.service.classification.features import VideoFeatures
 from vidlex.service.classification.matching import ClassifyOptions
 from vidlex.service.classification.segments import (
@@ -252,8 +252,8 @@ class _Run:
     def features(self, decoder: str) -> VideoFeatures:
         assert self._video is not None
         policy = self._request.plan.policy
-        if policy == "shots" and len(self._segments) == 1:
-            policy = "uniform"  # the video is short
+        if policy == "shots" and self._end_ms - (self._request.options.start_ms or 0) <= SHORT_MS:
+            policy = "uniform"
         # Blank segments do not decide, unless there is nothing else.
         chosen = [i for i, is_blank in enumerate(self._is_blank) if not is_blank] or range(len(self._segments))
         num, num_blank = len(self._times_ms), self._num_blank

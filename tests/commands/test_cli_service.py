@@ -252,7 +252,7 @@ def test_doctor_reports_problems_and_migrate_is_idempotent(tmp_path: Path) -> No
     report = json.loads(doctor.stdout)
     found = {finding["what"]: finding for finding in report["findings"]}
     assert doctor.exit_code == 0 and report["healthy"], report
-    assert found["decoder"]["detail"] == "decodes h264 in mp4"
+    assert found["decoder"]["detail"].startswith("decodes h264 in mp4 with FFmpeg ")
     assert found["label store"]["status"] == "ok"
 
     broken = runner.invoke(app, ["doctor"], env=environment | {"VIDLEX_MODEL": "nothing", "VIDLEX_PROT": "1"})

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fuzz.webp_files import WebpFrame, animated_webp, canvas_chunk, frame_chunk, picture_chunk, webp_chunk, webp_file
-from vidlex.model.decode.animated_webp import AnimatedWebp, read_webp
+from vidlex.model.decode.containers.animated_webp import AnimatedWebp, read_webp
 from vidlex.model.decode.limits import DecodeError, DecodeLimits
 
 LIMITS = DecodeLimits()

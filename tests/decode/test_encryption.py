@@ -13,9 +13,9 @@ from support.video_cases import ffmpeg
 from support.video_cases_mkv import changed, element, encrypted
 from support.video_cases_ts import restrided, scrambled
 from support.videos import write_video
-from vidlex.model.decode.encryption import encryption_of
-from vidlex.model.decode.formats import CONTAINERS
-from vidlex.model.decode.sniff import demuxer_of
+from vidlex.model.decode.containers.encryption import encryption_of
+from vidlex.model.decode.containers.formats import CONTAINERS
+from vidlex.model.decode.containers.sniff import demuxer_of
 
 KEYS = ("-encryption_key", "00112233445566778899aabbccddeeff", "-encryption_kid", "0123456789abcdef0123456789abcdef")
 

@@ -22,10 +22,10 @@ from support.video_cases_mp4 import with_large_mdat
 from support.video_cases_ts import restrided
 from support.videos import numbered_picture, read_number, write_video
 from vidlex.model.decode.container import open_video
+from vidlex.model.decode.containers.formats import CODECS, CONTAINERS, WEBP
+from vidlex.model.decode.containers.sniff import demuxer_of
 from vidlex.model.decode.decoder import decode_frames
-from vidlex.model.decode.formats import CODECS, CONTAINERS, WEBP
 from vidlex.model.decode.limits import DecodeError
-from vidlex.model.decode.sniff import demuxer_of
 from vidlex.model.types import FrameGeometry
 
 # Files of codecs that have no encoder here: (demuxer, codec)

@@ -20,8 +20,8 @@ from fuzz.mutate import mutate
 from fuzz.runner import FuzzOptions, check_answer, count_unexpected_errors, send_files
 from fuzz.valid_files import REFERENCE
 from support.processes import PATIENCE_SECONDS, until
-from vidlex.model.decode.formats import CONTAINERS
-from vidlex.model.decode.sniff import demuxer_of
+from vidlex.model.decode.containers.formats import CONTAINERS
+from vidlex.model.decode.containers.sniff import demuxer_of
 from vidlex.service.bench.live import LiveService, live_service
 
 NUM_MUTATIONS = 500

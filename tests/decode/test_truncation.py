@@ -11,9 +11,9 @@ import pytest
 from fuzz.format_files import FORMATS, sample_files, valid_formats, write_format, write_webp
 from support.video_cases import ffmpeg
 from support.videos import write_video
-from vidlex.model.decode.formats import CONTAINERS
-from vidlex.model.decode.sniff import demuxer_of
-from vidlex.model.decode.truncation import container_ends_early, has_second_recording
+from vidlex.model.decode.containers.formats import CONTAINERS
+from vidlex.model.decode.containers.sniff import demuxer_of
+from vidlex.model.decode.containers.truncation import container_ends_early, has_second_recording
 
 TELLING = {"mov", "matroska", "avi", "asf", "dv", "webp", "gif"}
 

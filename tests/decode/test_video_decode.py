@@ -15,11 +15,11 @@ from PIL import Image
 
 from fuzz.forged_headers import claim_duration, playlist, write_claimed_size
 from support import videos
+from vidlex.model.decode.containers.sniff import demuxer_of
 from vidlex.model.decode.decoder import decode_frames
 from vidlex.model.decode.framing import fit_square, scaled_size
 from vidlex.model.decode.limits import DecodeError, DecodeLimits
 from vidlex.model.decode.probe import read_header
-from vidlex.model.decode.sniff import demuxer_of
 from vidlex.model.types import FrameBatch, FrameGeometry
 
 SQUARE = FrameGeometry(96)
@@ -335,9 +335,7 @@ def test_every_limit_is_enforced(folder: Path, limits: DecodeLimits, code: str, 
 
 
 def test_limits_are_inclusive(folder: Path) -> None:
-    limits = DecodeLimits(
-        max_side=160, max_pixels=160 * 96, max_duration_ms=3000, max_file_frames=30, max_frames=5
-    )
+    limits = DecodeLimits(max_side=160, max_pixels=160 * 96, max_duration_ms=3000, max_file_frames=30, max_frames=5)
     assert numbers(decode(folder / "plain.mp4", limits=limits)) == [3, 9, 15, 21, 27]
 
 

@@ -38,9 +38,7 @@ def read_both_ways(path: Path, geometry: FrameGeometry, indices: list[int]) -> t
     header = read_header(path, DecodeLimits())
     assert header.index is not None
     size = scaled_size(geometry, header.width, header.height)
-    by_time = read_by_time(
-        header, header.index, np.array(indices), size=size, limits=DecodeLimits(), num_threads=2
-    )
+    by_time = read_by_time(header, header.index, np.array(indices), size=size, limits=DecodeLimits(), num_threads=2)
     with av.open(str(path)) as container:
         scaler = Scaler(size, header.orientation)
         whole = [scaler(frame) for number, frame in enumerate(container.decode(video=0)) if number in indices]

@@ -13,6 +13,7 @@ from typing import Any
 import typer.main
 
 from support.paths import ROOT
+from vidlex.model.decode.containers.formats import CODECS, CONTAINERS
 from vidlex.model.video.towers.table import TOWER_ROWS
 from vidlex.service.app import create_app
 from vidlex.service.cli import app as command_line
@@ -20,6 +21,7 @@ from vidlex.service.http.guard import PUBLIC_PATHS, required_scope
 from vidlex.service.http.openapi.errors import ERRORS
 from vidlex.service.metrics import Metrics
 from vidlex.service.runtime.gauges import register_gauges
+from vidlex.service.schemas.result_warnings import RESULT_WARNINGS
 from vidlex.service.settings import ENV_PREFIX, Settings, load_settings
 
 DOCUMENTS = ("README.md", "service/README.md", "model/README.md", "docker/README.md", "tests/README.md")
@@ -89,6 +91,16 @@ def _commands(command: Any, name: str) -> Iterator[tuple[str, str]]:
             yield from _commands(child, f"{name} {word}")
 
 
+def warnings_table() -> str:
+    rows = ((f"`{code}`", found.meaning, found.remedy) for code, found in RESULT_WARNINGS.items())
+    return _table(("`code`", "meaning", "what to do"), rows)
+
+
+def formats_table() -> str:
+    rows = (("containers", CONTAINERS), ("video codecs", CODECS))
+    return _table(("", "which are read"), ((kind, ", ".join(found.values())) for kind, found in rows))
+
+
 def towers_table() -> str:
     head = ("image tower", "library", "adapter", "in TMP's place", "blocks of the branch", "own text tower")
     return _table(head, ((f"`{r.name}`", r.library, f"`{r.adapter}`", r.tmp, r.blocks, r.text) for r in TOWER_ROWS))
@@ -147,10 +159,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "core_path": core_path_table,
     "equations": equations_table,
     "errors": errors_table,
+    "formats": formats_table,
     "metrics": metrics_table,
     "routes": routes_table,
     "settings": settings_table,
     "towers": towers_table,
+    "warnings": warnings_table,
 }
 
 

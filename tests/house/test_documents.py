@@ -51,7 +51,7 @@ def test_the_readme_is_short() -> None:
 def test_every_variable_exists(name: str) -> None:
     named = set(re.findall(r"VIDLEX_[A-Z_]*[A-Z]", TEXTS[name]))
     if name == "CHANGELOG.md":
-        named -= {"VIDLEX_BATCH_DELAY_MS", "VIDLEX_LLM_WHEEL"}  # removed
+        named -= {"VIDLEX_BATCH_DELAY_MS", "VIDLEX_LLM_WHEEL", "VIDLEX_MAX_FPS"}  # removed
     assert unknown_variables(dict.fromkeys(named, "x")) == []
 
 
@@ -162,4 +162,12 @@ def comparable(answer: dict[str, Any]) -> dict[str, Any]:
     video = {key: value for key, value in answer["video"].items() if key != "sha256"}
     left_out = ("id", "similarity", "score")
     labels = [{key: value for key, value in label.items() if key not in left_out} for label in answer["labels"]]
-    return {**answer, "video": video, "labels": labels, "usage": sorted(answer["usage"])}
+    for label in labels:
+        label["stretches"] = [{**stretch, "score": None} for stretch in label["stretches"]]
+    return {
+        **answer,
+        "video": video,
+        "labels": labels,
+        "usage": sorted(answer["usage"]),
+        "receipt": "id" in answer["receipt"],
+    }

@@ -184,11 +184,11 @@ def test_a_cut_is_not_a_dissolve() -> None:
 @pytest.mark.parametrize("num_frames", [1, 2, 4, 8, 16])
 def test_the_branch_takes_any_number_of_frames(num_frames: int) -> None:
     branch = MotionBranch(TINY).eval()
-    branch.neutral += 0.5
+    branch.neutral -= 1.5
     scores = branch(torch.randn(3, num_frames, 3, 16, 16))
     assert scores.shape == (3, len(MOTION_KEYS))
     assert scores.abs().max() <= TINY.max_score
-    assert (scores == 0.5).all() == (num_frames == 1)
+    assert (scores == -1.5).all() == (num_frames == 1)
 
 
 def test_local_correlations_and_displacements_follow_the_content() -> None:
@@ -239,9 +239,10 @@ def test_training_on_a_cache_learns_and_calibrates(tmp_path: Path) -> None:
     rows = calibrate(branch, whole)
     scores = branch(whole[0].maps).detach()
     assert scores.mean(0).abs().max() < 0.3
-    single = branch(whole[0].maps[:, :1])[0]
-    for row, neutral in zip(rows, single, strict=True):
+    for row, neutral in zip(rows, branch.neutral, strict=True):
         assert 1 / (1 + np.exp(-(row.scale * float(neutral) + row.bias))) == pytest.approx(row.prior, abs=1e-4)
+    single = branch(whole[0].maps[:, :1])
+    assert (single == branch.neutral.clamp_max(-1)).all(), "a single frame claims no motion"
 
 
 def test_a_cache_follows_from_its_seed(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vidlex.model.decode.containers.structure import Element, Structure
 from vidlex.model.decode.limits import DecodeError, DecodeLimits, check_duration, check_file_frames, check_size
-from vidlex.model.decode.structure import Element, Structure
 
 MAX_BYTES = 128 * 2**20  # the whole file is in memory, up to three times
 MAX_COMPOSED_PIXELS = 2**32  # of all frames, some 40 s of work; 100 KB can hold 2000 frames of 35 million pixels

@@ -6,8 +6,8 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-from vidlex.model.decode.formats import WEBP
-from vidlex.model.decode.structure import ASF_HEADER_BYTES, Element, Structure
+from vidlex.model.decode.containers.formats import WEBP
+from vidlex.model.decode.containers.structure import ASF_HEADER_BYTES, Element, Structure
 
 
 def container_ends_early(path: Path, demuxer: str) -> bool | None:
@@ -31,6 +31,7 @@ def has_second_recording(path: Path, demuxer: str) -> bool:
 
 # --- MP4 -------------------------------------------------------------------------------------------------------------
 
+_FLV_TAG_HEADER_BYTES = 11
 _DATA_BOXES = (b"mdat", b"moof", b"moov")
 _MAX_CHUNK_SAMPLES = 100_000
 
@@ -196,6 +197,16 @@ def _mp4_has_second(structure: Structure) -> bool:
     return num_movies > 1
 
 
+def _flv_ends_early(structure: Structure) -> bool:
+    """Whether the last bytes are not the size of a whole tag before them."""
+    end = structure.num_bytes
+    size = int.from_bytes(structure.read(end - 4, 4), "big")
+    if not _FLV_TAG_HEADER_BYTES <= size <= end - 4:
+        return True
+    tag = structure.read(end - 4 - size, 4)
+    return int.from_bytes(tag[1:], "big") + _FLV_TAG_HEADER_BYTES != size
+
+
 def _flv_has_second(structure: Structure) -> bool:
     return any(structure.read(tag.start - 11, 4) == b"FLV\x01" for tag in structure.flv_tags() if tag.kind == b"F")
 
@@ -214,6 +225,7 @@ _FINDERS: dict[str, Callable[[Structure], bool | None]] = {
     "dv": _dv_ends_early,
     "ogg": _ogg_ends_early,
     "gif": _gif_ends_early,
+    "flv": _flv_ends_early,
 }
 
 _SECONDS: dict[str, Callable[[Structure], bool]] = {

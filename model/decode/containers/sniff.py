@@ -10,7 +10,7 @@ import io
 import struct
 from typing import BinaryIO
 
-from vidlex.model.decode import formats
+from vidlex.model.decode.containers import formats
 
 HEAD_BYTES = 8192
 

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
-from vidlex.model.decode.structure import ASF_HEADER_BYTES, Element, Structure
+from vidlex.model.decode.containers.structure import ASF_HEADER_BYTES, Element, Structure
 
 _TS_WINDOW_BYTES = 384 * 1024  # about 2000 packets
 _PS_WINDOW_BYTES = 1 << 20
