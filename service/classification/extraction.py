@@ -190,10 +190,16 @@ class _Run:
         end_ms, duration_ms = self._request.options.end_ms, self._video.duration_ms
         return duration_ms if end_ms is None else min(end_ms, duration_ms)
 
+    @property
+    def _is_long(self) -> bool:
+        """Whether the video is sampled by its shots: then most frames of a still picture are left out."""
+        window_ms = self._end_ms - (self._request.options.start_ms or 0)
+        return self._request.plan.policy == "shots" and window_ms > SHORT_MS
+
     def _encode_segments(self, segments: Sequence[SegmentLooks]) -> None:
         group: list[NDArray[np.uint8]] = []
         for segment in segments:
-            frames = segment.frames()
+            frames = segment.frames(drop_repeated=self._is_long)
             if group and sum(map(len, group)) + len(frames) > _GROUP_FRAMES:
                 self._encode_group(group)
                 group = []
@@ -252,7 +258,7 @@ class _Run:
     def features(self, decoder: str) -> VideoFeatures:
         assert self._video is not None
         policy = self._request.plan.policy
-        if policy == "shots" and self._end_ms - (self._request.options.start_ms or 0) <= SHORT_MS:
+        if policy == "shots" and not self._is_long:
             policy = "uniform"
         # Blank segments do not decide, unless there is nothing else.
         chosen = [i for i, is_blank in enumerate(self._is_blank) if not is_blank] or range(len(self._segments))

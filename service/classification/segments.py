@@ -43,12 +43,14 @@ class SegmentLooks:
     def is_blank(self) -> bool:
         return all(look.is_blank for look in self.looks)
 
-    def frames(self) -> NDArray[np.uint8]:
+    def frames(self, *, drop_repeated: bool = False) -> NDArray[np.uint8]:
         """The frames [T, H, W, 3] that decide: without blank ones, and without those that repeat the one before.
 
         All are kept if all are blank, and repeated ones if fewer than two others remain: a static picture is no fault.
         """
         shown = [look for look in self.looks if not look.is_blank] or self.looks
+        if not drop_repeated:
+            return np.stack([look.frame for look in shown])
         distinct = [look for i, look in enumerate(shown) if i == 0 or not look.is_repeated]
         return np.stack([look.frame for look in (distinct if len(distinct) > 1 else shown)])
 

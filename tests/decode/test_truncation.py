@@ -15,7 +15,7 @@ from vidlex.model.decode.containers.formats import CONTAINERS
 from vidlex.model.decode.containers.sniff import demuxer_of
 from vidlex.model.decode.containers.truncation import container_ends_early, has_second_recording
 
-TELLING = {"mov", "matroska", "avi", "asf", "dv", "webp", "gif"}
+TELLING = {"mov", "matroska", "avi", "asf", "dv", "webp", "gif", "flv"}
 
 
 @pytest.fixture(scope="module")

@@ -200,7 +200,7 @@ def _mp4_has_second(structure: Structure) -> bool:
 def _flv_ends_early(structure: Structure) -> bool:
     """Whether the last bytes are not the size of a whole tag before them."""
     end = structure.num_bytes
-    size = int.from_bytes(structure.read(end - 4, 4), "big")
+    size = int.from_bytes(structure.read(max(0, end - 4), 4), "big")
     if not _FLV_TAG_HEADER_BYTES <= size <= end - 4:
         return True
     tag = structure.read(end - 4 - size, 4)
