@@ -106,6 +106,7 @@ def write_format(folder: Path, file_format: FileFormat, *, num_frames: int | Non
     size = (wanted.width, wanted.height)
     with av.open(str(path), "w", format=wanted.muxer, options=dict(wanted.muxer_options)) as container:
         stream: Any = container.add_stream(wanted.encoder, rate=wanted.rate)
+        stream.codec_context.thread_count = 1
         stream.width, stream.height, stream.pix_fmt = *size, wanted.pix_fmt
         stream.bit_rate, stream.gop_size, stream.thread_type = 2_000_000, 6, "NONE"
         stream.options = {**_ENCODER_OPTIONS.get(wanted.encoder, {}), **dict(wanted.options)}

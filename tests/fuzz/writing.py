@@ -48,6 +48,7 @@ def write(
             stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
             stream.thread_type = "NONE"
             stream.options = dict(_CODEC_OPTIONS.get(codec, {}))
+            stream.codec_context.thread_count = 1
             stream.time_base = stream.codec_context.time_base = Fraction(1, 1000 if times else rate)
             streams.append(stream)
         if rotation:

@@ -81,7 +81,8 @@ def write_video(
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         stream.gop_size = gop
         stream.options = {**default_options.get(codec[:4], {}), **(options or {})}
-        stream.thread_type = "NONE"
+        # one thread: those of libvpx wait for each other in a loop, for ever if a signal interrupts one of them
+        stream.thread_type, stream.codec_context.thread_count = "NONE", 1
         if codec in ("libvpx-vp9", "libvpx", "mpeg4", "mjpeg"):
             stream.bit_rate = 2_000_000
         time_base = Fraction(1, 1000) if pts_ms is not None else Fraction(1, fps)
