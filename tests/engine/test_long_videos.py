@@ -211,10 +211,7 @@ def test_repeated_frames_of_a_shot_do_not_outweigh_others_but_may_be_all_there_i
     assert both.vectors[0] == pytest.approx([0.5**0.5, 0, 0.5**0.5])
     assert (extract(engine, frozen, 24_000).vectors == [[1, 0, 0]]).all()
     evenly = extract(engine, [*frozen, look(18_000, BLUE)], 24_000, frame_policy="uniform")
-    assert evenly.vectors[0] == pytest.approx([3 / 10**0.5, 0, 1 / 10**0.5], abs=1e-6), "as requested"
-
-
-# --- what is kept
+    assert evenly.vectors[0] == pytest.approx([3 / 10**0.5, 0, 1 / 10**0.5], abs=1e-6)
 
 
 def test_a_long_video_leaves_its_mean_vector_and_its_first_frames(engine: Engine) -> None:
