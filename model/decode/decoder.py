@@ -8,24 +8,22 @@ Imports no torch: every decode process loads this module and must stay small.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vidlex.model.decode.frame_content import FrameContentDetector
 from vidlex.model.decode.limits import DecodeError, DecodeLimits
 from vidlex.model.decode.looks import MAX_UNSEEN_MS, choose_looks
 from vidlex.model.decode.readers import ReaderError
-from vidlex.model.decode.sampling import select_frames
+from vidlex.model.decode.sampling import Indices, select_frames
 from vidlex.model.decode.video_file import VideoFile, nearest, undecodable
 from vidlex.model.types import SHORT_MS, DecoderName, FrameBatch, FrameGeometry, FramePolicy
 
 _MIN_COVERED = 0.95
-
-Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -66,22 +64,20 @@ def decode_frames(
     ``num_threads`` = 0 uses one thread per core, at most 16. Neither it nor ``decoder`` (the preferred reader) changes
     a pixel. Raises `DecodeError`, or OSError if the file cannot be read.
     """
-    batches = list(
-        decode_chunks(
-            path,
-            max_chunk_frames=max(limits.max_total_frames, num_frames),
-            geometry=geometry,
-            num_frames=num_frames,
-            segment_ms=segment_ms,
-            policy=policy,
-            start_ms=start_ms,
-            end_ms=end_ms,
-            limits=limits,
-            num_threads=num_threads,
-            decoder=decoder,
-        )
+    (batch,) = decode_chunks(
+        path,
+        max_chunk_frames=sys.maxsize,
+        with_content=False,
+        geometry=geometry,
+        num_frames=num_frames,
+        segment_ms=segment_ms,
+        policy=policy,
+        start_ms=start_ms,
+        end_ms=end_ms,
+        limits=limits,
+        num_threads=num_threads,
+        decoder=decoder,
     )
-    (batch,) = batches
     return batch
 
 
@@ -89,6 +85,7 @@ def decode_chunks(
     path: Path,
     *,
     max_chunk_frames: int,
+    with_content: bool = True,
     geometry: FrameGeometry,
     num_frames: int,
     segment_ms: int | None = None,
@@ -101,7 +98,8 @@ def decode_chunks(
 ) -> Iterator[FrameBatch]:
     """The frames of `decode_frames` in batches of at most ``max_chunk_frames``; only one is in memory.
 
-    The first batch carries the warnings about the file, the last one that about damaged frames.
+    The first batch carries the warnings about the file, the last one that about damaged frames. ``with_content``: say
+    what the frames show, 0.2 ms each.
     """
     job = _Job(num_frames, segment_ms, policy, start_ms, end_ms)
     _check_job(job, limits)
@@ -109,7 +107,7 @@ def decode_chunks(
     plan = _plan(video, job, limits)
     remaining, num_frames_in_all, num_failed = plan.indices, len(plan.indices), 0
     warnings = plan.warnings
-    content, last_ms = FrameContentDetector(), 0
+    detector, last_ms = FrameContentDetector() if with_content else None, 0
     while len(remaining):
         part, rest = remaining[:max_chunk_frames], remaining[max_chunk_frames:]
         try:
@@ -130,13 +128,13 @@ def decode_chunks(
         remaining = rest
         if not len(rest) and num_failed:
             warnings += (("damaged_frames", _damage(num_failed, num_frames_in_all)),)
-        found = content.add(read.frames)
-        if plan.is_short:
-            found = replace(found, starts_shot=np.zeros(len(part), np.bool_))
+        content = None if detector is None else detector.add(read.frames)
+        if content is not None and plan.is_short:
+            content = replace(content, starts_shot=np.zeros(len(part), np.bool_))
         times = tuple(max(time, last_ms) for time in read.timestamps_ms)  # a scan may shift the start
         last_ms = times[-1]
-        batch = FrameBatch(read.frames, times, video.info, warnings, read.num_failed, found)
-        del read, found
+        batch = FrameBatch(read.frames, times, video.info, warnings, read.num_failed, content)
+        del read, content
         yield batch
         del batch  # its memory is not needed while the next one is decoded
         warnings = ()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vidlex.model.decode.limits import DecodeLimits, check_file_frames
 
 # A clock that goes back by more than this, or forward in a broadcast stream, was set: two recordings in one file.
-_MAX_STEP_BACK_SECONDS = 0.5
+MAX_STEP_BACK_SECONDS = 0.5
 MAX_STEP_SECONDS = 10.0
 _MIN_STEADY_SHARE = 0.9
 BROADCAST_DEMUXERS = ("mpegts", "mpeg", "flv")
@@ -157,7 +157,7 @@ def _is_continuous(dts: NDArray[np.int64], time_base: Fraction, demuxer: str) ->
     if len(steps) == 0:
         return True
     is_forward = demuxer not in BROADCAST_DEMUXERS or steps.max() <= MAX_STEP_SECONDS
-    return bool(is_forward and steps.min() >= -_MAX_STEP_BACK_SECONDS)
+    return bool(is_forward and steps.min() >= -MAX_STEP_BACK_SECONDS)
 
 
 def times_ms(
@@ -169,6 +169,10 @@ def times_ms(
     """
     before = pts[-1] - pts[-2] if len(pts) > 1 else 0
     last = last_duration if 2 * last_duration >= before else before
-    edges = np.append(pts, pts[-1] + last) - pts[0]
-    milliseconds: NDArray[np.int64] = np.rint(edges * (float(time_base) * 1000)).astype(np.int64)
-    return milliseconds[:-1], milliseconds[1:]
+    edges = milliseconds(np.append(pts, pts[-1] + last) - pts[0], time_base)
+    return edges[:-1], edges[1:]
+
+
+def milliseconds(ticks: NDArray[np.int64], time_base: Fraction) -> NDArray[np.int64]:
+    rounded: NDArray[np.int64] = np.rint(ticks * (float(time_base) * 1000)).astype(np.int64)
+    return rounded

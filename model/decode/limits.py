@@ -38,6 +38,14 @@ class DecodeError(Exception):
         self.internal = internal
 
 
+def no_frame(internal: str) -> DecodeError:
+    return DecodeError(
+        "undecodable_video",
+        "No frame of the video can be decoded: its data is damaged or missing.",
+        internal=internal,
+    )
+
+
 def check_size(width: int, height: int, limits: DecodeLimits) -> None:
     if max(width, height) > limits.max_side or width * height > limits.max_pixels:
         raise DecodeError(

@@ -18,6 +18,7 @@ from vidlex.model.decode.containers.animated_webp import AnimatedWebp, check_com
 from vidlex.model.decode.containers.encryption import encryption_of
 from vidlex.model.decode.containers.formats import CODECS, WEBP
 from vidlex.model.decode.containers.sniff import CONTAINERS, demuxer_of
+from vidlex.model.decode.containers.truncation import container_ends_early, has_second_recording
 from vidlex.model.decode.frame_index import FrameIndex, PacketTable, index_of_pictures
 from vidlex.model.decode.limits import DecodeError, DecodeLimits, check_size
 from vidlex.model.decode.orientation import Orientation, display_size, orientation_of
@@ -46,6 +47,8 @@ class Header:
     claimed_end_seconds: float | None  # on the clock of the packets; None without a claim
     end_is_shared: bool  # the claim is for the whole container, so another stream may be the longest
     num_claimed_frames: int  # 0: unknown
+    ends_early: bool  # the container's structure says so
+    has_second_recording: bool  # which is not read
     index: FrameIndex | None  # None if the packets do not tell the frames
     webp: AnimatedWebp | None = None
 
@@ -98,6 +101,8 @@ def _header_of_webp(path: Path, num_bytes: int, limits: DecodeLimits) -> Header:
         claimed_end_seconds=None,
         end_is_shared=False,
         num_claimed_frames=0,
+        ends_early=bool(container_ends_early(path, WEBP)),
+        has_second_recording=False,
         index=index_of_pictures(webp.starts_ms, webp.ends_ms),
         webp=webp,
     )
@@ -164,6 +169,8 @@ def _read(container: Any, path: Path, demuxer: str, num_bytes: int, limits: Deco
         claimed_end_seconds=claimed_end,
         end_is_shared=is_shared,
         num_claimed_frames=stream.frames,
+        ends_early=bool(container_ends_early(path, demuxer)),
+        has_second_recording=has_second_recording(path, demuxer),
         index=index if index is not None and index.has_exact_times else None,
     )
     return header if first is None else header.as_shown_by(first, limits)
@@ -201,7 +208,8 @@ def _first_of_several(path: Path, demuxer: str, limits: DecodeLimits, table: Pac
 
     Interlaced H.264 may store the two fields of a frame in two packets.
     """
-    frames = list(islice(decode_tolerantly(path, demuxer, limits, num_threads=1, max_packets=_MAX_FIRST_PACKETS), 6))
+    decoded = decode_tolerantly(path, demuxer, limits, num_threads=1, max_packets=_MAX_FIRST_PACKETS)
+    frames = list(islice(decoded, _MAX_FIRST_FRAMES))
     if not frames:
         return None, 0.0
     stored = [row[0] for row in table.rows]

@@ -21,6 +21,7 @@ from vidlex.model.decode.frame_index import FrameIndex
 from vidlex.model.decode.limits import DecodeLimits
 from vidlex.model.decode.probe import Header
 from vidlex.model.decode.scaler import Picture, Scaler
+from vidlex.model.decode.scan import Events, decode_past_errors
 
 _CODECS_WITH_SKIPPING = ("h264", "hevc")  # codecs whose decoders apply ``skip_frame`` to each packet exactly
 
@@ -137,7 +138,7 @@ def _read_damaged(
     nothing is damaged, so that the index must be wrong, or if the group has no good frame.
     """
     end = key_times[group + 1] if group + 1 < len(key_times) else None
-    errors: list[str] = []
+    events = Events()
     is_damaged = False
     nearest: dict[int, tuple[int, Any]] = {}
     with open_video(header.path, header.demuxer) as container:
@@ -145,8 +146,8 @@ def _read_damaged(
         decoder = stream.codec_context
         decoder.options = decoder_options(limits)
         decoder.thread_count, decoder.thread_type = 1, "NONE"
-        for frame in _decode_past_errors(decoder, _packets_from(container, stream, key_times[: group + 1]), errors):
-            is_damaged |= frame.is_corrupt or bool(errors)
+        for frame in decode_past_errors(decoder, _packets_from(container, stream, key_times[: group + 1]), events):
+            is_damaged |= frame.is_corrupt or events.num_errors > 0
             if frame.pts is None:
                 raise ReaderError(f"{reason}; a frame has no time")
             is_next_group = end is not None and frame.pts >= end
@@ -158,20 +159,10 @@ def _read_damaged(
             if is_next_group:
                 break
     if not nearest:
-        raise ReaderError(f"{reason}; no good frame in the group of pictures: {errors[:1]}")
+        raise ReaderError(f"{reason}; no good frame in the group of pictures: {events.first_error}")
     if not is_damaged and any(nearest[target][0] for target in targets):
         raise ReaderError(reason)
     return [ReadFrame(scaler(nearest[target][1]), nearest[target][1].pts) for target in targets]
-
-
-def _decode_past_errors(decoder: Any, packets: Iterator[Any], errors: list[str]) -> Iterator[Any]:
-    for packet in packets:
-        frames: list[Any] = []
-        try:
-            frames = decoder.decode(packet)
-        except (av.FFmpegError, ValueError) as error:
-            errors.append(f"{type(error).__name__}: {error}")
-        yield from frames
 
 
 def _packets_from(container: Any, stream: Any, key_times: list[int]) -> Iterator[Any]:

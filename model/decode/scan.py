@@ -18,11 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidlex.model.decode.container import decoder_options, intact_packets, open_video
-from vidlex.model.decode.frame_index import BROADCAST_DEMUXERS, MAX_STEP_SECONDS, FrameIndex, times_ms
+from vidlex.model.decode.frame_index import (
+    BROADCAST_DEMUXERS,
+    MAX_STEP_BACK_SECONDS,
+    MAX_STEP_SECONDS,
+    FrameIndex,
+    times_ms,
+)
 from vidlex.model.decode.limits import DecodeLimits, check_file_frames
 from vidlex.model.decode.scaler import Picture, Scaler
 
-_MAX_STEP_BACK_SECONDS = Fraction(1, 2)  # more is a clock that starts again
 _MAX_DISORDER = 16  # frames
 
 Stamp = tuple[int | None, int | None]  # presentation and decoding time
@@ -47,6 +52,7 @@ class Events:
     """What happened while a file was decoded, up to the last frame."""
 
     num_errors: int = 0  # packets that the decoder rejected
+    first_error: str = ""
     num_restarts: int = 0  # of the clock of decoding times
     _last_dts: Fraction | None = None
     _last_shown: Fraction | None = None
@@ -64,7 +70,7 @@ class Events:
 
 
 def _is_before(time: Fraction | None, last: Fraction | None) -> bool:
-    return time is not None and last is not None and time < last - _MAX_STEP_BACK_SECONDS
+    return time is not None and last is not None and time < last - MAX_STEP_BACK_SECONDS
 
 
 def decode_tolerantly(
@@ -86,15 +92,22 @@ def decode_tolerantly(
         decoder = stream.codec_context
         decoder.options = decoder_options(limits)
         decoder.thread_count, decoder.thread_type = num_threads, "SLICE"
-        for packet in chain(islice(intact_packets(container, stream), max_packets), [None]):
-            frames: list[Any] = []
-            if packet is not None:
-                events.note_time(packet)
-            try:
-                frames = decoder.decode(packet)
-            except (av.FFmpegError, ValueError):
-                events.num_errors += 1
-            yield from frames
+        packets = chain(islice(intact_packets(container, stream), max_packets), [None])
+        yield from decode_past_errors(decoder, packets, events)
+
+
+def decode_past_errors(decoder: Any, packets: Iterator[Any], events: Events) -> Iterator[Any]:
+    """The frames of ``packets``, the last of which is None, without those that cannot be decoded."""
+    for packet in packets:
+        frames: list[Any] = []
+        if packet is not None:
+            events.note_time(packet)
+        try:
+            frames = decoder.decode(packet)
+        except (av.FFmpegError, ValueError) as error:
+            events.num_errors += 1
+            events.first_error = events.first_error or f"{type(error).__name__}: {error}"
+        yield from frames
 
 
 def scan_frames(
@@ -201,7 +214,7 @@ def continuous_times(
         step = duration or (filled[-1] - filled[-2] if len(filled) > 1 else 1)
         raw = last_raw + step if time is None and last_raw is not None else time or 0
         change = 0 if last_raw is None else raw - last_raw
-        is_back = restarts > num_seen and change < -_MAX_STEP_BACK_SECONDS * second
+        is_back = restarts > num_seen and change < -MAX_STEP_BACK_SECONDS * second
         if is_back or (is_broadcast and change > MAX_STEP_SECONDS * second):
             offset, num_seen = filled[-1] + step - raw, restarts
         is_astray.append(bool(filled) and raw + offset <= filled[-1])

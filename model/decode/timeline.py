@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from vidlex.model.decode.container import other_streams_reach
-from vidlex.model.decode.containers.truncation import container_ends_early, has_second_recording
 from vidlex.model.decode.frame_index import BROADCAST_DEMUXERS, FrameIndex
 from vidlex.model.decode.limits import DecodeLimits, check_duration
 from vidlex.model.decode.probe import Header
@@ -20,11 +19,11 @@ def duration_of(header: Header, index: FrameIndex, limits: DecodeLimits) -> tupl
     shown_ms = index.end_ms
     check_duration(shown_ms, limits)
     warnings: Warnings = ()
-    if has_second_recording(header.path, header.demuxer):
+    if header.has_second_recording:
         warnings = (("second_recording", "Another recording follows in the file; only the first one was read"),)
     claimed_ms = _claimed_ms(header, index)
     is_later = claimed_ms > shown_ms + _tolerance_ms(shown_ms, len(index))
-    if container_ends_early(header.path, header.demuxer) or (is_later and header.num_claimed_frames > len(index)):
+    if header.ends_early or (is_later and header.num_claimed_frames > len(index)):
         claim = f"it should last {claimed_ms} ms, but " if is_later else ""
         truncated = ("truncated_video", f"The file is incomplete: {claim}its data ends after {shown_ms} ms")
         return shown_ms, (*warnings, truncated)

@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidlex.model.decode.containers.animated_webp import AnimatedWebp
-from vidlex.model.decode.frame_index import FrameIndex
+from vidlex.model.decode.frame_index import FrameIndex, milliseconds
 from vidlex.model.decode.framing import fit_square, scaled_size
-from vidlex.model.decode.limits import DecodeError, DecodeLimits
+from vidlex.model.decode.limits import DecodeError, DecodeLimits, no_frame
 from vidlex.model.decode.orientation import Orientation
 from vidlex.model.decode.probe import read_header
 from vidlex.model.decode.readers import ReaderError, ReadFrame, read_by_time
+from vidlex.model.decode.sampling import Indices
 from vidlex.model.decode.scaler import Picture, Scaler
 from vidlex.model.decode.scan import CountedPictures, Scan, decode_tolerantly, scan_frames
 from vidlex.model.decode.timeline import duration_of, start_offset_ms
@@ -29,8 +30,6 @@ _MAX_PARALLEL_PIXELS = 4096 * 2304  # larger pictures use one decoder: each hold
 _MAX_THREADS = 16  # FFmpeg's maximum; 64 threads exceeded the 2 GiB of a decode process at 8192x4320
 _WITHOUT_TIMES = ("avi", "mpeg", "mpegvideo")  # torchcodec takes other frames of these for those of a time
 _MAX_BUSIEST_SHARE = 0.75  # several decoders are used only if the busiest has at most this fraction of the work
-
-Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +62,9 @@ class VideoFile:
 
     def _use(self, index: FrameIndex) -> None:
         self.index = index
-        self.duration_ms, self.warnings = duration_of(self._header, index, self._limits)
-
-    @property
-    def info(self) -> VideoInfo:
-        header, index = self._header, self.index
-        return VideoInfo(
+        header = self._header
+        self.duration_ms, self.warnings = duration_of(header, index, self._limits)
+        self.info = VideoInfo(
             duration_ms=self.duration_ms,
             width=header.width,
             height=header.height,
@@ -91,11 +87,7 @@ class VideoFile:
         except (av.FFmpegError, OSError, EOFError) as error:
             raise undecodable(f"{reason}; {type(error).__name__}: {error}") from error
         if scan is None:
-            raise DecodeError(
-                "undecodable_video",
-                "No frame of the video can be decoded: its data is damaged or missing.",
-                internal=reason,
-            )
+            raise no_frame(reason)
         self._scan = scan
         self._header = header.as_shown_by(scan.first, self._limits)
         good = np.flatnonzero(scan.is_good)
@@ -128,9 +120,7 @@ class VideoFile:
         return Pictures(frames, tuple(np.repeat(found, copies).tolist()), num_failed)
 
     def _times_ms(self, pts: Indices) -> Indices:
-        ticks = pts - self.index.pts[0]
-        milliseconds: Indices = np.rint(ticks * (float(self.index.time_base) * 1000)).astype(np.int64)
-        return milliseconds.clip(0)
+        return milliseconds(pts - self.index.pts[0], self.index.time_base).clip(0)
 
     def _read_scanned(
         self, indices: Indices, unique: Indices, copies: Indices, size: tuple[int, int], frames: NDArray[np.uint8]

@@ -120,7 +120,7 @@ def test_frames_that_are_not_where_the_index_says_are_found_by_decoding_the_whol
 @pytest.mark.parametrize("job", [{}, {"policy": "keyframes"}, {"segment_ms": 900}, {"policy": "shots"}], ids=str)
 def test_chunks_are_the_frames_of_one_batch(tmp_path: Path, size: int, job: dict) -> None:
     path = videos.write_video(tmp_path / "v.mp4", num_frames=300, gop=25, options={"preset": "medium"})
-    whole = decode_frames(path, geometry=SQUARE, num_frames=8, **job)
+    (whole,) = decode_chunks(path, max_chunk_frames=1000, geometry=SQUARE, num_frames=8, **job)
     chunks = list(decode_chunks(path, max_chunk_frames=size, geometry=SQUARE, num_frames=8, **job))
     assert all(len(chunk.frames) == size for chunk in chunks[:-1])
     assert (np.concatenate([chunk.frames for chunk in chunks]) == whole.frames).all()

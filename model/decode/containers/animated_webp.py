@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vidlex.model.decode.containers.structure import Element, Structure
-from vidlex.model.decode.limits import DecodeError, DecodeLimits, check_duration, check_file_frames, check_size
+from vidlex.model.decode.limits import (
+    DecodeError,
+    DecodeLimits,
+    check_duration,
+    check_file_frames,
+    check_size,
+    no_frame,
+)
 
 MAX_BYTES = 128 * 2**20  # the whole file is in memory, up to three times
 MAX_COMPOSED_PIXELS = 2**32  # of all frames, some 40 s of work; 100 KB can hold 2000 frames of 35 million pixels
@@ -56,7 +63,7 @@ class AnimatedWebp:
                 is_first = False
         except _PILLOW_ERRORS as error:
             if is_first:
-                raise _undecodable(f"{type(error).__name__}: {error}") from error
+                raise no_frame(f"WebP: {type(error).__name__}: {error}") from error
 
 
 def read_webp(path: Path, limits: DecodeLimits) -> AnimatedWebp:
@@ -79,7 +86,7 @@ def read_webp(path: Path, limits: DecodeLimits) -> AnimatedWebp:
         if not delays and any(chunk.kind in (b"VP8 ", b"VP8L") for chunk in chunks):
             delays = [_DEFAULT_DELAY_MS]
         if not delays:
-            raise _undecodable("no frame")
+            raise no_frame("WebP: no frame")
         check_file_frames(len(delays), limits)
         check_composition(len(delays), width, height)
         ends = np.cumsum(delays, dtype=np.int64)
@@ -115,7 +122,7 @@ def _canvas(structure: Structure, chunks: list[Element]) -> tuple[int, int]:
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     if kind == b"VP8 " and len(head) == 10 and head[3:6] == b"\x9d\x01\x2a":
         return int.from_bytes(head[6:8], "little") & 0x3FFF, int.from_bytes(head[8:10], "little") & 0x3FFF
-    raise _undecodable("no size of the canvas")
+    raise no_frame("WebP: no size of the canvas")
 
 
 def _delay_ms(structure: Structure, frame: Element) -> int:
@@ -130,11 +137,3 @@ def _on_white(image: Image.Image) -> NDArray[np.uint8]:
     ground = Image.new("RGB", picture.size, _WHITE)
     ground.paste(picture, mask=picture.getchannel("A"))
     return np.array(ground)
-
-
-def _undecodable(internal: str) -> DecodeError:
-    return DecodeError(
-        "undecodable_video",
-        "No frame of the video can be decoded: its data is damaged or missing.",
-        internal=f"WebP: {internal}",
-    )

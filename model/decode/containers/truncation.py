@@ -31,7 +31,6 @@ def has_second_recording(path: Path, demuxer: str) -> bool:
 
 # --- MP4 -------------------------------------------------------------------------------------------------------------
 
-_FLV_TAG_HEADER_BYTES = 11
 _DATA_BOXES = (b"mdat", b"moof", b"moov")
 _MAX_CHUNK_SAMPLES = 100_000
 
@@ -145,6 +144,7 @@ def _webp_ends_early(structure: Structure) -> bool | None:
 _ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _DV_FRAME_BYTES = {0: 120_000, 1: 144_000}  # 525 lines, 625 lines
 _OGG_TAIL_BYTES = 128 * 1024  # more than a page
+_FLV_TAG_HEADER_BYTES = 11
 
 
 def _asf_ends_early(structure: Structure) -> bool | None:
@@ -180,6 +180,16 @@ def _gif_ends_early(structure: Structure) -> bool | None:
     return None if structure.is_exhausted else is_cut
 
 
+def _flv_ends_early(structure: Structure) -> bool:
+    """Whether the last bytes are not the size of a whole tag before them."""
+    end = structure.num_bytes
+    size = int.from_bytes(structure.read(max(0, end - 4), 4), "big")
+    if not _FLV_TAG_HEADER_BYTES <= size <= end - 4:
+        return True
+    tag = structure.read(end - 4 - size, 4)
+    return int.from_bytes(tag[1:], "big") + _FLV_TAG_HEADER_BYTES != size
+
+
 # --- second recordings -----------------------------------------------------------------------------------------------
 
 _ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
@@ -195,16 +205,6 @@ def _mp4_has_second(structure: Structure) -> bool:
             num_movies += is_new_file or num_movies == 0
             is_new_file = False
     return num_movies > 1
-
-
-def _flv_ends_early(structure: Structure) -> bool:
-    """Whether the last bytes are not the size of a whole tag before them."""
-    end = structure.num_bytes
-    size = int.from_bytes(structure.read(max(0, end - 4), 4), "big")
-    if not _FLV_TAG_HEADER_BYTES <= size <= end - 4:
-        return True
-    tag = structure.read(end - 4 - size, 4)
-    return int.from_bytes(tag[1:], "big") + _FLV_TAG_HEADER_BYTES != size
 
 
 def _flv_has_second(structure: Structure) -> bool:
