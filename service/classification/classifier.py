@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vidlex.model.types import FramePolicy
 from vidlex.service.classification.extraction import FeatureExtractor, SamplingPlan, StageTimes, VideoRequest
 from vidlex.service.classification.features import FeatureCache, FeatureKey, VideoFeatures
 from vidlex.service.classification.matching import ClassifyOptions, ScoredLabel, Similarities, match
@@ -29,11 +28,6 @@ from vidlex.service.tracing import stage
 class Classification:
     sha256: str
     features: VideoFeatures
-    num_requested_frames: int
-    num_failed: int  # frames that others took the place of, because they cannot be decoded
-    num_blank: int  # frames of one colour, which do not decide unless all are blank
-    frame_policy: FramePolicy  # in effect
-    decoder: str  # libraries and versions
     labels: Sequence[ScoredLabel]  # best first
     facts: ModelFacts
     calibration: str | None  # fingerprint
@@ -115,11 +109,6 @@ class VideoClassifier:
         return Classification(
             sha256,
             features,
-            num_requested_frames=len(features.timestamps_ms),
-            num_failed=features.num_failed,
-            num_blank=features.num_blank,
-            frame_policy=features.frame_policy,
-            decoder=features.decoder,
             labels=labels,
             facts=facts,
             calibration=fingerprint_of(similarities.calibration),
@@ -158,7 +147,7 @@ def _feature_key(request: VideoRequest) -> FeatureKey:
         sha256=request.sha256,
         num_frames=plan.num_frames,
         aggregate_by=options.aggregate_by,
-        segment_ms=options.segment_ms if options.aggregate_by == "segments" and plan.policy != "shots" else None,
+        segment_ms=plan.segment_ms,
         start_ms=options.start_ms,
         end_ms=options.end_ms,
         frame_policy=plan.policy,

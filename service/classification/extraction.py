@@ -59,13 +59,14 @@ class SamplingPlan:
 
     policy: FramePolicy
     num_frames: int  # of a segment
+    segment_ms: int | None  # of segments of equal length, else None
 
     @classmethod
     def of(cls, options: ClassifyOptions, facts: ModelFacts) -> SamplingPlan:
         is_default = options.aggregate_by == "video" and options.num_frames is None
-        return cls(
-            options.frame_policy or ("shots" if is_default else "uniform"), options.num_frames or facts.num_frames
-        )
+        policy = options.frame_policy or ("shots" if is_default else "uniform")
+        has_cells = options.aggregate_by == "segments" and policy != "shots"
+        return cls(policy, options.num_frames or facts.num_frames, options.segment_ms if has_cells else None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,14 +120,13 @@ class FeatureExtractor:
 
     def _chunks(self, request: VideoRequest, times: StageTimes) -> Generator[FrameBatch]:
         options, plan = request.options, request.plan
-        is_cells = options.aggregate_by == "segments" and plan.policy != "shots"
         job = DecodeJob(
             geometry=request.vocabulary.facts.geometry,
             num_frames=plan.num_frames,
             policy=plan.policy,
             start_ms=options.start_ms,
             end_ms=options.end_ms,
-            segment_ms=options.segment_ms if is_cells else None,
+            segment_ms=plan.segment_ms,
         )
         resumed, is_waiting = time.monotonic(), True
         try:
@@ -289,8 +289,8 @@ def _grouping(options: ClassifyOptions, plan: SamplingPlan) -> Grouping:
         return EachTime()
     if plan.policy == "shots":
         return Shots(start_ms, plan.num_frames)
-    if options.aggregate_by == "segments":
-        return Cells(start_ms, options.segment_ms, plan.num_frames)
+    if plan.segment_ms is not None:
+        return Cells(start_ms, plan.segment_ms, plan.num_frames)
     return OneSegment(start_ms)
 
 

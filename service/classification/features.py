@@ -47,8 +47,8 @@ class VideoFeatures:
     vectors: NDArray[np.float32]  # [S, D]
     frame_policy: FramePolicy = "uniform"  # in effect
     num_failed: int = 0  # frames that others took the place of, because they cannot be decoded
-    num_blank: int = 0
-    decoder: str = ""
+    num_blank: int = 0  # frames of one colour, which do not decide unless all are blank
+    decoder: str = ""  # libraries and versions
     warnings: tuple[tuple[str, str], ...] = ()  # (code, detail) about the file
 
     @property

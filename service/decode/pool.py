@@ -16,16 +16,14 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import Context, copy_context
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import structlog
-from numpy.typing import NDArray
 
 from vidlex.model.decode.limits import DecodeLimits
-from vidlex.model.types import DecoderName, FrameBatch, FrameContent, FrameGeometry, FramePolicy
+from vidlex.model.types import DecoderName, FrameGeometry, FramePolicy
 from vidlex.service.decode.chunks import ChunkStream
 from vidlex.service.decode.process import DecodeProcess, ProcessCrashed, ProcessTimeout, StartFailed, shared_memory
 from vidlex.service.decode.replies import ReplyReader
@@ -179,11 +177,6 @@ class DecodePool:
             task.stream.close()
             with self._lock:
                 self._num_unfinished -= 1
-
-    def decode(self, path: Path, job: DecodeJob, *, wait_seconds: float | None = None) -> FrameBatch:
-        """All chunks of `decode_chunks` as one."""
-        with self.decode_chunks(path, job, wait_seconds=wait_seconds) as stream:
-            return _joined(stream)
 
     def close(self) -> None:
         with self._lock:
@@ -356,24 +349,3 @@ class DecodePool:
 
 def _threads_per_file(num_files: int) -> int:
     return max(1, (os.cpu_count() or 1) // max(1, num_files))
-
-
-def _joined(chunks: Iterator[FrameBatch]) -> FrameBatch:
-    frames: list[NDArray[np.uint8]] = []
-    times_ms: tuple[int, ...] = ()
-    warnings: dict[str, str] = {}
-    num_failed = 0
-    contents: list[FrameContent] = []
-    for chunk in chunks:
-        frames.append(chunk.frames.copy())
-        times_ms += chunk.timestamps_ms
-        warnings |= chunk.warnings
-        num_failed += chunk.num_failed
-        contents += [] if chunk.content is None else [chunk.content]
-        video = chunk.video
-    content = None
-    if len(contents) == len(frames):
-        content = FrameContent(
-            *(np.concatenate([getattr(part, f.name) for part in contents]) for f in fields(FrameContent))
-        )
-    return FrameBatch(np.concatenate(frames), times_ms, video, tuple(warnings.items()), num_failed, content)

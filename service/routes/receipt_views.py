@@ -16,12 +16,12 @@ def receipt_view(
     """Of requests that mean the same, such as with and without ``start_ms: 0``, the receipts are the same."""
     features, facts = result.features, result.facts
     duration_ms = features.video.duration_ms
-    has_cells = params.aggregate_by == "segments" and result.frame_policy != "shots"
+    has_cells = params.aggregate_by == "segments" and features.frame_policy != "shots"
     receipt = ReceiptView(
         id="",
         service=service,
         sha256=result.sha256,
-        decoder=result.decoder,
+        decoder=features.decoder,
         model=facts.fingerprint,
         encoder=facts.encoder,
         calibration=result.calibration,
@@ -29,13 +29,13 @@ def receipt_view(
         vocabulary_revision=result.revision,
         label_vectors="float32" if params.candidate_labels is not None else vocabulary.index.storage,
         aggregate_by=params.aggregate_by,
-        frame_policy=result.frame_policy,
+        frame_policy=features.frame_policy,
         num_frames=params.num_frames or facts.num_frames,
         segment_ms=params.segment_ms if has_cells else None,
         start_ms=params.start_ms or 0,
         end_ms=min(params.end_ms or duration_ms, duration_ms),
         timestamps_sha256=_digest(list(features.timestamps_ms)),
-        frames_failed=result.num_failed,
+        frames_failed=features.num_failed,
     )
     return receipt.model_copy(update={"id": receipt_id(receipt)})
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from support import videos
+from support.decode_all import decode_all
 from support.decode_hooks import write_made_up
 from support.paths import TESTS
 from support.processes import PATIENCE_SECONDS, num_descriptors, until, wait_for_end, worker_pids
@@ -60,7 +61,7 @@ def times_of(pool: DecodePool, path: Path, job: DecodeJob) -> list[tuple[int, ..
 
 
 def works(pool: DecodePool, movie: Path) -> bool:
-    return len(pool.decode(movie, DecodeJob(GEOMETRY, 5)).frames) == 5
+    return len(decode_all(pool, movie, DecodeJob(GEOMETRY, 5)).frames) == 5
 
 
 # --- results
@@ -78,12 +79,12 @@ JOBS = [
 
 @pytest.mark.parametrize("max_chunk_frames", [1, 4, 32])
 def test_chunks_joined_are_the_whole(movie: Path, max_chunk_frames: int) -> None:
-    from vidlex.model.decode.decoder import decode_frames
+    from vidlex.model.decode.decoder import decode_chunks
 
     with DecodePool(1, PoolLimits(max_chunk_frames=max_chunk_frames)) as single:
         for job in JOBS:
-            whole = decode_frames(movie, **vars(job))
-            batch = single.decode(movie, job)
+            (whole,) = decode_chunks(movie, max_chunk_frames=1000, **vars(job))
+            batch = decode_all(single, movie, job)
             assert (batch.frames == whole.frames).all() and batch.timestamps_ms == whole.timestamps_ms
             assert (batch.video, batch.warnings, batch.num_failed) == (whole.video, whole.warnings, whole.num_failed)
             assert whole.content is not None and batch.content is not None
@@ -100,7 +101,7 @@ def test_content_of_frames_arrives(pool: DecodePool, tmp_path: Path) -> None:
         {"time_ms": 200, "colour": [9, 9, 9], "is_repeated": True},
     ]
     path = write_made_up(tmp_path / "v.mp4", looks, duration_ms=300, num_repeats=3)
-    content = pool.decode(path, LOOKS).content
+    content = decode_all(pool, path, LOOKS).content
     assert content is not None
     assert content.is_blank.tolist() == [True, False, False] * 3
     assert content.starts_shot.tolist() == [False, True, False] * 3
@@ -122,12 +123,12 @@ def test_large_frames_come_in_small_chunks(pool: DecodePool, movie: Path) -> Non
 def test_too_many_frames_in_all(movie: Path) -> None:
     limits = PoolLimits(decode=DecodeLimits(max_frames=10, max_total_frames=20))
     with DecodePool(1, limits) as single:
-        assert len(single.decode(movie, DecodeJob(GEOMETRY, 4, segment_ms=1000)).frames) == 20
+        assert len(decode_all(single, movie, DecodeJob(GEOMETRY, 4, segment_ms=1000)).frames) == 20
         with pytest.raises(InvalidParameter, match="more than 20 frames") as caught:
-            single.decode(movie, DecodeJob(GEOMETRY, 5, segment_ms=1000))
+            decode_all(single, movie, DecodeJob(GEOMETRY, 5, segment_ms=1000))
         assert caught.value.extra["max_frames"] == 20
         with pytest.raises(InvalidParameter, match="between 1 and 10"):
-            single.decode(movie, DecodeJob(GEOMETRY, 11))
+            decode_all(single, movie, DecodeJob(GEOMETRY, 11))
         assert single.num_alive == 1
 
 

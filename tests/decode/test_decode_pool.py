@@ -20,6 +20,7 @@ import pytest
 
 from fuzz.forged_headers import write_claimed_size
 from support import videos
+from support.decode_all import decode_all
 from support.paths import TESTS
 from support.processes import PATIENCE_SECONDS, num_descriptors, until, wait_for_end, worker_pids
 from vidlex.model.decode.limits import DecodeLimits
@@ -78,12 +79,12 @@ def test_frames_equal_those_decoded_in_process(pool: DecodePool, movie: Path) ->
     from vidlex.model.decode.decoder import decode_frames
 
     expected = decode_frames(movie, geometry=JOB.geometry, num_frames=5)
-    decoded = pool.decode(movie, JOB)
+    decoded = decode_all(pool, movie, JOB)
     assert (expected.frames == decoded.frames).all()
     assert expected.timestamps_ms == decoded.timestamps_ms
     assert expected.video == decoded.video
     window = DecodeJob(FrameGeometry(64, "squash"), 2, "keyframes", 1000, 2500)
-    assert pool.decode(movie, window).timestamps_ms == (1200, 2400)
+    assert decode_all(pool, movie, window).timestamps_ms == (1200, 2400)
 
 
 def test_each_invalid_file_or_job_has_its_own_error(pool: DecodePool, movie: Path, tmp_path: Path) -> None:
@@ -103,24 +104,24 @@ def test_each_invalid_file_or_job_has_its_own_error(pool: DecodePool, movie: Pat
         ("cut", UndecodableVideo),
     ):
         with pytest.raises(error) as caught:
-            pool.decode(tmp_path / f"{name}.mp4", JOB)
+            decode_all(pool, tmp_path / f"{name}.mp4", JOB)
         assert str(tmp_path) not in str(caught.value), name
     for job in (DecodeJob(JOB.geometry, 0), DecodeJob(JOB.geometry, 10**9), DecodeJob(JOB.geometry, 5, start_ms=-1)):
         with pytest.raises(InvalidParameter):
-            pool.decode(movie, job)
-    assert numbers(pool.decode(movie, JOB)) == NUMBERS
+            decode_all(pool, movie, job)
+    assert numbers(decode_all(pool, movie, JOB)) == NUMBERS
 
 
 def test_missing_file_is_an_error_not_a_crash(pool: DecodePool, tmp_path: Path) -> None:
     with pytest.raises(UndecodableVideo) as caught:
-        pool.decode(tmp_path / "none.mp4", JOB)
+        decode_all(pool, tmp_path / "none.mp4", JOB)
     assert str(caught.value) == UndecodableVideo.title
     assert "FileNotFoundError" in caught.value.internal
 
 
 def test_pool_is_thread_safe(pool: DecodePool, movie: Path) -> None:
     def decode(k: int) -> tuple[int, list[int]]:
-        return k, numbers(pool.decode(movie, DecodeJob(JOB.geometry, 1, start_ms=k * 100, end_ms=k * 100 + 100)))
+        return k, numbers(decode_all(pool, movie, DecodeJob(JOB.geometry, 1, start_ms=k * 100, end_ms=k * 100 + 100)))
 
     with ThreadPoolExecutor(8) as threads:
         for k, got in threads.map(decode, list(range(30)) * 2):
@@ -130,7 +131,7 @@ def test_pool_is_thread_safe(pool: DecodePool, movie: Path) -> None:
 def test_frames_outlive_the_pool_and_no_descriptor_leaks(movie: Path) -> None:
     descriptors = num_descriptors()
     with DecodePool(1) as short:
-        batches = [short.decode(movie, JOB) for _ in range(20)]
+        batches = [decode_all(short, movie, JOB) for _ in range(20)]
         during = num_descriptors()
     assert numbers(batches[0]) == numbers(batches[-1]) == NUMBERS
     assert during - descriptors < 10 + len(batches) * 2
@@ -156,9 +157,9 @@ def test_faulty_decode_is_an_error_and_the_next_request_succeeds(
 ) -> None:
     for _ in range(3):  # more often than the number of processes
         with pytest.raises(UndecodableVideo) as caught:
-            pool.decode(faulty_file(tmp_path, name), JOB)
+            decode_all(pool, faulty_file(tmp_path, name), JOB)
         assert str(caught.value) == text
-        assert numbers(pool.decode(movie, JOB)) == NUMBERS
+        assert numbers(decode_all(pool, movie, JOB)) == NUMBERS
     if name == "crash":
         assert "SIGSEGV" in caught.value.internal
 
@@ -168,7 +169,7 @@ def test_hanging_process_is_killed_and_the_next_request_succeeds(movie: Path, tm
         (pid,) = worker_pids(single)
         started = time.monotonic()
         with pytest.raises(UndecodableVideo, match=r"took longer than 0\.5 s"):
-            single.decode(faulty_file(tmp_path, "hang"), JOB)
+            decode_all(single, faulty_file(tmp_path, "hang"), JOB)
         assert 0.5 <= time.monotonic() - started < PATIENCE_SECONDS
         wait_for_end(pid)
         assert numbers(_decode_with_retries(single, movie)) == NUMBERS
@@ -179,7 +180,7 @@ def _decode_with_retries(pool: DecodePool, path: Path) -> FrameBatch:
     """The short timeout of the pool may expire on a busy machine."""
     for _ in range(20):
         try:
-            return pool.decode(path, JOB)
+            return decode_all(pool, path, JOB)
         except UndecodableVideo as error:
             last = error
     raise last
@@ -194,7 +195,7 @@ def test_timeout_interrupts_native_code(tmp_path: Path) -> None:
     with DecodePool(1, PoolLimits(timeout_seconds=0.01), num_threads=1) as single:
         (pid,) = worker_pids(single)
         with pytest.raises(UndecodableVideo, match=r"took longer than 0\.01 s"):
-            single.decode(path, late)
+            decode_all(single, path, late)
         wait_for_end(pid)
 
 
@@ -202,11 +203,11 @@ def test_flipped_bits_give_frames_or_a_client_error(pool: DecodePool, movie: Pat
     outcomes = []
     for seed in range(12):
         try:
-            outcomes.append(len(pool.decode(videos.flip_bits(movie, tmp_path / "f.mp4", seed=seed), JOB).frames))
+            outcomes.append(len(decode_all(pool, videos.flip_bits(movie, tmp_path / "f.mp4", seed=seed), JOB).frames))
         except VidlexError as error:
             outcomes.append(error.status)
     assert set(outcomes) <= {5, 415, 422}
-    assert numbers(pool.decode(movie, JOB)) == NUMBERS
+    assert numbers(decode_all(pool, movie, JOB)) == NUMBERS
 
 
 def test_process_that_dies_while_idle_is_replaced(movie: Path) -> None:
@@ -214,7 +215,7 @@ def test_process_that_dies_while_idle_is_replaced(movie: Path) -> None:
         (pid,) = worker_pids(single)
         os.kill(pid, signal.SIGKILL)
         wait_for_end(pid)
-        assert numbers(single.decode(movie, JOB)) == NUMBERS
+        assert numbers(decode_all(single, movie, JOB)) == NUMBERS
         assert single.num_alive == 1
 
 
@@ -223,9 +224,9 @@ def test_process_is_replaced_after_its_number_of_files(movie: Path) -> None:
         seen = []
         for _ in range(4):
             seen.append(worker_pids(single))
-            single.decode(movie, JOB)
+            decode_all(single, movie, JOB)
         assert len({pid for pids in seen for pid in pids}) >= 2
-        assert numbers(single.decode(movie, JOB)) == NUMBERS
+        assert numbers(decode_all(single, movie, JOB)) == NUMBERS
 
 
 def test_failed_start_raises() -> None:
@@ -234,7 +235,7 @@ def test_failed_start_raises() -> None:
     with pytest.raises(StartFailed, match="no reply"):
         DecodePool(1, PoolLimits(start_timeout_seconds=0.001)).start()
     with pytest.raises(RuntimeError, match="not started"):
-        DecodePool(1).decode(Path("x"), JOB)
+        decode_all(DecodePool(1), Path("x"), JOB)
     with pytest.raises(ValueError, match="num_workers"):
         DecodePool(0)
 
@@ -262,24 +263,24 @@ def test_full_queue_rejects_immediately(movie: Path, tmp_path: Path) -> None:
     gate = Gate(tmp_path, movie)
     limits = PoolLimits(max_waiting=2)
     with DecodePool(1, limits, entry=HOOKS) as single, ThreadPoolExecutor(4) as threads:
-        busy = threads.submit(single.decode, gate.path, JOB)
+        busy = threads.submit(decode_all, single, gate.path, JOB)
         gate.wait_until_busy()
-        waiting = [threads.submit(single.decode, movie, JOB) for _ in range(2)]
+        waiting = [threads.submit(decode_all, single, movie, JOB) for _ in range(2)]
         until(lambda: single.num_unfinished == 3)
         with pytest.raises(Overloaded):
-            single.decode(movie, JOB)
+            decode_all(single, movie, JOB)
         gate.open()
         assert [numbers(task.result(PATIENCE_SECONDS)) for task in (busy, *waiting)] == [NUMBERS] * 3
-        assert numbers(single.decode(movie, JOB)) == NUMBERS
+        assert numbers(decode_all(single, movie, JOB)) == NUMBERS
 
 
 def test_waiting_for_a_process_times_out(movie: Path, tmp_path: Path) -> None:
     gate = Gate(tmp_path, movie)
     with DecodePool(1, entry=HOOKS) as single, ThreadPoolExecutor(1) as threads:
-        busy = threads.submit(single.decode, gate.path, JOB)
+        busy = threads.submit(decode_all, single, gate.path, JOB)
         gate.wait_until_busy()
         with pytest.raises(Overloaded, match="No decoder was free"):
-            single.decode(movie, JOB, wait_seconds=0.05)
+            decode_all(single, movie, JOB, wait_seconds=0.05)
         gate.open()
         assert numbers(busy.result(PATIENCE_SECONDS)) == NUMBERS
         assert single.num_unfinished == 0
@@ -291,9 +292,9 @@ def test_close_kills_processes_and_rejects_requests(movie: Path, tmp_path: Path)
     single.start()
     (pid,) = worker_pids(single)
     with ThreadPoolExecutor(2) as threads:
-        busy = threads.submit(single.decode, gate.path, JOB)
+        busy = threads.submit(decode_all, single, gate.path, JOB)
         gate.wait_until_busy()
-        waiting = threads.submit(single.decode, movie, JOB)
+        waiting = threads.submit(decode_all, single, movie, JOB)
         until(lambda: single.num_unfinished == 2)
         single.close()
         for task in (busy, waiting):
@@ -302,7 +303,7 @@ def test_close_kills_processes_and_rejects_requests(movie: Path, tmp_path: Path)
     wait_for_end(pid)
     assert single.num_alive == 0
     with pytest.raises(Overloaded):
-        single.decode(movie, JOB)
+        decode_all(single, movie, JOB)
     single.close()
 
 
@@ -313,7 +314,7 @@ def test_decode_process_is_restricted(pool: DecodePool, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         path = faulty_file(tmp_path, "report", str(server.getsockname()[1]))
         with pytest.raises(UndecodableVideo) as caught:
-            pool.decode(path, JOB)
+            decode_all(pool, path, JOB)
     facts = json.loads(str(caught.value))
     has_no_network = facts.pop("network") is False
     assert facts == {
@@ -354,14 +355,14 @@ def test_sigkill_of_the_service_leaves_no_process(tmp_path: Path, movie: Path) -
     started = tmp_path / "started"
     os.mkfifo(started)
     code = f"""
-import threading, sys
-from pathlib import Path
+import threading; from pathlib import Path
+from support.decode_all import decode_all
 from vidlex.model.types import FrameGeometry
 from vidlex.service.decode.pool import DecodeJob, DecodePool
 pool = DecodePool(2, entry="{HOOKS}")
 pool.start()
 job = Path({str(faulty_file(tmp_path, "hang"))!r}), DecodeJob(FrameGeometry(8), 1)
-threading.Thread(target=pool.decode, args=job).start()
+threading.Thread(target=decode_all, args=(pool, *job)).start()
 Path({str(started)!r}).open("rb").read()
 print(*(process.pid for process in pool._processes), flush=True)
 threading.Event().wait()
@@ -388,7 +389,7 @@ def test_processes_outlive_the_thread_that_started_the_pool(movie: Path) -> None
     starter.join()
     try:
         (pid,) = worker_pids(pool)
-        assert numbers(pool.decode(movie, JOB)) == NUMBERS
+        assert numbers(decode_all(pool, movie, JOB)) == NUMBERS
         assert worker_pids(pool) == [pid]
     finally:
         pool.close()

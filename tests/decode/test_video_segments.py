@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from support import videos
+from support.decode_all import decode_all
 from support.serving import add, assert_problem, classify, serving
 from vidlex.model.decode.decoder import decode_frames
 from vidlex.model.decode.limits import DecodeError, DecodeLimits
@@ -100,15 +101,15 @@ def pool() -> Iterator[DecodePool]:
 def test_a_decode_process_returns_as_many_frames_as_the_file_needs(pool: DecodePool, folder: Path) -> None:
     for name in ("steady.mp4", "uneven.mp4"):
         expected = two_passes(folder / name, 3, 1000, start_ms=150)
-        batch = pool.decode(folder / name, DecodeJob(GEOMETRY, 3, start_ms=150, segment_ms=1000))
+        batch = decode_all(pool, folder / name, DecodeJob(GEOMETRY, 3, start_ms=150, segment_ms=1000))
         assert expected is not None and (expected.frames == batch.frames).all()
         assert (expected.timestamps_ms, expected.video) == (batch.timestamps_ms, batch.video)
     with pytest.raises(InvalidParameter) as caught:
-        pool.decode(folder / "steady.mp4", DecodeJob(GEOMETRY, 40, segment_ms=1000))
+        decode_all(pool, folder / "steady.mp4", DecodeJob(GEOMETRY, 40, segment_ms=1000))
     assert caught.value.extra["max_frames"] == 120
     for job in (DecodeJob(GEOMETRY, 3, segment_ms=0), DecodeJob(GEOMETRY, 121, segment_ms=10**9)):
         with pytest.raises(InvalidParameter):
-            pool.decode(folder / "steady.mp4", job)
+            decode_all(pool, folder / "steady.mp4", job)
     assert pool.num_alive == 1
 
 

@@ -18,6 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from support import videos
+from support.decode_all import decode_all
 from support.paths import TESTS
 from vidlex.model.decode.decoder import decode_frames
 from vidlex.model.types import FrameGeometry
@@ -81,7 +82,7 @@ def test_pixels_equal_those_of_pyav(pool: DecodePool, tmp_path: Path, name: str,
     path = videos.write_video(folder / name, **options).rename(folder / f"only_torchcodec{Path(name).suffix}")
     for num_frames, start_ms in ((30, None), (5, None), (4, 1100)):
         job = replace(JOB, num_frames=num_frames, start_ms=start_ms)
-        batch = pool.decode(path, job)
+        batch = decode_all(pool, path, job)
         expected = decode_frames(
             path, geometry=job.geometry, num_frames=num_frames, start_ms=start_ms, decoder="pyav", num_threads=1
         )
@@ -92,7 +93,7 @@ def test_pixels_equal_those_of_pyav(pool: DecodePool, tmp_path: Path, name: str,
 def test_unsupported_files_fall_back_to_pyav(pool: DecodePool, tmp_path: Path) -> None:
     path = videos.write_video(tmp_path / "v.ts", options={"preset": "medium", "x264-params": "bframes=4"})
     expected = decode_frames(path, geometry=JOB.geometry, num_frames=5)
-    assert (pool.decode(path, JOB).frames == expected.frames).all()
+    assert (decode_all(pool, path, JOB).frames == expected.frames).all()
 
 
 def test_a_process_without_enough_memory_reports_the_requirements() -> None:
