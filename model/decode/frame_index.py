@@ -86,14 +86,18 @@ class PacketTable:
 
     def add(self, packet: Any) -> None:
         # Raises DecodeError for too many packets
-        time = packet.dts if packet.pts is None else packet.pts
-        if packet.pts is None:
-            self.num_without_time += 1
+        time, dts = packet.pts, packet.dts
         if time is None:
-            return
-        dts = time if packet.dts is None else packet.dts
-        self.rows.append((time, dts, packet.duration or 0, packet.size, packet.is_keyframe, packet.is_discard))
-        check_file_frames(len(self.rows), self.limits)
+            self.num_without_time += 1
+            time = dts
+            if time is None:
+                return
+        elif dts is None:
+            dts = time
+        rows = self.rows
+        rows.append((time, dts, packet.duration or 0, packet.size, packet.is_keyframe, packet.is_discard))
+        if len(rows) > self.limits.max_file_frames:
+            check_file_frames(len(rows), self.limits)
 
     def index(
         self, time_base: Fraction, demuxer: str, *, reorders: bool, can_seek: bool = True, half_frame: float = 0.0

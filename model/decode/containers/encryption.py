@@ -6,16 +6,21 @@ A demuxer hands encrypted packets to the decoder like any others, and some of th
 from __future__ import annotations
 
 import io
-from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
 from vidlex.model.decode.containers.structure import ASF_HEADER_BYTES, Element, Structure
 
 _TS_WINDOW_BYTES = 384 * 1024  # about 2000 packets
 _PS_WINDOW_BYTES = 1 << 20
+_TS_PACKET_BYTES = 188
+_NUM_PIDS = 1 << 13
 _VIDEO_STREAM_TYPES = frozenset((0x01, 0x02, 0x10, 0x1B, 0x20, 0x24, 0x33, 0x42, 0xD1, 0xEA))
 _SAMPLE_AES_VIDEO = 0xDB
 
@@ -104,35 +109,43 @@ def _number(structure: Structure, element: Element) -> int:
 
 
 def _of_transport_stream(file: BinaryIO) -> str | None:
-    clear: Counter[int] = Counter()
-    scrambled: Counter[int] = Counter()
+    num_clear, num_scrambled = np.zeros(_NUM_PIDS, np.int64), np.zeros(_NUM_PIDS, np.int64)
     types: dict[int, int] = {}  # PID -> stream type
     for window in _windows(file, _TS_WINDOW_BYTES):
-        for packet in _ts_packets(window):
-            pid = (packet[1] & 0x1F) << 8 | packet[2]
-            if packet[3] & 0x10:  # with a payload
-                (scrambled if packet[3] >> 6 else clear)[pid] += 1
-                if not packet[3] >> 6 and packet[1] & 0x40:
-                    types.update(_stream_types(packet))
+        packets = _ts_packets(window)
+        packets = packets[packets[:, 3] & 0x10 != 0]  # with a payload
+        is_clear = packets[:, 3] >> 6 == 0
+        pids = (packets[:, 1] & 0x1F).astype(np.int64) << 8 | packets[:, 2]
+        num_clear += np.bincount(pids[is_clear], minlength=_NUM_PIDS)
+        num_scrambled += np.bincount(pids[~is_clear], minlength=_NUM_PIDS)
+        for packet in packets[is_clear & (packets[:, 1] & 0x40 != 0)]:  # begins a section or a frame
+            types.update(_stream_types(packet.tobytes()))
     if _SAMPLE_AES_VIDEO in types.values():
         return "HLS sample encryption (SAMPLE-AES)"
-    pids = [pid for pid, kind in types.items() if kind in _VIDEO_STREAM_TYPES] or list(clear | scrambled)
-    num_scrambled = sum(scrambled[pid] for pid in pids)
-    if num_scrambled > sum(clear[pid] for pid in pids):
+    video = [pid for pid, kind in types.items() if kind in _VIDEO_STREAM_TYPES]
+    of_video = np.array(video) if video else np.arange(_NUM_PIDS)
+    if num_scrambled[of_video].sum() > num_clear[of_video].sum():
         return "conditional access (scrambled MPEG-TS)"
     return None
 
 
-def _ts_packets(window: bytes) -> list[bytes]:
-    """The packets at the stride and phase with the most sync bytes."""
-    best: tuple[int, int, int] = (0, 188, 0)
-    for stride in (188, 192, 204):
-        for phase in range(stride):
-            num_syncs = window[phase : 40 * stride : stride].count(b"\x47")
-            best = max(best, (num_syncs, stride, phase))
+def _ts_packets(window: bytes) -> NDArray[np.uint8]:
+    """The packets [n, 188] at the stride and phase with the most sync bytes."""
+    if len(window) < _TS_PACKET_BYTES:
+        return np.empty((0, _TS_PACKET_BYTES), np.uint8)
+    data = np.frombuffer(window, np.uint8)
+    is_sync = data == 0x47
+    best: tuple[int, int, int] = (-1, _TS_PACKET_BYTES, 0)
+    for stride in (_TS_PACKET_BYTES, 192, 204):
+        num_rows = min(40, len(data) // stride)
+        if num_rows:
+            counts = np.count_nonzero(is_sync[: num_rows * stride].reshape(num_rows, stride), axis=0)
+            phase = int(counts.argmax())
+            best = max(best, (int(counts[phase]), stride, phase))
     _, stride, phase = best
-    packets = (window[place : place + 188] for place in range(phase, len(window) - 187, stride))
-    return [packet for packet in packets if packet[0] == 0x47]
+    packets = sliding_window_view(data, _TS_PACKET_BYTES)[phase::stride]
+    found: NDArray[np.uint8] = packets[packets[:, 0] == 0x47]
+    return found
 
 
 def _stream_types(packet: bytes) -> dict[int, int]:

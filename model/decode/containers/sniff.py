@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Callable
 from typing import BinaryIO
 
 from vidlex.model.decode.containers import formats
@@ -44,14 +45,14 @@ def demuxer_of(file: BinaryIO) -> str | None:
             return demuxer
     if head.startswith(b"RIFF"):
         return _RIFF_KINDS.get(head[8:12])
-    found = {
-        "mov": _is_mp4(head, file, num_bytes),
-        "dv": _is_dv(head),
-        "mpegvideo": _is_mpeg_video(head),
-        "mpeg": _is_program_stream(head),
-        "mpegts": _is_transport_stream(head, num_bytes),
+    checks: dict[str, Callable[[], bool]] = {
+        "mov": lambda: _is_mp4(head, file, num_bytes),
+        "dv": lambda: _is_dv(head),
+        "mpegvideo": lambda: _is_mpeg_video(head),
+        "mpeg": lambda: _is_program_stream(head),
+        "mpegts": lambda: _is_transport_stream(head, num_bytes),
     }
-    return next((demuxer for demuxer, is_found in found.items() if is_found), None)
+    return next((demuxer for demuxer, check in checks.items() if check()), None)
 
 
 def _is_mp4(head: bytes, file: BinaryIO, num_bytes: int) -> bool:
