@@ -6,6 +6,7 @@
 #   make lint             ruff and mypy only
 #   make lint-openapi     check the OpenAPI document with Redocly and Spectral; skipped if npx is not installed
 #   make docs             write the generated tables of the documents and the diagram of the folders
+#   make test-images      build the image and try compose on a container engine (12 minutes, 20 GB; see docker/RESULTS.md)
 #   make fuzz             send hostile and mutated videos to a service; ARGS="--num-files 10000" sets their number
 # VENV=path uses (or makes) a virtual environment elsewhere; PYTHON=python3.12 chooses the interpreter.
 
@@ -21,10 +22,10 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
 ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: help setup setup-dev demo test serve lint lint-openapi docs fuzz format
+.PHONY: help setup setup-dev demo test test-images serve lint lint-openapi docs fuzz format
 
 help:
-	@sed -n '2,10s/^#  \{0,2\}//p' Makefile
+	@sed -n '2,11s/^#  \{0,2\}//p' Makefile
 
 setup setup-dev:
 	@if [ -z "$(PYTHON)" ]; then \
@@ -51,6 +52,9 @@ lint-openapi: setup-dev
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+test-images: setup-dev
+	@PYTHONPATH=tests exec $(BIN)/python -m images $(ARGS)
 
 docs: setup-dev
 	@PYTHONPATH=tests $(BIN)/python -m house.tables

@@ -3,7 +3,8 @@
 # api_keys, which the service reads, holds hashes; admin_key and metrics_key are the keys themselves.
 set -eu
 umask 077
-folder=${1:-$(dirname "$0")/secrets}
+here=$(dirname "$0")
+folder=${1:-$here/secrets}
 mkdir -p "$folder"
 random() { od -An -N"$1" -tx1 /dev/urandom | tr -d ' \n'; }
 hashed() { printf '%s_%s_sha256:%s' vdx "$1" "$(printf %s "$2" | sha256sum | cut -d' ' -f1)"; }
@@ -20,3 +21,5 @@ if [ ! -e "$folder/api_keys" ]; then
 fi
 # Containers of other users read these through bind mounts; the folder itself is closed to others here.
 chmod 644 "$folder"/*
+# So that they can read the mounted configuration where the checkout was made under a closed umask as well.
+chmod a+r "$here"/Caddyfile "$here"/valkey* && chmod -R a+rX "$here"/prometheus "$here"/alertmanager "$here"/grafana

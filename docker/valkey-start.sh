@@ -11,4 +11,4 @@ user default off sanitize-payload resetchannels -@all
 user vidlex on sanitize-payload #$digest resetchannels ~vidlex* -@all +@read +@write +@transaction +@connection +info -@scripting -@admin -@dangerous +info
 RULES
 exec "${VALKEY_SERVER:-valkey-server}" "$conf" --aclfile "$acl" --dir "${VALKEY_DIR:-/data}" \
-    --bind "${VALKEY_BIND:-*}" --port "${VALKEY_PORT:-6379}"
+    --bind "${VALKEY_BIND:-*}" --port "${VALKEY_PORT:-6379}" --maxmemory "${VALKEY_MAXMEMORY:-1gb}"

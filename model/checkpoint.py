@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from vidlex.model.calibration.stored import PREFIX as CALIBRATION_PREFIX
 from vidlex.model.calibration.stored import StoredCalibration
 from vidlex.model.config import BaselineConfig, CheckpointMethod, KernelConfig, LabelEncoderConfig, VideoEncoderConfig
-from vidlex.model.files import digest_files
+from vidlex.model.files import digest_files, save_tensors
 from vidlex.model.scoring import Calibration, Scorer
 from vidlex.model.types import FrameGeometry
 
@@ -121,7 +121,7 @@ def save_checkpoint(folder: Path, config: CheckpointConfig, tensors: dict[str, T
         .contiguous()
         for name, value in tensors.items()
     }
-    save_file(stored, folder / "model.safetensors", metadata=_METADATA)
+    save_tensors(stored, folder / "model.safetensors", metadata=_METADATA)
     (folder / "config.json").write_text(config.to_json(), encoding="utf-8")
 
 
@@ -129,7 +129,7 @@ def copy_checkpoint(source: Path, target: Path, *, id: str) -> None:
     config, _, _ = load_checkpoint(source)
     target.mkdir(parents=True, exist_ok=True)
     tensors = load_file(source / "model.safetensors")
-    save_file(tensors, target / "model.safetensors", metadata=_METADATA)
+    save_tensors(tensors, target / "model.safetensors", metadata=_METADATA)
     (target / "config.json").write_text(replace(config, id=id).to_json(), encoding="utf-8")
 
 

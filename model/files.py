@@ -4,9 +4,13 @@ import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
@@ -29,6 +33,20 @@ def replace_atomically(path: Path, *, is_shared: bool = False, is_synced: bool =
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, str] | None = None) -> None:
+    """Replace or make a safetensors file.
+
+    safetensors' own ``save_file`` writes 0600 whatever the umask is: a service of another user could not read its
+    model. Here the umask holds, as for any file, and an existing file keeps its permissions.
+    """
+    from safetensors.torch import save_file  # imports torch
+
+    path.touch()
+    mode = path.stat().st_mode & 0o777
+    save_file(dict(tensors), path, metadata=None if metadata is None else dict(metadata))
+    path.chmod(mode)
 
 
 def digest_files(paths: Iterable[Path]) -> str:  # 16 hex digits over their contents, in this order

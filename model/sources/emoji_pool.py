@@ -14,12 +14,12 @@ from types import MappingProxyType
 import torch
 from filelock import FileLock
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from vidlex.model.emoji.assets import SpriteSheet
 from vidlex.model.emoji.world import World
-from vidlex.model.files import replace_atomically
+from vidlex.model.files import replace_atomically, save_tensors
 from vidlex.model.seeds import Stream, generator_for
 from vidlex.model.sources.config import EmojiConfig
 from vidlex.model.sources.emoji import training_labels
@@ -75,7 +75,7 @@ def build_pool(path: Path, world: World, encoder: VideoEncoder, num_videos: int,
         if not path.exists() or _identity(path) != expected:
             tensors = _render(world, encoder, num_videos, seed=seed, title=path.stem)
             with replace_atomically(path) as temporary:
-                save_file(tensors, temporary, metadata={"identity": expected})
+                save_tensors(tensors, temporary, metadata={"identity": expected})
     tensors = load_file(path)
     trunk = Trunk(tensors["features"], tensors["tokens"]).to(encoder.mean.device)
     return Pool(trunk, tensors["targets"], tensors["frames"])

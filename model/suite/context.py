@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from vidlex.model.config import LabelEncoderConfig, VideoEncoderConfig
@@ -18,7 +18,7 @@ from vidlex.model.emoji.assets import SpriteSheet, load_sheet
 from vidlex.model.emoji.protocol import COLUMNS
 from vidlex.model.emoji.world import World
 from vidlex.model.factory import Clip, create_clip
-from vidlex.model.files import replace_atomically
+from vidlex.model.files import replace_atomically, save_tensors
 from vidlex.model.sources.emoji import training_labels
 from vidlex.model.sources.emoji_pool import (
     TRAIN_SEED,
@@ -118,7 +118,7 @@ class SuiteContext:
             if not path.exists():
                 prefixes = self._learn_prefixes()
                 with replace_atomically(path) as temporary:
-                    save_file({"prefixes": prefixes}, temporary)
+                    save_tensors({"prefixes": prefixes}, temporary)
         return load_file(path)["prefixes"]
 
     def _learn_prefixes(self) -> Tensor:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vidlex.model.checkpoint import (
@@ -23,6 +22,7 @@ from vidlex.model.config import LabelEncoderConfig
 from vidlex.model.eval.calibration import fit_platt
 from vidlex.model.eval.metrics import peak_f1
 from vidlex.model.factory import Clip
+from vidlex.model.files import save_tensors
 from vidlex.model.scoring import Scorer
 from vidlex.model.train.losses import POSITIVE, UNKNOWN
 from vidlex.model.train.network import OpenVocabularyNetwork
@@ -39,7 +39,7 @@ def write_open_clip_folder(
     config = {"model_cfg": dict(model_cfg), "preprocess_cfg": {**preprocess, "resize_mode": "squash"}}
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     tensors = {name: value.detach().cpu().contiguous() for name, value in clip.state_dict().items()}
-    save_file(tensors, folder / "open_clip_model.safetensors")
+    save_tensors(tensors, folder / "open_clip_model.safetensors")
     return folder
 
 

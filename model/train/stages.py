@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vidlex.model.checkpoint import digest_tensors
-from vidlex.model.files import replace_atomically
+from vidlex.model.files import replace_atomically, save_tensors
 from vidlex.model.train.extensions.clip_hold import ClipKnowledge
 from vidlex.model.train.extensions.create import create_extensions
 from vidlex.model.train.extensions.extension import Extension
@@ -198,7 +197,7 @@ def _write_kept(path: Path, identity: str, features: Tensor, targets: Tensor) ->
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_atomically(path) as temporary:
         tensors = {"features": features.contiguous(), "targets": targets.contiguous()}
-        save_file(tensors, temporary, metadata={"identity": identity})
+        save_tensors(tensors, temporary, metadata={"identity": identity})
 
 
 def _read_kept(path: Path, identity: str) -> tuple[Tensor, Tensor] | None:

@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from vidlex.model.files import save_tensors
 from vidlex.model.video.temporal import TemporalAttention
 
 _UNSEEN = -1.0  # standardised logit of every label for a single frame, at most
@@ -210,7 +211,7 @@ def _local_cells(grid: int, radius: int) -> tuple[Tensor, Tensor]:
 
 
 def save_motion_branch(branch: MotionBranch, weights: Path, dtype: torch.dtype = torch.float16) -> None:
-    save_file({name: value.to(dtype).contiguous() for name, value in branch.state_dict().items()}, weights)
+    save_tensors({name: value.to(dtype).contiguous() for name, value in branch.state_dict().items()}, weights)
 
 
 def load_motion_branch(config: MotionBranchConfig, weights: Path) -> MotionBranch:

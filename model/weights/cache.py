@@ -46,14 +46,19 @@ def make_once(folder: Path, make: Callable[[Path, Path], None], *, source: Mappi
             scratch.mkdir()
             target.mkdir()
             make(scratch, target)
-            for path in target.iterdir():  # safetensors writes 0600; another user may serve from this folder
-                path.chmod(path.stat().st_mode | 0o444)
             sizes = {path.name: path.stat().st_size for path in sorted(target.iterdir())}
             (target / "source.json").write_text(json.dumps({**source, "files": sizes}, indent=2) + "\n")
+            _open_to_readers(target)
             if folder.exists():  # incomplete, see above
                 shutil.rmtree(folder)
             target.rename(folder)
     return folder
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Another user may serve from this folder: its files are public, whatever the umask of this process is."""
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))
 
 
 def is_complete(folder: Path) -> bool:

@@ -19,7 +19,7 @@ def fetch_repository(
     ``show_bar`` draws the download's progress on stderr, also where TQDM_DISABLE is set, or prevents it; None: as the
     hub's library does.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
     options: dict[str, Any] = {} if show_bar is None else {"tqdm_class": _bar(is_shown=show_bar)}
     try:
@@ -29,6 +29,12 @@ def fetch_repository(
             )
         )
     except Exception as error:  # HTTP, validation, offline and missing-file errors share no base class
+        if constants.HF_HUB_OFFLINE:
+            raise WeightsError(
+                f"{name!r} is not in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to download it. Run `vidlex "
+                "weights fetch` with HF_HUB_OFFLINE=0 once (in the deployment: `docker compose run --rm fetch`), or "
+                "give the path of a local model folder."
+            ) from error
         raise WeightsError(
             f"could not fetch {name!r} from the model hub ({type(error).__name__}). Check the name and the network, or "
             "give the path of a local model folder."

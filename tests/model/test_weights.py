@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import threading
@@ -11,8 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from support.tiny import write_llm
+from vidlex.model.files import save_tensors
 from vidlex.model.specs import list_zoo
 from vidlex.model.weights import llm
 from vidlex.model.weights.cache import WeightsError, cache_dir
@@ -183,3 +187,37 @@ def test_cache_folder_and_zoo(monkeypatch, tmp_path):
     (tmp_path / "zoo" / "unfinished").mkdir()
     monkeypatch.setattr("vidlex.model.specs.zoo_dir", lambda: tmp_path / "zoo")
     assert list_zoo() == ["a", "b"]
+
+
+def test_another_user_can_read_what_is_cached(wheel, monkeypatch):
+    """The image fetches as root and serves as another user; neither safetensors' 0600 nor the umask may close it."""
+
+    def convert(gguf: Path, folder: Path) -> None:
+        save_tensors({"a": torch.zeros(1)}, folder / "model.safetensors")
+        (folder / "more").mkdir(mode=0o700)
+        (folder / "more" / "config.json").write_text("{}")
+        (folder / "more" / "config.json").chmod(0o600)
+
+    monkeypatch.setattr(llm, "_convert", convert)
+    before = os.umask(0o077)
+    try:
+        folder = fetch_llm()
+    finally:
+        os.umask(before)
+    found = [folder, *folder.rglob("*")]
+    assert len(found) == 5
+    assert not [path for path in found if path.stat().st_mode & 0o444 != 0o444]
+    assert not [path for path in found if path.is_dir() and path.stat().st_mode & 0o111 != 0o111]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_tensors_are_written_with_the_permissions_of_any_file(tmp_path, umask, mode):
+    path, before = tmp_path / "model.safetensors", os.umask(umask)
+    try:
+        save_tensors({"a": torch.zeros(1)}, path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == mode
+    path.chmod(0o604)
+    save_tensors({"a": torch.ones(1)}, path, metadata={"format": "pt"})
+    assert path.stat().st_mode & 0o777 == 0o604 and load_file(path)["a"].item() == 1

@@ -102,6 +102,18 @@ def test_without_a_hub_the_error_names_the_remedies(monkeypatch: pytest.MonkeyPa
         fetch_model("transformers:some-org/some-model@main")
 
 
+def test_where_the_hub_is_forbidden_the_error_says_so_and_names_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the deployment, where replicas only read the volume of models."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "models"))
+    with pytest.raises(WeightsError, match=r"is not in .*models, and HF_HUB_OFFLINE .*docker compose run --rm fetch"):
+        fetch_model("transformers:some-org/some-model")
+
+
 def test_clip_names_weights_that_open_clip_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, tuple[str, ...]] = {}
 

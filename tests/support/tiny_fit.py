@@ -109,14 +109,14 @@ def die_at(place: str, stage: str, step: int) -> None:
 
         StageLog.add = add_and_die  # type: ignore[method-assign]
     elif place == "saving":
-        save_file = state.save_file
+        save_tensors = state.save_tensors
 
         def save_and_die(tensors: Any, path: Path, metadata: dict[str, str]) -> None:
-            save_file(tensors, path, metadata=metadata)
+            save_tensors(tensors, path, metadata=metadata)
             if path.name.startswith(stage) and json.loads(metadata["progress"])["step"] == step:
                 die()
 
-        state.save_file = save_and_die
+        state.save_tensors = save_and_die
     else:
         raise ValueError(place)
 

@@ -42,6 +42,11 @@ def dockerfile_command(instruction: str) -> list[str]:
     return words
 
 
+def resolved(value: str, **variables: str) -> str:
+    """A value of a compose file with its ``${VARIABLE:-default}``."""
+    return re.sub(r"\$\{(\w+)(?::-|:\?)([^}]*)\}", lambda match: variables.get(match[1], match[2]), value)
+
+
 def as_here(words: list[str]) -> list[str]:
     """A container's command, with the paths of this checkout and its interpreter."""
     places = {
@@ -80,7 +85,7 @@ class Topology:
 
     def environment(self, name: str) -> dict[str, str]:
         """The service's variables of the compose file, with addresses and files of this machine."""
-        given = {key: str(value) for key, value in SERVICES[name].get("environment", {}).items()}
+        given = {key: resolved(str(value)) for key, value in SERVICES[name].get("environment", {}).items()}
         here = {key: value for key, value in os.environ.items() if not key.startswith("VIDLEX_")}
         values = {
             key: value.replace("/run/secrets", str(self.secrets)).replace(
@@ -104,6 +109,7 @@ class Topology:
             "VIDLEX_DATA_DIR": str(self.folder / name),
             "VIDLEX_DECODE_WORKERS": "1",
             "VIDLEX_RATE_LIMIT_PER_SECOND": "0",
+            "VIDLEX_TRUSTED_PROXIES": '["127.0.0.1"]',
         }
         self.start(name, dockerfile_command("ENTRYPOINT") + dockerfile_command("CMD"), environment)
 

@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from vidlex.model.files import replace_atomically
+from vidlex.model.files import replace_atomically, save_tensors
 from vidlex.model.train.loop.averages import StageWeights
 from vidlex.model.train.loop.optim import optimized_parameters
 
@@ -51,7 +50,7 @@ def save_state(path: Path, stage: StageState, random_states: Tensor, config: str
     tensors["random"] = random_states
     metadata = {"version": str(_VERSION), "progress": json.dumps(asdict(stage.progress)), "config": config}
     with replace_atomically(path, is_synced=True) as temporary:
-        save_file({key: value.detach().contiguous() for key, value in tensors.items()}, temporary, metadata=metadata)
+        save_tensors({key: value.detach().contiguous() for key, value in tensors.items()}, temporary, metadata=metadata)
 
 
 def load_state(path: Path, stage: StageState, process: int, config: str) -> None:

@@ -7,7 +7,7 @@ import typer
 from vidlex.service.commands.experiments.dataclass_options import add_entry
 
 _FUNCTIONS = "vidlex.service.commands.experiments.train_entries"
-TRAINING_MODULES = ("accelerate", "matplotlib", "resvg_py", "scipy", "sklearn", "tensorboard")
+TRAINING_MODULES = ("matplotlib", "resvg_py", "scipy", "sklearn", "tensorboard")
 
 train = typer.Typer(no_args_is_help=True, help="Train checkpoints. A repeated command resumes an interrupted run.")
 data = typer.Typer(no_args_is_help=True, help="Prepare datasets.")
