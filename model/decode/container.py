@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import av
 
 from vidlex.model.decode.frame_index import BROADCAST_DEMUXERS
 from vidlex.model.decode.limits import DecodeLimits
+from vidlex.model.decode.source import VideoSource, open_unbuffered
 
+_BUFFER_BYTES = 128 * 1024  # larger than PyAV's, since each read takes the interpreter's lock
 _FFMPEG_NAMES = {"mov": "mov,mp4,m4a,3gp,3g2,mj2", "matroska": "matroska,webm"}
 
 
-def open_video(path: Path, demuxer: str) -> Any:
-    # An absolute path cannot be parsed as a protocol. Without a permitted codec, opening reads the header but decodes
-    # nothing.
+def open_video(source: VideoSource, demuxer: str) -> Any:
+    # FFmpeg is given the file's bytes and opens nothing itself. Without a permitted codec, opening reads the header but
+    # decodes nothing.
     options = {
-        "protocol_whitelist": "file",
+        "protocol_whitelist": "none",
         "codec_whitelist": "none",
         "format_whitelist": _FFMPEG_NAMES.get(demuxer, demuxer),  # none inside another
     }
-    return av.open(os.fspath(path.absolute()), format=demuxer, options=options)
+    return av.open(open_unbuffered(source), format=demuxer, options=options, buffer_size=_BUFFER_BYTES)
 
 
 def decoder_options(limits: DecodeLimits) -> dict[str, str]:
@@ -65,9 +65,9 @@ def claimed_end_seconds(container: Any, demuxer: str, stream: Any) -> tuple[floa
     return None, False
 
 
-def other_streams_reach(path: Path, demuxer: str, seconds: float) -> bool:
+def other_streams_reach(source: VideoSource, demuxer: str, seconds: float) -> bool:
     """Whether a stream of the file has a packet at or after ``seconds`` on its clock."""
-    with open_video(path, demuxer) as container:
+    with open_video(source, demuxer) as container:
         container.seek(round(max(0.0, seconds - 1) * av.time_base))
         for packet in intact_packets(container):
             if packet.pts is not None and float(packet.pts * packet.time_base) >= seconds:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from vidlex.model.decode.limits import DecodeError, DecodeLimits
 from vidlex.model.decode.looks import MAX_UNSEEN_MS, choose_looks
 from vidlex.model.decode.readers import ReaderError
 from vidlex.model.decode.sampling import Indices, select_frames
+from vidlex.model.decode.source import VideoSource
 from vidlex.model.decode.video_file import VideoFile, nearest, undecodable
 from vidlex.model.types import SHORT_MS, DecoderName, FrameBatch, FrameGeometry, FramePolicy
 
@@ -43,7 +43,7 @@ class _Plan:
 
 
 def decode_frames(
-    path: Path,
+    source: VideoSource,
     *,
     geometry: FrameGeometry,
     num_frames: int,
@@ -65,7 +65,7 @@ def decode_frames(
     a pixel. Raises `DecodeError`, or OSError if the file cannot be read.
     """
     (batch,) = decode_chunks(
-        path,
+        source,
         max_chunk_frames=sys.maxsize,
         with_content=False,
         geometry=geometry,
@@ -82,7 +82,7 @@ def decode_frames(
 
 
 def decode_chunks(
-    path: Path,
+    source: VideoSource,
     *,
     max_chunk_frames: int,
     with_content: bool = True,
@@ -103,7 +103,7 @@ def decode_chunks(
     """
     job = _Job(num_frames, segment_ms, policy, start_ms, end_ms)
     _check_job(job, limits)
-    video = VideoFile(path, limits, num_threads=num_threads, decoder=decoder)
+    video = VideoFile(source, limits, num_threads=num_threads, decoder=decoder)
     plan = _plan(video, job, limits)
     remaining, num_frames_in_all, num_failed = plan.indices, len(plan.indices), 0
     warnings = plan.warnings

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice, pairwise
-from pathlib import Path
 from typing import Any
 
 import av
@@ -23,6 +21,7 @@ from vidlex.model.decode.frame_index import FrameIndex, PacketTable, index_of_pi
 from vidlex.model.decode.limits import DecodeError, DecodeLimits, check_size
 from vidlex.model.decode.orientation import Orientation, display_size, orientation_of
 from vidlex.model.decode.scan import decode_tolerantly
+from vidlex.model.decode.source import VideoSource, num_bytes_of
 
 _MAX_KEYFRAME_ATTEMPTS = 4
 _MAX_FIRST_FRAMES = 6  # decoded to learn how the file stores its frames
@@ -34,7 +33,7 @@ _ATTACHED = ("attachment", "data")
 class Header:
     """A file's facts as its header, packets and first frame tell them."""
 
-    path: Path
+    source: VideoSource
     demuxer: str
     codec: str
     num_bytes: int
@@ -62,21 +61,21 @@ class Header:
         return replace(self, width=width, height=height, orientation=orientation)
 
 
-def read_header(path: Path, limits: DecodeLimits) -> Header:
+def read_header(source: VideoSource, limits: DecodeLimits) -> Header:
     """Reads every packet of the file. Raises DecodeError, or OSError if the file cannot be read."""
-    num_bytes = _check_file(path, limits)
-    with path.open("rb") as file:
+    num_bytes = _check_file(source, limits)
+    with source.open("rb") as file:
         demuxer = demuxer_of(file)
     if demuxer is None:
         raise DecodeError("unsupported_media", f"The file is not a video of a known kind ({CONTAINERS}).")
     if demuxer == WEBP:
-        return _header_of_webp(path, num_bytes, limits)
-    scheme = encryption_of(path, demuxer)
+        return _header_of_webp(source, num_bytes, limits)
+    scheme = encryption_of(source, demuxer)
     if scheme is not None:
         raise DecodeError("unsupported_media", f"The video is encrypted: {scheme}.")
     try:
-        with open_video(path, demuxer) as container:
-            return _read(container, path, demuxer, num_bytes, limits)
+        with open_video(source, demuxer) as container:
+            return _read(container, source, demuxer, num_bytes, limits)
     except (av.FFmpegError, OSError, ValueError, EOFError) as error:
         raise DecodeError(
             "undecodable_video",
@@ -85,10 +84,10 @@ def read_header(path: Path, limits: DecodeLimits) -> Header:
         ) from error
 
 
-def _header_of_webp(path: Path, num_bytes: int, limits: DecodeLimits) -> Header:
-    webp = read_webp(path, limits)
+def _header_of_webp(source: VideoSource, num_bytes: int, limits: DecodeLimits) -> Header:
+    webp = read_webp(source, limits)
     return Header(
-        path=path,
+        source=source,
         demuxer=WEBP,
         codec=WEBP,
         num_bytes=num_bytes,
@@ -101,27 +100,23 @@ def _header_of_webp(path: Path, num_bytes: int, limits: DecodeLimits) -> Header:
         claimed_end_seconds=None,
         end_is_shared=False,
         num_claimed_frames=0,
-        ends_early=bool(container_ends_early(path, WEBP)),
+        ends_early=bool(container_ends_early(source, WEBP)),
         has_second_recording=False,
         index=index_of_pictures(webp.starts_ms, webp.ends_ms),
         webp=webp,
     )
 
 
-def _check_file(path: Path, limits: DecodeLimits) -> int:
-    facts = path.stat()
-    if not stat.S_ISREG(facts.st_mode):
-        raise DecodeError("unsupported_media", "This is not a file.")
-    if facts.st_size == 0:
+def _check_file(source: VideoSource, limits: DecodeLimits) -> int:
+    num_bytes = num_bytes_of(source)
+    if num_bytes == 0:
         raise DecodeError("undecodable_video", "The file is empty.")
-    if facts.st_size > limits.max_bytes:
-        raise DecodeError(
-            "video_too_long", f"The file has {facts.st_size} bytes; at most {limits.max_bytes} are allowed."
-        )
-    return facts.st_size
+    if num_bytes > limits.max_bytes:
+        raise DecodeError("video_too_long", f"The file has {num_bytes} bytes; at most {limits.max_bytes} are allowed.")
+    return num_bytes
 
 
-def _read(container: Any, path: Path, demuxer: str, num_bytes: int, limits: DecodeLimits) -> Header:
+def _read(container: Any, source: VideoSource, demuxer: str, num_bytes: int, limits: DecodeLimits) -> Header:
     num_streams = sum(stream.type not in _ATTACHED for stream in container.streams)  # subtitles' fonts are no streams
     if num_streams > limits.max_streams:
         raise DecodeError(
@@ -143,7 +138,7 @@ def _read(container: Any, path: Path, demuxer: str, num_bytes: int, limits: Deco
         check_composition(len(table.rows), decoder.width, decoder.height)
     half_frame = 0.0
     if first is None:
-        first, half_frame = _first_of_several(path, demuxer, limits, table)
+        first, half_frame = _first_of_several(source, demuxer, limits, table)
     index = None
     if first is not None:
         index = table.index(
@@ -156,7 +151,7 @@ def _read(container: Any, path: Path, demuxer: str, num_bytes: int, limits: Deco
     if demuxer == "avi" and stream.frames > len(table.rows):
         index = None  # frames are counted, but found by the file's list of them, which knows the lost ones
     header = Header(
-        path=path,
+        source=source,
         demuxer=demuxer,
         codec=codec,
         num_bytes=num_bytes,
@@ -169,8 +164,8 @@ def _read(container: Any, path: Path, demuxer: str, num_bytes: int, limits: Deco
         claimed_end_seconds=claimed_end,
         end_is_shared=is_shared,
         num_claimed_frames=stream.frames,
-        ends_early=bool(container_ends_early(path, demuxer)),
-        has_second_recording=has_second_recording(path, demuxer),
+        ends_early=bool(container_ends_early(source, demuxer)),
+        has_second_recording=has_second_recording(source, demuxer),
         index=index if index is not None and index.has_exact_times else None,
     )
     return header if first is None else header.as_shown_by(first, limits)
@@ -203,12 +198,12 @@ def _first_frame(packets: Iterator[Any], table: PacketTable, decoder: Any, limit
     return first
 
 
-def _first_of_several(path: Path, demuxer: str, limits: DecodeLimits, table: PacketTable) -> tuple[Any, float]:
+def _first_of_several(source: VideoSource, demuxer: str, limits: DecodeLimits, table: PacketTable) -> tuple[Any, float]:
     """(a frame that needs several packets, or None; ticks between the fields of a frame, or 0).
 
     Interlaced H.264 may store the two fields of a frame in two packets.
     """
-    decoded = decode_tolerantly(path, demuxer, limits, num_threads=1, max_packets=_MAX_FIRST_PACKETS)
+    decoded = decode_tolerantly(source, demuxer, limits, num_threads=1, max_packets=_MAX_FIRST_PACKETS)
     frames = list(islice(decoded, _MAX_FIRST_FRAMES))
     if not frames:
         return None, 0.0

@@ -97,7 +97,7 @@ def _read_intact(
     only_keyframes: bool,
 ) -> Iterator[Any]:
     # exactly the frames at ``targets``, or ReaderError
-    with open_video(header.path, header.demuxer) as container:
+    with open_video(header.source, header.demuxer) as container:
         stream = container.streams.best("video")
         decoder = stream.codec_context
         decoder.options = decoder_options(limits)
@@ -141,7 +141,7 @@ def _read_damaged(
     events = Events()
     is_damaged = False
     nearest: dict[int, tuple[int, Any]] = {}
-    with open_video(header.path, header.demuxer) as container:
+    with open_video(header.source, header.demuxer) as container:
         stream = container.streams.best("video")
         decoder = stream.codec_context
         decoder.options = decoder_options(limits)

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any
 
 import av
@@ -27,6 +26,7 @@ from vidlex.model.decode.frame_index import (
 )
 from vidlex.model.decode.limits import DecodeLimits, check_file_frames
 from vidlex.model.decode.scaler import Picture, Scaler
+from vidlex.model.decode.source import VideoSource
 
 _MAX_DISORDER = 16  # frames
 
@@ -74,7 +74,7 @@ def _is_before(time: Fraction | None, last: Fraction | None) -> bool:
 
 
 def decode_tolerantly(
-    path: Path,
+    source: VideoSource,
     demuxer: str,
     limits: DecodeLimits,
     *,
@@ -87,7 +87,7 @@ def decode_tolerantly(
     Threads share one frame (slices): with several frames in work, an error could lose the frames around it.
     """
     events = events or Events()
-    with open_video(path, demuxer) as container:
+    with open_video(source, demuxer) as container:
         stream = container.streams.best("video")
         decoder = stream.codec_context
         decoder.options = decoder_options(limits)
@@ -111,7 +111,7 @@ def decode_past_errors(decoder: Any, packets: Iterator[Any], events: Events) -> 
 
 
 def scan_frames(
-    path: Path, demuxer: str, time_base: Fraction, limits: DecodeLimits, *, num_threads: int
+    source: VideoSource, demuxer: str, time_base: Fraction, limits: DecodeLimits, *, num_threads: int
 ) -> Scan | None:
     """None if no frame can be decoded."""
     stamps: list[Stamp] = []
@@ -122,7 +122,7 @@ def scan_frames(
     events = Events()
     first: Any = None
     is_intact, num_errors = True, 0  # frames after a damaged place refer to it, up to the next keyframe
-    for frame in decode_tolerantly(path, demuxer, limits, num_threads=num_threads, events=events):
+    for frame in decode_tolerantly(source, demuxer, limits, num_threads=num_threads, events=events):
         first = first or frame
         stamps.append((frame.pts, frame.dts))
         durations.append(frame.duration or 0)

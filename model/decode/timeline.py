@@ -30,7 +30,7 @@ def duration_of(header: Header, index: FrameIndex, limits: DecodeLimits) -> tupl
     if not is_later or claimed_ms > limits.max_duration_ms:
         return shown_ms, warnings
     assert header.claimed_end_seconds is not None
-    if header.end_is_shared and other_streams_reach(header.path, header.demuxer, header.claimed_end_seconds - 1):
+    if header.end_is_shared and other_streams_reach(header.source, header.demuxer, header.claimed_end_seconds - 1):
         return shown_ms, warnings  # another stream is longer than the picture
     still = ("still_end", f"Nothing follows {shown_ms} ms: the last frame stands until {claimed_ms} ms")
     return claimed_ms, (*warnings, still)

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import av
@@ -23,6 +22,7 @@ from vidlex.model.decode.frame_index import FrameIndex
 from vidlex.model.decode.orientation import Orientation
 from vidlex.model.decode.readers import ReaderError
 from vidlex.model.decode.scaler import Picture, Scaler
+from vidlex.model.decode.source import VideoSource, open_unbuffered
 
 _SPACES = {"gbr": 0, "bt709": 1, "fcc": 4, "bt470bg": 5, "smpte170m": 6, "smpte240m": 7, "ycgco": 8, "bt2020nc": 9}
 _RANGES = {"tv": 1, "pc": 2}  # FFmpeg's AVColorSpace and AVColorRange; 2 and 0 mean unspecified
@@ -44,7 +44,7 @@ def load_torchcodec() -> Any:  # imports torch
 
 
 def read_by_torchcodec(
-    path: Path,
+    source: VideoSource,
     index: FrameIndex,
     indices: NDArray[np.int64],
     *,
@@ -52,7 +52,7 @@ def read_by_torchcodec(
     orientation: Orientation,
     num_threads: int,
 ) -> Iterator[Picture]:
-    demuxer = load_torchcodec().Demuxer(str(path.absolute()))
+    demuxer = load_torchcodec().Demuxer(open_unbuffered(source))
     (stream,) = demuxer.streams
     decoder = stream.make_decoder(device="cpu", num_ffmpeg_threads=num_threads)
     scaler = Scaler(size, orientation)

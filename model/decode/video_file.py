@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import av
 import numpy as np
@@ -22,6 +21,7 @@ from vidlex.model.decode.readers import ReaderError, ReadFrame, read_by_time
 from vidlex.model.decode.sampling import Indices
 from vidlex.model.decode.scaler import Picture, Scaler
 from vidlex.model.decode.scan import CountedPictures, Scan, decode_tolerantly, scan_frames
+from vidlex.model.decode.source import VideoSource
 from vidlex.model.decode.timeline import duration_of, start_offset_ms
 from vidlex.model.decode.torchcodec_reader import read_by_torchcodec
 from vidlex.model.types import DecoderName, FrameGeometry, VideoInfo
@@ -43,12 +43,12 @@ class VideoFile:
     """Frames are found by the packets' index, or, where that fails, by decoding the whole file (``scan``)."""
 
     def __init__(
-        self, path: Path, limits: DecodeLimits, *, num_threads: int = 0, decoder: DecoderName = "auto"
+        self, source: VideoSource, limits: DecodeLimits, *, num_threads: int = 0, decoder: DecoderName = "auto"
     ) -> None:
         """Raises DecodeError, or OSError if the file cannot be read."""
         self._limits = limits
         self._threads = min(num_threads or os.cpu_count() or 1, _MAX_THREADS)
-        self._header = read_header(path, limits)
+        self._header = read_header(source, limits)
         self._can_use_torchcodec = decoder == "torchcodec" and self._header.demuxer not in _WITHOUT_TIMES
         self._scan: Scan | None = None
         self._numbers = np.zeros(0, np.int64)  # of the scan's frames, for each frame of ``index``
@@ -83,7 +83,7 @@ class VideoFile:
         """Decode the whole file and index what is shown. Raises DecodeError if nothing is."""
         header = self._header
         try:
-            scan = scan_frames(header.path, header.demuxer, header.time_base, self._limits, num_threads=self._threads)
+            scan = scan_frames(header.source, header.demuxer, header.time_base, self._limits, num_threads=self._threads)
         except (av.FFmpegError, OSError, EOFError) as error:
             raise undecodable(f"{reason}; {type(error).__name__}: {error}") from error
         if scan is None:
@@ -128,7 +128,7 @@ class VideoFile:
         numbers = self._numbers[unique]
         if self._counted is None:
             header = self._header
-            decoded = decode_tolerantly(header.path, header.demuxer, self._limits, num_threads=self._threads)
+            decoded = decode_tolerantly(header.source, header.demuxer, self._limits, num_threads=self._threads)
             self._counted = CountedPictures(decoded, Scaler(size, header.orientation))
         try:
             _fill(frames, (self._counted.at(number) for number in numbers.tolist()), copies)
@@ -154,7 +154,7 @@ class VideoFile:
         header = self._header
         try:
             pictures = read_by_torchcodec(
-                header.path, self.index, unique, size=size, orientation=header.orientation, num_threads=self._threads
+                header.source, self.index, unique, size=size, orientation=header.orientation, num_threads=self._threads
             )
             _fill(frames, pictures, copies)
         except MemoryError:

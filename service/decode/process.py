@@ -8,17 +8,22 @@ import os
 import select
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vidlex.service.decode import wire
+from vidlex.service.decode.isolation.report import Isolation, IsolationLevel, isolation_of
 from vidlex.service.decode.replies import decoder_name
+from vidlex.service.decode.usage import usage_of
+from vidlex.service.errors import UndecodableVideo, UnsupportedMedia
 
 _ROOT = Path(__file__).resolve().parents[2]
 _POLL_SECONDS = 0.1  # of ``give_up``
@@ -34,19 +39,34 @@ class ProcessCrashed(Exception):
     """Died, or was killed for an invalid message."""
 
 
+Excess = Literal["memory", "budget", "threads"]
+
+
+class ProcessExceeded(ProcessCrashed):
+    """Ended for what it took: more memory than all processes together may, or most of it, or too many threads."""
+
+    def __init__(self, excess: Excess) -> None:
+        super().__init__(f"ended for {excess}")
+        self.excess = excess
+
+
 class ProcessTimeout(Exception):
     pass
 
 
 class DecodeProcess:
-    """A running `vidlex.service.decode.worker`. Only ``kill`` and ``is_alive`` are thread-safe.
+    """A running `vidlex.service.decode.worker`. Only ``kill``, ``end`` and ``is_alive`` are thread-safe.
 
     Must be created by a thread that outlives it: the kernel kills the process when that thread ends. Raises
     StartFailed.
     """
 
-    def __init__(self, setup: dict[str, Any], timeout_seconds: float) -> None:
+    def __init__(
+        self, setup: dict[str, Any], timeout_seconds: float, *, required_isolation: IsolationLevel = "none"
+    ) -> None:
         self.num_jobs = 0  # counted by the pool
+        self.is_busy = False  # with a file
+        self._excess: Excess | None = None
         self._kill_lock = threading.Lock()
         self._channel, worker_channel = socket.socketpair()
         with worker_channel:
@@ -71,20 +91,25 @@ class DecodeProcess:
                 self._channel.close()
                 raise StartFailed(str(error)) from error
         try:
-            wire.send(self._channel, setup)
-            ready, _ = wire.receive(self._channel, deadline=time.monotonic() + timeout_seconds)
+            with _beacon() as beacon:
+                wire.send(self._channel, {**setup, "beacon": beacon})
+                ready, _ = wire.receive(self._channel, deadline=time.monotonic() + timeout_seconds)
         except (wire.WireClosed, wire.WireTimeout) as error:
             self.kill()
             raise StartFailed(f"no reply: {type(error).__name__} {error} {self._exit_status()}") from error
         if "ready" not in ready:
             self.kill()
             raise StartFailed(str(ready.get("failed", "not ready")))
-        self.is_isolated = bool(ready.get("isolated"))  # no network access, as the process reports
         try:
+            self.isolation: Isolation = isolation_of(ready["isolation"])
             self.decoder = decoder_name(ready.get("decoder"))  # libraries and their versions
-        except ValueError as error:
+        except (ValueError, KeyError, TypeError) as error:
             self.kill()
             raise StartFailed(str(error)) from error
+        if not self.isolation.is_at_least(required_isolation):
+            self.kill()
+            raise StartFailed(f"decode processes must be isolated ({required_isolation}), but are {self.isolation}")
+        self.resting_bytes = (usage_of(self.pid) or (0, 0))[0]  # without a file
 
     @property
     def pid(self) -> int:
@@ -94,13 +119,13 @@ class DecodeProcess:
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def send(self, message: dict[str, Any], descriptor: int | None = None) -> None:
-        """Raises ProcessCrashed, after which the process is dead."""
+    def send(self, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
+        """Raises ProcessCrashed, after which the process is dead. ``descriptors`` come with a new file."""
+        self.is_busy = self.is_busy or bool(descriptors)
         try:
-            wire.send(self._channel, message, descriptor=descriptor)
+            wire.send(self._channel, message, descriptors=descriptors)
         except wire.WireClosed as error:
-            self.kill()
-            raise ProcessCrashed(f"{error}; {self._exit_status()}") from error
+            raise self._crashed(error) from error
 
     def receive(self, timeout_seconds: float, give_up: Callable[[], bool] = lambda: False) -> dict[str, Any] | None:
         """The next message; None once ``give_up`` returns True. Raises ProcessTimeout or ProcessCrashed, after which
@@ -113,13 +138,14 @@ class DecodeProcess:
                     return None
                 if time.monotonic() >= deadline:
                     raise wire.WireTimeout
-            return wire.receive(self._channel, deadline=deadline)[0]
+            message = wire.receive(self._channel, deadline=deadline)[0]
+            self.is_busy = "timestamps_ms" in message
+            return message
         except wire.WireTimeout as error:
             self.kill()
             raise ProcessTimeout from error
         except wire.WireClosed as error:
-            self.kill()
-            raise ProcessCrashed(f"{error}; {self._exit_status()}") from error
+            raise self._crashed(error) from error
 
     def drop_file(self) -> None:
         """Tell it to drop its file after the current chunk, and kill it if it does not."""
@@ -145,6 +171,18 @@ class DecodeProcess:
             self._process.wait()
             self._channel.close()
 
+    def end(self, excess: Excess) -> None:
+        """Kill it; its owner learns the reason from the next ``send`` or ``receive``."""
+        self._excess = excess
+        with self._kill_lock:
+            self._process.kill()
+
+    def _crashed(self, error: wire.WireClosed) -> ProcessCrashed:
+        self.kill()
+        if self._excess is not None:
+            return ProcessExceeded(self._excess)
+        return ProcessCrashed(f"{error}; {self._exit_status()}")
+
     def _exit_status(self) -> str:
         code = self._process.returncode
         if code is not None and code < 0:
@@ -165,6 +203,33 @@ def shared_memory(num_bytes: int) -> tuple[int, mmap.mmap]:
             descriptor = os.dup(file.fileno())
         os.ftruncate(descriptor, num_bytes)
     return descriptor, mmap.mmap(descriptor, num_bytes)
+
+
+@contextmanager
+def _beacon() -> Iterator[str]:
+    """The address of an abstract socket, which an isolated process cannot find."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        if sys.platform == "linux":
+            listener.bind("")
+            yield bytes(listener.getsockname()[1:]).decode()
+        else:
+            yield ""
+
+
+@contextmanager
+def opened_file(path: Path) -> Iterator[int]:
+    """A descriptor for a decode process. Raises UnsupportedMedia for what is not a file, and UndecodableVideo."""
+    try:
+        # without O_NONBLOCK, opening a FIFO would wait for ever
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        raise UndecodableVideo(internal=f"{type(error).__name__}: {error}") from error
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise UnsupportedMedia("This is not a file.")
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _environment() -> dict[str, str]:

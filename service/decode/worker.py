@@ -4,14 +4,14 @@ Started by `service.decode.pool`, it restricts itself and then decodes one file 
 first chunk of frames, and each ``next`` of the pool with another one, with the end or with an error. After ``stop`` it
 drops the file. The chunks take turns in the slots of the shared memory, so that it fills one while the other is used.
 
-Before it loads native code it gives up core dumps, writing files, address space beyond a limit, the network (where the
-system permits) and new privileges. It dies with its parent. Standard library only outside `_load`, for a short start.
+Before it loads native code it gives up core dumps, writing files, address space beyond a limit and the network; before
+it sees the first file, everything else that is not open yet (`service.decode.isolation`): it gets files as descriptors.
+It dies with its parent. Standard library only outside `_load`, for a short start.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import itertools
 import mmap
@@ -26,49 +26,71 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidlex.service.decode import wire
+from vidlex.service.decode.isolation import lockdown
+from vidlex.service.decode.isolation.probe import reachable_targets
 
 if TYPE_CHECKING:
     from vidlex.model.types import FrameBatch
 
-_PR_SET_PDEATHSIG = 1
-_PR_SET_NO_NEW_PRIVS = 38
-_CLONE_NEWUSER = 0x10000000
-_CLONE_NEWNET = 0x40000000
 _MAX_OPEN_FILES = 64
 _MAX_ERROR_CHARS = 2000
 
 Message = dict[str, Any]
-Serve = Callable[[Message], "Iterator[FrameBatch | Message]"]  # from a request to its chunks and the last reply
+# from a request and the file's descriptor to its chunks and the last reply
+Serve = Callable[[Message, int], "Iterator[FrameBatch | Message]"]
+
+
+def _lower_priority(niceness: int) -> None:
+    os.nice(niceness)
+    # Where each session is scheduled as a group, niceness counts within the group only.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(niceness), encoding="ascii")
 
 
 def main() -> None:
     channel = socket.socket(fileno=int(sys.argv[1]))
     setup, _ = wire.receive(channel)
-    isolated = _restrict_process(int(setup["memory_bytes"]))
-    _die_with_parent(int(sys.argv[2]))  # after _restrict_process: the kernel resets it when credentials change
+    service_pid = int(sys.argv[2])
+    for number in (signal.SIGINT, signal.SIGHUP):  # the parent handles Ctrl-C in the terminal
+        signal.signal(number, signal.SIG_IGN)
+    _lower_priority(int(setup["niceness"]))
+    _limit_resources(int(setup["memory_bytes"]))
+    missing = lockdown.enter(service_pid, int(setup["max_threads"]))
     try:
         serve, decoder = _load(setup)
     except Exception as error:
         wire.send(channel, {"failed": f"{type(error).__name__}: {error}"})
         raise SystemExit(1) from error
-    wire.send(channel, {"ready": True, "isolated": isolated, "decoder": decoder})
+    missing += lockdown.lock(service_pid)
+    isolation = {"reachable": reachable_targets(service_pid, str(setup["beacon"])), "missing": missing}
+    wire.send(channel, {"ready": True, "isolation": isolation, "decoder": decoder})
     with contextlib.suppress(wire.WireClosed):  # the pool has closed its end
         while True:
-            request, descriptor = wire.receive(channel)
+            request, descriptors = wire.receive(channel, max_descriptors=2)
             if "stop" in request or "next" in request:  # it crossed the last reply
                 continue
-            if descriptor is None:
-                raise ValueError("the request has no descriptor for the frames")
-            with mmap.mmap(descriptor, 0) as memory:
-                os.close(descriptor)
-                wire.send(channel, _send_chunks(channel, serve(request), memory, request))
+            if len(descriptors) != 2:
+                raise ValueError("the request has no descriptors for the frames and the file")
+            frames, file = descriptors
+            num_bytes = request["num_slots"] * _slot_bytes(request)
+            try:
+                with mmap.mmap(frames, num_bytes) as memory:
+                    os.close(frames)
+                    wire.send(channel, _send_chunks(channel, serve(request, file), memory, request))
+            finally:
+                os.close(file)
+
+
+def _slot_bytes(request: Message) -> int:
+    num_bytes: int = request["max_chunk_frames"] * request["image_size"] ** 2 * 3
+    return num_bytes
 
 
 def _send_chunks(
     channel: socket.socket, replies: Iterator[FrameBatch | Message], memory: mmap.mmap, request: Message
 ) -> Message:
     """Return the last reply."""
-    slot_bytes = request["max_chunk_frames"] * request["image_size"] ** 2 * 3
+    slot_bytes = _slot_bytes(request)
     slots = itertools.cycle(range(0, request["num_slots"] * slot_bytes, slot_bytes))
     while True:
         reply = next(replies)
@@ -93,16 +115,7 @@ def _write(batch: FrameBatch, memory: mmap.mmap, start: int) -> Message:
     }
 
 
-def _die_with_parent(parent: int) -> None:
-    for number in (signal.SIGINT, signal.SIGHUP):  # the parent handles Ctrl-C in the terminal
-        signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the call of prctl
-        raise SystemExit(0)
-
-
-def _restrict_process(memory_bytes: int) -> bool:
+def _limit_resources(memory_bytes: int) -> None:
     for kind, value in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, 0),
@@ -111,17 +124,12 @@ def _restrict_process(memory_bytes: int) -> bool:
     ):
         with contextlib.suppress(ValueError, OSError):  # a stricter limit applies already
             resource.setrlimit(kind, (value, value))
-    if sys.platform != "linux":
-        return False
-    libc = ctypes.CDLL(None)
-    # a user namespace lets an unprivileged user leave the network, and removes root's access to files
-    isolated = any(libc.unshare(flags) == 0 for flags in (_CLONE_NEWUSER | _CLONE_NEWNET, _CLONE_NEWNET))
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    return isolated
 
 
 def _load(setup: Message) -> tuple[Serve, str]:
     from vidlex.model.decode.limits import DecodeError, DecodeLimits
+    from vidlex.model.decode.preload import preload
+    from vidlex.model.decode.source import OpenFile
     from vidlex.model.decode.torchcodec_reader import load_torchcodec
     from vidlex.model.types import FrameGeometry
 
@@ -132,10 +140,12 @@ def _load(setup: Message) -> tuple[Serve, str]:
         tempfile.tempdir = "/"  # torch requires an existing directory; none is writable
         load_torchcodec()  # at startup: no delay for the first file, and a missing library fails the start
 
-    def chunks(request: Message) -> Iterator[FrameBatch]:
+    preload()
+
+    def chunks(request: Message, file: int) -> Iterator[FrameBatch]:
         return iter(
             decode(
-                Path(request["path"]),
+                OpenFile(file),
                 max_chunk_frames=request["max_chunk_frames"],
                 geometry=FrameGeometry(request["image_size"], request["resize_mode"]),
                 num_frames=request["num_frames"],
@@ -149,10 +159,10 @@ def _load(setup: Message) -> tuple[Serve, str]:
             )
         )
 
-    def serve(request: Message) -> Iterator[FrameBatch | Message]:
+    def serve(request: Message, file: int) -> Iterator[FrameBatch | Message]:
         shape = (request["image_size"], request["image_size"], 3)
         try:
-            for batch in chunks(request):
+            for batch in chunks(request, file):
                 if len(batch.frames) > request["max_chunk_frames"] or batch.frames.shape[1:] != shape:
                     raise ValueError(f"a chunk of shape {list(batch.frames.shape)}")
                 yield batch

@@ -10,7 +10,6 @@ import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +24,7 @@ from vidlex.model.decode.limits import (
     check_size,
     no_frame,
 )
+from vidlex.model.decode.source import VideoSource
 
 MAX_BYTES = 128 * 2**20  # the whole file is in memory, up to three times
 MAX_COMPOSED_PIXELS = 2**32  # of all frames, some 40 s of work; 100 KB can hold 2000 frames of 35 million pixels
@@ -66,12 +66,12 @@ class AnimatedWebp:
                 raise no_frame(f"WebP: {type(error).__name__}: {error}") from error
 
 
-def read_webp(path: Path, limits: DecodeLimits) -> AnimatedWebp:
+def read_webp(source: VideoSource, limits: DecodeLimits) -> AnimatedWebp:
     """Reads the file and the times of its frames, but decodes none. Raises `DecodeError` or OSError.
 
     A file whose end is missing is read up to its last whole frame.
     """
-    with path.open("rb") as file:
+    with source.open("rb") as file:
         structure = Structure(file)
         if structure.num_bytes > MAX_BYTES:
             raise DecodeError(

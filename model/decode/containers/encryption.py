@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from vidlex.model.decode.containers.structure import ASF_HEADER_BYTES, Element, Structure
+from vidlex.model.decode.source import VideoSource
 
 _TS_WINDOW_BYTES = 384 * 1024  # about 2000 packets
 _PS_WINDOW_BYTES = 1 << 20
@@ -25,12 +25,12 @@ _VIDEO_STREAM_TYPES = frozenset((0x01, 0x02, 0x10, 0x1B, 0x20, 0x24, 0x33, 0x42,
 _SAMPLE_AES_VIDEO = 0xDB
 
 
-def encryption_of(path: Path, demuxer: str) -> str | None:
+def encryption_of(source: VideoSource, demuxer: str) -> str | None:
     """The scheme's short name, or None if the video is in the clear or a scheme of an unknown kind. Raises OSError."""
     find = _FINDERS.get(demuxer)
     if find is None:
         return None
-    with path.open("rb") as file:
+    with source.open("rb") as file:
         return find(file)
 
 

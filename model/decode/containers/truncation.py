@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from pathlib import Path
 
 from vidlex.model.decode.containers.formats import WEBP
 from vidlex.model.decode.containers.structure import ASF_HEADER_BYTES, Element, Structure
+from vidlex.model.decode.source import VideoSource
 
 
-def container_ends_early(path: Path, demuxer: str) -> bool | None:
+def container_ends_early(source: VideoSource, demuxer: str) -> bool | None:
     """Whether data of the video is missing at the end; None if the container does not tell. Raises OSError."""
     find = _FINDERS.get(demuxer)
     if find is None:
         return None
-    with path.open("rb") as file:
+    with source.open("rb") as file:
         return find(Structure(file))
 
 
-def has_second_recording(path: Path, demuxer: str) -> bool:
+def has_second_recording(source: VideoSource, demuxer: str) -> bool:
     """Whether another complete file follows, as after `cat a.mp4 b.mp4`, where a demuxer reads the first only. For MP4,
     FLV and ASF; the demuxers of other containers go on into the next recording. Raises OSError."""
     find = _SECONDS.get(demuxer)
     if find is None:
         return False
-    with path.open("rb") as file:
+    with source.open("rb") as file:
         return find(Structure(file))
 
 
