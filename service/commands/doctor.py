@@ -211,21 +211,18 @@ def _data_dir(settings: Settings) -> Iterator[Finding]:
 
 
 def _store(settings: Settings) -> Iterator[Finding]:
-    """Ping the configured server; or start an embedded one in a temporary folder."""
+    """Check the configured server; or the embedded one's files, and that one starts in a temporary folder."""
     log_to_stderr()
     from vidlex.service.labels.embedded.server import EmbeddedStore
-    from vidlex.service.labels.store.connection import connect_url
+    from vidlex.service.labels.embedded.server_files import LogUnreadable, ServerFiles
 
     if settings.redis_url is not None:
-        client = connect_url(settings.redis_url.get_secret_value(), settings.redis_password)
-        try:
-            client.ping()
-            yield Finding("label store", "ok", "the server at VIDLEX_REDIS_URL answers")
-        except Exception as error:  # its text may contain the password
-            yield Finding("label store", "error", f"VIDLEX_REDIS_URL does not answer ({type(error).__name__})")
-        finally:
-            client.close()
+        yield from _server(settings)
         return
+    try:
+        ServerFiles(settings.data_dir).check_log()
+    except LogUnreadable as error:
+        yield Finding("label store", "error", str(error))
     with tempfile.TemporaryDirectory(prefix="vidlex-doctor-") as folder:
         store = EmbeddedStore(Path(folder))
         store.start()
@@ -237,20 +234,56 @@ def _store(settings: Settings) -> Iterator[Finding]:
     yield Finding("label store", "ok", f"embedded Valkey {version} starts and answers")
 
 
-def _decoder(_: Settings) -> Iterator[Finding]:
-    import av
+def _server(settings: Settings) -> Iterator[Finding]:
+    from vidlex.service.errors import StoreUnavailable
+    from vidlex.service.labels.store.connection import connect_url
+    from vidlex.service.labels.store.durability import check_durability, probe_write
+    from vidlex.service.labels.store.identity import HOW_TO_RETURN, KnownStores, is_expected_store, location_of
 
-    from vidlex.model.decode.decoder import decode_frames
+    assert settings.redis_url is not None
+    url = settings.redis_url.get_secret_value()
+    client = connect_url(url, settings.redis_password)
+    risk: Literal["note", "error"] = "note" if settings.allow_volatile_store else "error"
+    try:
+        found = check_durability(client)
+        for text in (*found.problems, *found.faults):
+            yield Finding("label store", risk, f"the server at VIDLEX_REDIS_URL may lose labels: {text}")
+        for text in found.notes:
+            yield Finding("label store", "note", text)
+        if not is_expected_store(client, KnownStores(settings.data_dir).get(location_of(url))):
+            detail = f"it has lost its data, or is another store than before: {HOW_TO_RETURN}"
+            yield Finding("label store", "error", detail)
+            return
+        probe_write(client)
+        yield Finding("label store", "ok", "the server at VIDLEX_REDIS_URL answers and accepts writes")
+    except StoreUnavailable as error:  # its internal text may contain the password
+        yield Finding("label store", "error", f"VIDLEX_REDIS_URL: {error}")
+    finally:
+        client.close()
+
+
+def _decoder(settings: Settings) -> Iterator[Finding]:
+    """In a decode process as the service has them."""
+    log_to_stderr()
     from vidlex.model.types import FrameGeometry
     from vidlex.service.commands.sample_videos import write_colour_video
+    from vidlex.service.decode.pool import DecodeJob, DecodePool, PoolLimits
 
-    with tempfile.TemporaryDirectory(prefix="vidlex-doctor-") as folder:
+    job, limits = DecodeJob(FrameGeometry(32), 2), PoolLimits(memory_bytes=settings.decode_memory_bytes)
+    with (
+        tempfile.TemporaryDirectory(prefix="vidlex-doctor-") as folder,
+        DecodePool(1, limits, decoder=settings.decoder) as pool,
+    ):
         path = write_colour_video(Path(folder) / "red.mp4", (255, 0, 0))
-        batch = decode_frames(path, geometry=FrameGeometry(32), num_frames=2)
-    red, green, blue = (int(value) for value in batch.frames.mean(axis=(0, 1, 2)))
+        with pool.decode_chunks(path, job) as stream:
+            batch = next(stream)
+            red, green, blue = (int(value) for value in batch.frames.mean(axis=(0, 1, 2)))
+        found, decoder = pool.isolation, pool.decoder
     if red < 200 or green > 60 or blue > 60:
         raise CommandError(f"a red video decodes as ({red}, {green}, {blue})")
-    yield Finding("decoder", "ok", f"decodes {batch.video.codec} in mp4 with FFmpeg {av.ffmpeg_version_info}")
+    yield Finding("decoder", "ok", f"decodes {batch.video.codec} in mp4 with {decoder}")
+    if found is not None:
+        yield Finding("isolation", "ok" if found.level == "full" else "note", str(found))
 
 
 def _nearest_existing(path: Path) -> Path:

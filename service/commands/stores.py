@@ -47,19 +47,38 @@ def opened_store(settings: Settings) -> Iterator[redis.Redis]:
         store.stop()
 
 
+def uses_running_store(settings: Settings) -> bool:
+    """Whether a running service has started the embedded server of this data folder."""
+    from vidlex.service.labels.embedded.server_files import ServerFiles
+
+    if settings.redis_url is not None:
+        return False
+    files = ServerFiles(settings.data_dir)
+    socket = files.last_socket()
+    return socket is not None and socket.exists() and files.server_is_locked()
+
+
+def shown_store(settings: Settings) -> str:
+    """The configured store, for people. Without a password."""
+    from vidlex.service.labels.store.identity import location_of
+
+    if settings.redis_url is not None:
+        return f"the label store at {location_of(settings.redis_url.get_secret_value())} (VIDLEX_REDIS_URL)"
+    state = "of a running service" if uses_running_store(settings) else "which no running service uses"
+    return f"the label store in the data folder {settings.data_dir}, {state}"
+
+
 @contextmanager
 def shared_store(settings: Settings) -> Iterator[redis.Redis]:
     """Like ``opened_store``, but connects to the embedded server of a running service if there is one."""
     from vidlex.service.labels.embedded.server_files import ServerFiles
     from vidlex.service.labels.store.connection import connect_socket
 
-    files = ServerFiles(settings.data_dir)
-    socket = files.last_socket()
-    if settings.redis_url is not None or socket is None or not socket.exists() or not files.server_is_locked():
+    if not uses_running_store(settings):
         with opened_store(settings) as client:
             yield client
         return
-    client = connect_socket(str(socket))
+    client = connect_socket(str(ServerFiles(settings.data_dir).last_socket()))
     try:
         yield client
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vidlex.service.decode.isolation.report import Isolation
 from vidlex.service.engine.device_worker import DeviceWorkerState
 from vidlex.service.engine.engine import Engine
 from vidlex.service.labels.index.approximate import RECALL_AT
@@ -16,12 +17,14 @@ class State:
     is_stopping: bool
     step: str  # of the start; empty once the service has started
     has_failed: bool  # the start has ended at ``step``
-    is_store_available: bool
+    store_problem: str  # empty if the store can be used
+    store_id: str  # the beginning of its id, which `vidlex keys create --direct` compares
     is_schema_checked: bool
     model: ServedModel | None
     num_decoders: int
     max_decoders: int
     are_decoders_ok: bool
+    isolation: Isolation | None  # of the decode processes; None before the first has started
 
 
 def readiness(state: State) -> ReadyView:
@@ -32,7 +35,7 @@ def readiness(state: State) -> ReadyView:
     num_labels = sum(len(v.index) for v in vocabularies)
     alive = f"{state.num_decoders} of {state.max_decoders} alive"
     checks = {
-        "store": _check(state.is_store_available, "answers", "does not answer"),
+        "store": _check(not state.store_problem, f"answers; store {state.store_id}", state.store_problem),
         "schema": _check(state.is_schema_checked, "up to date", "not checked yet"),
         "model": _check(facts is not None, _model_detail(facts), "not loaded yet"),
         "encoder": _check(
@@ -42,10 +45,11 @@ def readiness(state: State) -> ReadyView:
         ),
         "index": _check(
             bool(vocabularies) and is_synced,
-            f"{num_labels} labels{_recall_detail(vocabularies)}",
+            f"{num_labels} labels{_quarantine_detail(vocabularies)}{_recall_detail(vocabularies)}",
             "not loaded yet" if not vocabularies else "out of sync with the store",
         ),
         "decoders": _check(state.are_decoders_ok, alive, f"{alive}; one cannot be restarted"),
+        "isolation": _check(state.isolation is not None, str(state.isolation), "not known yet"),
     }
     if state.is_stopping:
         return ReadyView(status="stopping", checks=checks)
@@ -56,6 +60,11 @@ def readiness(state: State) -> ReadyView:
         checks["start"] = CheckView(ok=False, detail=state.step)
         return ReadyView(status="starting", checks=checks)
     return ReadyView(status="ready" if all(c.ok for c in checks.values()) else "not_ready", checks=checks)
+
+
+def _quarantine_detail(vocabularies: list[Vocabulary]) -> str:
+    num = sum(v.sync.num_quarantined for v in vocabularies)
+    return f", {num} quarantined: `vidlex labels verify`" if num else ""
 
 
 def _recall_detail(vocabularies: list[Vocabulary]) -> str:

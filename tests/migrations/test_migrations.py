@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import subprocess
@@ -15,7 +16,7 @@ import redis
 from support.paths import ROOT
 from support.processes import until
 from support.stores import add, url_of
-from vidlex.migrations import m001_initial, m002_parents_and_prefixes, runner
+from vidlex.migrations import runner
 from vidlex.migrations.runner import Migration, MigrationError, MigrationLocked, SchemaTooNew, find_migrations, migrate
 from vidlex.service.errors import StoreUnavailable
 from vidlex.service.labels.store.label_reader import SCHEMA_VERSION
@@ -23,7 +24,7 @@ from vidlex.service.labels.store.label_store import LabelStore
 from vidlex.service.labels.store.namespaces import count_labels
 from vidlex.service.labels.store.redis_keys import SCHEMA_VERSION_KEY, parse_key
 
-NAMES = ["m001_initial", "m002_parents_and_prefixes"]
+NAMES = ["m001_initial", "m002_parents_and_prefixes", "m003_record_checksums", "m004_namespace_bytes"]
 
 
 def nothing(_: Any) -> None:
@@ -52,8 +53,10 @@ def test_code_and_migrations_have_the_same_schema(client: redis.Redis) -> None:
     add(store, "hound", parents=("dog",))
     # The migrations' docstrings list every kind of key that the code writes.
     kinds = {parsed.kind for key in client.scan_iter() if (parsed := parse_key(key)) is not None}
-    assert kinds == {"changes", "names", "records", "order", "generations", "category", "vectors", "texts", "children"}
-    texts = f"{m001_initial.__doc__}{m002_parents_and_prefixes.__doc__}"
+    plain = {"changes", "names", "records", "order", "generations", "bytes", "texts"}
+    assert kinds == plain | {"category", "vectors", "children"}
+    modules = (importlib.import_module(f"vidlex.migrations.{name}") for name in NAMES)
+    texts = "".join(str(module.__doc__) for module in modules)
     assert all(f":{kind}" in texts for kind in kinds)
     assert migrate(client) == []
     assert count_labels(client) == 2
@@ -65,7 +68,7 @@ def test_rejects_a_newer_schema(client: redis.Redis) -> None:
         migrate(client)
     with pytest.raises(StoreUnavailable):
         LabelStore(client).check_schema()
-    assert client.get(runner.VERSION_KEY) == b"3"
+    assert client.get(runner.VERSION_KEY) == str(len(NAMES) + 1).encode()
 
 
 def test_rejects_data_without_a_schema(client: redis.Redis) -> None:
@@ -145,7 +148,7 @@ def test_command_line(client: redis.Redis) -> None:
     url = url_of(client)
     command = [sys.executable, "-m", "vidlex.migrations", url]
     first = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    assert json.loads(first.stdout) == {"applied": NAMES, "schema": 2}
+    assert json.loads(first.stdout) == {"applied": NAMES, "schema": len(NAMES)}
     client.set(runner.VERSION_KEY, 9)
     second = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert second.returncode == 1 and "upgrade" in json.loads(second.stdout)["error"]

@@ -17,10 +17,10 @@ from typing import IO
 
 import redis
 
-from vidlex.service.errors import StoreUnavailable
+from vidlex.service.errors import StoreFull, StoreUnavailable
 from vidlex.service.labels.embedded import launch
 from vidlex.service.labels.embedded.orphans import stop_orphaned_server
-from vidlex.service.labels.embedded.server_files import ServerFiles, server_binary
+from vidlex.service.labels.embedded.server_files import LogUnreadable, ServerFiles, server_binary
 from vidlex.service.labels.store.connection import connect_socket
 
 _POLL_SECONDS = 0.2
@@ -63,6 +63,10 @@ class EmbeddedStore:
             raise StoreUnavailable(internal="the embedded store has not been started")
         return self._socket
 
+    @property
+    def disk_is_full(self) -> bool:
+        return self._files.disk_is_full()
+
     def client(self) -> redis.Redis:
         return connect_socket(os.fspath(self.socket_path))
 
@@ -72,6 +76,11 @@ class EmbeddedStore:
             raise RuntimeError("already started")
         self._files.create()
         self._lock_file = self._files.lock_for_service()
+        try:
+            self._files.check_log()
+        except BaseException:
+            self.stop()
+            raise
         # The kernel stops the server when the thread that forked it ends, so the supervisor itself must fork it.
         self._supervisor = threading.Thread(target=self._supervise, name="embedded-store", daemon=True)
         self._supervisor.start()
@@ -134,7 +143,11 @@ class EmbeddedStore:
                 _log.error("the embedded store failed: %s %s", error, getattr(error, "internal", ""))
                 with self._state:
                     if not self._has_started:  # start() raises the error; there is no retry
-                        self._start_error = error
+                        self._start_error = (
+                            StoreFull("The embedded store cannot write to its folder", internal=str(error))
+                            if isinstance(error, OSError)
+                            else error
+                        )
                         self._state.notify_all()
                         return
                 self._wake.clear()
@@ -144,6 +157,7 @@ class EmbeddedStore:
                 self._stop_process(process)
 
     def _spawn(self, socket: Path) -> subprocess.Popen[bytes]:
+        self._files.check_log()
         self._files.write_config(socket)
         with self._files.log.open("ab") as log:
             return subprocess.Popen(
@@ -170,8 +184,11 @@ class EmbeddedStore:
         try:
             while not self._stop_requested:
                 if process.poll() is not None:
-                    raise StoreUnavailable(
-                        "The embedded store did not start",
+                    raise LogUnreadable(
+                        "The embedded store did not start: its disk is full"
+                        if self._files.disk_is_full()
+                        else "The embedded store did not start: it cannot read its files, which were not changed. "
+                        "`vidlex store check` shows what is wrong, `vidlex store repair` repairs it",
                         internal=f"the server ended with status {process.returncode}: {self._files.log_tail()}",
                     )
                 with contextlib.suppress(redis.RedisError, OSError):  # not listening yet, or reading its log
@@ -187,11 +204,15 @@ class EmbeddedStore:
             client.close()
 
     def _mark_started(self, process: subprocess.Popen[bytes]) -> None:
+        with contextlib.suppress(OSError):
+            self._files.note_started()
         with self._state:
             self._process = process
             self._has_started = True
             self._state.notify_all()
         _log.info("the embedded store started with process id %d", process.pid)
+        if self._files.left_out_torn_end(process.pid):
+            _log.warning("the embedded store left out a torn transaction at its end, which was never acknowledged")
 
     def _wait_until_down(self, process: subprocess.Popen[bytes], socket: Path) -> None:
         while not self._stop_requested:

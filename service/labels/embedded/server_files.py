@@ -6,19 +6,26 @@ import contextlib
 import fcntl
 import os
 import platform
+import shutil
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
 from vidlex.service.errors import StoreUnavailable
+from vidlex.service.labels.embedded.log_repair import log_problem
 
 MAX_SOCKET_PATH_BYTES = 100  # the kernel's limit is 107 on Linux and 103 on macOS
 MAX_LOG_BYTES = 4 * 1024 * 1024
+MIN_FREE_BYTES = 256 * 1024
 
 
 class DataFolderInUse(StoreUnavailable):
     """Another service, or a server that cannot be stopped, uses this data folder."""
+
+
+class LogUnreadable(StoreUnavailable):
+    """The server would start without its data, or does not start."""
 
 
 class ServerFiles:
@@ -31,6 +38,7 @@ class ServerFiles:
         self.log = self.folder / "valkey.log"
         self.socket = self.folder / "valkey.sock"  # unless that path is too long, see choose_socket
         self._socket_path_file = self.folder / "socket.path"
+        self._started_file = self.folder / "started"
 
     def create(self) -> None:
         try:
@@ -87,6 +95,32 @@ class ServerFiles:
         self._socket_path_file.write_bytes(os.fsencode(path))
         return path
 
+    def check_log(self) -> None:
+        """Raises LogUnreadable if a server would start without the data that was stored here."""
+        problem = log_problem(self.folder, has_data=self.has_started)
+        if problem:
+            raise LogUnreadable(
+                f"The embedded store has lost files: {problem}. Nothing was started or changed: put them back, or "
+                "see `vidlex store check` and `vidlex store repair`"
+            )
+
+    @property
+    def has_started(self) -> bool:
+        return self._started_file.exists()
+
+    def note_started(self) -> None:
+        # From now on there is data, which must not be missing at the next start.
+        self._started_file.touch()
+
+    def forget_started(self) -> None:
+        self._started_file.unlink(missing_ok=True)
+
+    def disk_is_full(self) -> bool:
+        try:
+            return shutil.disk_usage(self.folder).free < MIN_FREE_BYTES
+        except OSError:
+            return False
+
     def restore_socket_folder(self, socket: Path) -> None:
         # A cleaner of temporary files may have deleted the private folder.
         socket.parent.mkdir(mode=0o700, exist_ok=True)
@@ -128,6 +162,10 @@ class ServerFiles:
             ("enable-module-command", "no"),
         ]
         self.config.write_text("".join(f"{key} {value}\n" for key, value in lines), encoding="ascii")
+
+    def left_out_torn_end(self, pid: int) -> bool:
+        lines = self.log_tail(20_000).splitlines()
+        return any(line.startswith(f"{pid}:") and "aof-load-truncated is enabled" in line for line in lines)
 
     def log_tail(self, max_chars: int = 2000) -> str:
         try:

@@ -19,9 +19,9 @@ from vidlex.service.errors import StoreUnavailable
 from vidlex.service.labels.index.label_index import LabelIndex
 from vidlex.service.labels.index.slot_affine import LabelCalibration
 from vidlex.service.labels.store.calibrations import Calibration
-from vidlex.service.labels.store.changes import Change, Head
+from vidlex.service.labels.store.changes import Change, ChangeCorrupt, Head
+from vidlex.service.labels.store.indexed_label import IndexedLabel
 from vidlex.service.labels.store.label_reader import LabelReader, StoredLabel
-from vidlex.service.labels.store.records import Label
 
 BLOCK_MS = 500  # of one wait for changes; bounds the duration of close()
 _MIN_PAUSE_SECONDS = 0.05
@@ -30,7 +30,7 @@ _FETCH_LABELS = 1000
 
 _log = logging.getLogger(__name__)
 
-OnMissing = Callable[[Sequence[Label]], None]
+OnMissing = Callable[[Sequence[IndexedLabel]], None]
 ReadCalibration = Callable[[Calibration | None], LabelCalibration | None]
 
 
@@ -75,18 +75,23 @@ class IndexSync:
         return len(self._missing)
 
     @property
+    def num_quarantined(self) -> int:
+        return self._store.num_quarantined
+
+    @property
     def missing_ids(self) -> set[str]:
         return self._missing.copy()
 
     def load(self) -> None:
         """Raises StoreUnavailable and then leaves the index unchanged."""
         started = time.monotonic()
+        self._store.check_server()  # a store that lost its data looks like one without labels
         # The head is read first: steps made during the load are applied again from the stream, which is harmless.
         head = self._store.head()
         fingerprint = self._index.fingerprint
-        missing: list[Label] = []
+        missing: list[IndexedLabel] = []
 
-        def batches() -> Iterator[tuple[list[Label], NDArray[np.float32]]]:
+        def batches() -> Iterator[tuple[list[IndexedLabel], NDArray[np.float32]]]:
             for rows in self._store.scan(fingerprint):
                 missing.extend(row.label for row in rows if row.vector is None)
                 yield self._with_vectors(rows)
@@ -134,6 +139,9 @@ class IndexSync:
             except StoreUnavailable as error:
                 if self._is_healthy:
                     _log.warning("the store is unavailable; the index stays at revision %d: %s", self.revision, error)
+            except ChangeCorrupt as error:
+                _log.error("reloading all labels: %s", error)
+                self._head = None
             except Exception:
                 # The index may have applied only a part of the changes, so reload it. This thread must not end.
                 _log.exception("following the store failed; reloading all labels")
@@ -197,7 +205,7 @@ class IndexSync:
     def _stored_calibration(self) -> LabelCalibration | None:
         return self._read_calibration(self._store.calibration(self._index.fingerprint))
 
-    def _with_vectors(self, rows: Sequence[StoredLabel]) -> tuple[list[Label], NDArray[np.float32]]:
+    def _with_vectors(self, rows: Sequence[StoredLabel]) -> tuple[list[IndexedLabel], NDArray[np.float32]]:
         found = [(row.label, row.vector) for row in rows if row.vector is not None]
         vectors = np.stack([v for _, v in found]) if found else np.empty((0, self._index.dim), np.float32)
         return [label for label, _ in found], vectors

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from vidlex.service.labels.store.redis_keys import parse_change_entry_id
 
 ChangeKind = Literal["put", "remove", "vectors", "calibration"]
+
+
+class ChangeCorrupt(ValueError):
+    """An entry cannot be read. A reader reloads everything; the head still has a revision."""
 
 
 @dataclass(frozen=True)
@@ -57,19 +61,33 @@ def change_fields(change: Change) -> dict[str, str]:
 
 
 def parse_change(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Change:
-    text = {key.decode(): value.decode() for key, value in fields.items()}
-    return Change(
-        revision=parse_change_entry_id(entry_id),
-        kind=cast(ChangeKind, text["kind"]),
-        label_ids=tuple(text["ids"].split(",")) if text["ids"] else (),
-        fingerprint=text["fingerprint"] or None,
-        token=text["token"],
-        previous=text["previous"],
-    )
+    """Raises ChangeCorrupt."""
+    try:
+        text = {key.decode(): value.decode() for key, value in fields.items()}
+        if text["kind"] not in get_args(ChangeKind):
+            raise ValueError(f"unknown kind {text['kind']!r}")
+        return Change(
+            revision=parse_change_entry_id(entry_id),
+            kind=cast(ChangeKind, text["kind"]),
+            label_ids=tuple(text["ids"].split(",")) if text["ids"] else (),
+            fingerprint=text["fingerprint"] or None,
+            token=text["token"],
+            previous=text["previous"],
+        )
+    except (ValueError, KeyError) as error:
+        raise ChangeCorrupt(f"the change {entry_id!r} cannot be read: {error!r}") from error
+
+
+def token_of(fields: Mapping[bytes, bytes]) -> str:
+    """Empty if it is missing: no reader knows such an entry, so all of them reload."""
+    return fields.get(b"token", b"").decode("utf-8", "replace")
 
 
 def parse_read_reply(reply: Any) -> list[Change]:
-    """Parse XREAD's reply for one stream: RESP2 [[key, entries]], RESP3 {key: [entries]}, empty without entries."""
+    """Parse XREAD's reply for one stream: RESP2 [[key, entries]], RESP3 {key: [entries]}, empty without entries.
+
+    Raises ChangeCorrupt.
+    """
     if not reply:
         return []
     if isinstance(reply, Mapping):

@@ -4,34 +4,49 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import redis
 from numpy.typing import NDArray
 
-from vidlex.service.errors import InvalidParameter, NotFound, StoreUnavailable
+from vidlex.service.bounds import MAX_PAGE_BYTES
+from vidlex.service.errors import InvalidParameter, LabelCorrupt, NotFound, StoreUnavailable, VolatileStore
 from vidlex.service.labels.store.calibrations import Calibration, CalibrationCorrupt, calibration_from_json
 from vidlex.service.labels.store.changes import Change, Head, parse_read_reply
 from vidlex.service.labels.store.connection import store_errors
+from vidlex.service.labels.store.indexed_label import IndexedLabel
+from vidlex.service.labels.store.metadata_limits import sent_bytes
 from vidlex.service.labels.store.names import fold, normalize_name
-from vidlex.service.labels.store.records import Label, Page, label_from_json, matches_text, normalized_names
+from vidlex.service.labels.store.records import (
+    Label,
+    Page,
+    RecordCorrupt,
+    label_from_json,
+    matches_text,
+    normalized_names,
+)
 from vidlex.service.labels.store.redis_keys import (
+    RESTORE_STATE_KEY,
     SCHEMA_VERSION_KEY,
     Keys,
     change_entry_id,
+    is_fingerprint,
     is_label_id,
     parse_text_entry,
     text_entry,
     text_range,
 )
-from vidlex.service.labels.store.redis_types import RedisReads, typed_client
+from vidlex.service.labels.store.redis_types import Guard, RedisReads, accept_any, typed_client
 from vidlex.service.labels.store.transaction import read_head
 from vidlex.service.labels.store.vectors import VectorCorrupt, decode_vector
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 4
+RESTORING = "The label store is being restored; if the restore was interrupted, run it again"
 MAX_PAGE_LABELS = 1000
-_SCAN_LABELS = 500
+_READ_LABELS = 100  # at once: with all their metadata, 2 MB
+_ENTRY_BYTES = 600  # of a label's other members in a response
 _MAX_CHANGES_PER_READ = 1000
 
 _log = logging.getLogger(__name__)
@@ -39,7 +54,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class StoredLabel:
-    label: Label
+    label: IndexedLabel
     vector: NDArray[np.float32] | None  # [D]; None if missing or corrupt
 
 
@@ -71,12 +86,23 @@ StoredLabels = list[StoredLabel]
 
 
 class LabelReader:
-    """Thread-safe. Every method raises StoreUnavailable; ``get`` also NotFound."""
+    """Thread-safe. Every method raises StoreUnavailable; ``get`` also NotFound and LabelCorrupt.
 
-    def __init__(self, client: redis.Redis, namespace: str = "default") -> None:
+    A label whose record is damaged is quarantined: it is left out wherever labels are listed, and
+    ``vidlex labels verify --repair`` brings it back or sets it aside.
+    """
+
+    def __init__(self, client: redis.Redis, namespace: str = "default", *, guard: Guard = accept_any) -> None:
         self.namespace = namespace
         self._client = typed_client(client)
         self._keys = Keys(namespace)
+        self._guard = guard
+        self._quarantined: set[str] = set()
+
+    @property
+    def num_quarantined(self) -> int:
+        """Of the labels read so far."""
+        return len(self._quarantined)
 
     # -- the store as a whole -----------------------------------------------------------------------------------------
 
@@ -84,9 +110,16 @@ class LabelReader:
         with store_errors():
             self._client.ping()
 
+    def check_server(self) -> None:
+        """Raises StoreLost if the server no longer has the data that was opened."""
+        with store_errors(), suppress(VolatileStore):  # what it still has can be read
+            self._guard(self._client)
+
     def check_schema(self) -> None:
         with store_errors():
             raw = self._client.get(SCHEMA_VERSION_KEY)
+            if self._client.exists(RESTORE_STATE_KEY):
+                raise StoreUnavailable(RESTORING)
         version = 0 if raw is None else int(raw)
         if version != SCHEMA_VERSION:
             raise StoreUnavailable(
@@ -135,7 +168,7 @@ class LabelReader:
         if not keys:
             return []
         with store_errors():
-            owners = [raw.decode() if raw is not None else None for raw in self._client.hmget(self._keys.names, keys)]
+            owners = [None if raw is None else _text_of(raw) for raw in self._client.hmget(self._keys.names, keys)]
         found = {label.id: label for label in self.get_many([owner for owner in owners if owner is not None])}
         return [None if owner is None else found.get(owner) for owner in owners]
 
@@ -151,11 +184,14 @@ class LabelReader:
         *,
         parent: str | None = None,
         prefix: str | None = None,
+        max_bytes: int = MAX_PAGE_BYTES,
     ) -> Page:
         """The page of labels after the label ``after``, in the order of creation.
 
         ``parent`` is an id, name or alias. ``prefix`` selects labels with a name or alias that begins with it, and
         sorts by that text; ``after`` must then still exist. ``q`` selects labels with a name or alias that contains it.
+
+        The page ends early, with at least one label, at about ``max_bytes`` of JSON.
 
         Raises InvalidParameter, LabelTextInvalid (invalid category), NotFound (unknown parent).
         """
@@ -170,16 +206,21 @@ class LabelReader:
         )
         # One index is followed; the other conditions are checked on each label.
         start = fold(prefix) if prefix else ""
-        size = limit + 1 if conditions.is_indexed(with_prefix=bool(start)) else _SCAN_LABELS
+        size = min(limit + 1, _READ_LABELS) if conditions.is_indexed(with_prefix=bool(start)) else _READ_LABELS
         if start:
             pages = self._pages_by_text(start, size, after)
         else:
             pages = self._pages_of_ids(self._index_for(conditions), size, after)
         found: LabelList = []
+        num_bytes = 0
         for ids in pages:
-            found += [label for label in self.get_many(ids) if conditions.accepts(label)]
-            if len(found) > limit:
-                return Page(found[:limit], has_more=True)
+            for label in self.get_many(ids):
+                if not conditions.accepts(label):
+                    continue
+                num_bytes += _ENTRY_BYTES + sent_bytes(label.name, label.aliases, label.categories, label.metadata)
+                if len(found) == limit or (found and num_bytes > max_bytes):
+                    return Page(found, has_more=True)
+                found.append(label)
         return Page(found, has_more=False)
 
     # -- vectors ------------------------------------------------------------------------------------------------------
@@ -190,6 +231,7 @@ class LabelReader:
 
     def scan(self, fingerprint: str, batch: int = 1000) -> Iterator[StoredLabels]:
         dim = self.generations().get(fingerprint)
+        self._quarantined.clear()  # every record is read again
         for ids in self._pages_of_ids(self._keys.order, batch):  # in the order of creation
             with store_errors():
                 rows = self._rows(ids, fingerprint, dim)
@@ -242,15 +284,15 @@ class LabelReader:
 
     def _pages_of_ids(self, index: str, size: int, after: str | None = None) -> Iterator[IdList]:
         # Pages by id, not by offset: concurrent steps cause no skipped or repeated ids.
-        low = "-" if after is None else f"({after}"
+        low = b"-" if after is None else b"(" + after.encode()
         while True:
             with store_errors():
-                ids = [i.decode() for i in self._client.zrange(index, low, "+", bylex=True, offset=0, num=size)]
-            if ids:
-                yield ids
-            if len(ids) < size:
+                members = self._client.zrange(index, low, "+", bylex=True, offset=0, num=size)
+            if members:
+                yield [i for i in map(_text_of, members) if is_label_id(i)]
+            if len(members) < size:
                 return
-            low = f"({ids[-1]}"
+            low = b"(" + members[-1]
 
     def _rows(self, label_ids: Sequence[str], fingerprint: str, dim: int | None) -> StoredLabels:
         # One transaction: a rename between two reads would combine the old name with the new name's vector.
@@ -258,11 +300,24 @@ class LabelReader:
             pipe.hmget(self._keys.records, list(label_ids))
             pipe.hmget(self._keys.vectors(fingerprint), list(label_ids))
             records, vectors = pipe.execute()
-        return [
-            StoredLabel(label_from_json(label_id, record), self._decode(label_id, raw, dim))
-            for label_id, record, raw in zip(label_ids, records, vectors, strict=True)
-            if record is not None
-        ]
+        rows = []
+        for label_id, record, raw in zip(label_ids, records, vectors, strict=True):
+            label = self._parse(label_id, record)
+            if label is not None:
+                rows.append(StoredLabel(IndexedLabel.of(label), self._decode(label_id, raw, dim)))
+        return rows
+
+    def _parse(self, label_id: str, raw: bytes | None) -> Label | None:
+        """None for a missing or damaged record."""
+        try:
+            label = None if raw is None else label_from_json(label_id, raw)
+        except RecordCorrupt as error:
+            if label_id not in self._quarantined:
+                _log.error("label %s of namespace %s is quarantined: %s", label_id, self.namespace, error)
+            self._quarantined.add(label_id)
+            return None
+        self._quarantined.discard(label_id)
+        return label
 
     def _decode(self, label_id: str, raw: bytes | None, dim: int | None) -> NDArray[np.float32] | None:
         if raw is None or dim is None:
@@ -284,17 +339,31 @@ class LabelReader:
         raw = reads.hget(self._keys.records, label_id) if is_label_id(label_id) else None
         if raw is None:
             raise NotFound("No label has this id")
-        return label_from_json(label_id, raw)
+        label = self._parse(label_id, raw)
+        if label is None:
+            raise LabelCorrupt
+        return label
 
     def _get_many_via(self, reads: RedisReads, label_ids: Sequence[str]) -> LabelList:
         possible = [label_id for label_id in label_ids if is_label_id(label_id)]
         if not possible:
             return []
         rows = reads.hmget(self._keys.records, possible)
-        return [label_from_json(i, raw) for i, raw in zip(possible, rows, strict=True) if raw is not None]
+        labels = [self._parse(label_id, raw) for label_id, raw in zip(possible, rows, strict=True)]
+        return [label for label in labels if label is not None]
 
     def _generations_via(self, reads: RedisReads) -> dict[str, int]:
-        return {key.decode(): int(value) for key, value in reads.hgetall(self._keys.generations).items()}
+        # What is damaged counts as missing: the labels are encoded again.
+        return {
+            key.decode(): int(value)
+            for key, value in reads.hgetall(self._keys.generations).items()
+            if is_fingerprint(key) and value.isdigit()
+        }
+
+
+def _text_of(raw: bytes) -> str:
+    # An id that is damaged so that it is no text is no label's id.
+    return raw.decode("utf-8", "replace")
 
 
 def _is_first_text(label: Label, text: str, prefix: str) -> bool:

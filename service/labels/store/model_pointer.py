@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict, dataclass
 
 import redis
@@ -10,6 +11,8 @@ import redis
 from vidlex.service.labels.store.connection import store_errors
 from vidlex.service.labels.store.redis_keys import MODEL_POINTER_KEY
 from vidlex.service.labels.store.redis_types import typed_client
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,13 @@ class ModelPointerStore:
 
 
 def _parse(raw: bytes | None) -> ModelPointer | None:
+    """A pointer that is damaged counts as missing: VIDLEX_MODEL is served, and the next change replaces it."""
     if raw is None:
         return None
-    data = json.loads(raw)
-    names = {role: ModelName(**data[role]) if data[role] else None for role in ("previous", "prepared")}
-    return ModelPointer(data["configured"], ModelName(**data["served"]), **names)
+    try:
+        data = json.loads(raw)
+        names = {role: ModelName(**data[role]) if data[role] else None for role in ("previous", "prepared")}
+        return ModelPointer(data["configured"], ModelName(**data["served"]), **names)
+    except (ValueError, KeyError, TypeError) as error:
+        _log.error("the model pointer is damaged, so the configured model is served: %r", error)
+        return None

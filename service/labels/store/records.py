@@ -1,17 +1,32 @@
-"""Labels, their validation, and their JSON form in the store."""
+"""Labels, their validation, and their JSON form in the store.
+
+A record ends with the member ``crc32``: the CRC-32 of the label's id and of the record without that member. Services of
+schema 2 ignore it. Records that they wrote have none, until the migration adds it.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Final
 
-from vidlex.service.bounds import MAX_ALIASES, MAX_CATEGORIES, MAX_METADATA_BYTES, MAX_METADATA_LEVELS, MAX_PARENTS
+from vidlex.service.bounds import MAX_ALIASES, MAX_CATEGORIES, MAX_PARENTS
 from vidlex.service.errors import InvalidParameter
+from vidlex.service.labels.store.metadata_limits import clean_metadata
 from vidlex.service.labels.store.names import display_name, fold, normalize_name
 from vidlex.service.labels.store.redis_keys import is_label_id
+
+_CHECKSUM_BYTES = len(',"crc32":"01234567"}')
+_TEXT_LISTS = ("aliases", "categories", "parents")
+_INTEGERS = ("created_at_ms", "updated_at_ms", "revision")
+_MEMBERS = {"name", *_TEXT_LISTS, "threshold", "metadata", *_INTEGERS}
+
+
+class RecordCorrupt(ValueError):
+    """A record cannot be read, or its checksum does not match. The label is quarantined until it is repaired."""
 
 
 class Unset(Enum):
@@ -86,7 +101,7 @@ def clean(new: NewLabel) -> NewLabel:
         raise InvalidParameter(f"A label has at most {MAX_PARENTS} parents")
     parents = tuple(dict.fromkeys(text if is_label_id(text) else display_name(text) for text in new.parents))
     return NewLabel(
-        name, tuple(aliases), categories, parents, _clean_threshold(new.threshold), _clean_metadata(new.metadata)
+        name, tuple(aliases), categories, parents, _clean_threshold(new.threshold), clean_metadata(new.metadata)
     )
 
 
@@ -95,16 +110,22 @@ def normalized_names(label: NewLabel | Label) -> list[str]:
 
 
 def apply_changes(label: Label, changes: LabelChanges) -> NewLabel:
-    return clean(
+    cleaned = clean(
         NewLabel(
             name=label.name if isinstance(changes.name, Unset) else changes.name,
             aliases=label.aliases if isinstance(changes.aliases, Unset) else changes.aliases,
             categories=label.categories if isinstance(changes.categories, Unset) else changes.categories,
             parents=label.parents if isinstance(changes.parents, Unset) else changes.parents,
             threshold=label.threshold if isinstance(changes.threshold, Unset) else changes.threshold,
-            metadata=label.metadata if isinstance(changes.metadata, Unset) else changes.metadata,
+            metadata={} if isinstance(changes.metadata, Unset) else changes.metadata,
         )
     )
+    # What is kept may be from a time with other bounds.
+    return replace(cleaned, metadata=label.metadata) if isinstance(changes.metadata, Unset) else cleaned
+
+
+def without_parents(label: Label, unknown: Collection[str]) -> Label:
+    return replace(label, parents=tuple(parent for parent in label.parents if parent not in unknown))
 
 
 def client_fields(label: Label) -> NewLabel:
@@ -132,7 +153,7 @@ def make_label(label_id: str, cleaned: NewLabel, *, created_at_ms: int, updated_
 
 
 def label_to_json(label: Label) -> str:
-    return json.dumps(
+    text = json.dumps(
         {
             "name": label.name,
             "aliases": label.aliases,
@@ -147,10 +168,58 @@ def label_to_json(label: Label) -> str:
         ensure_ascii=False,
         separators=(",", ":"),
     )
+    return f'{text[:-1]},"crc32":"{checksum_of(label.id, text.encode()).decode()}"}}'
+
+
+def checksum_of(label_id: str, record: bytes) -> bytes:
+    """Of a record without the member ``crc32``: 8 hexadecimal digits."""
+    return b"%08x" % zlib.crc32(record, zlib.crc32(label_id.encode()))
+
+
+def split_checksum(raw: bytes) -> tuple[bytes, bytes | None]:
+    """The record without its checksum, and the digits of the checksum, or None."""
+    tail = raw[-_CHECKSUM_BYTES:]
+    if tail.startswith(b',"crc32":"') and tail.endswith(b'"}'):
+        return raw[:-_CHECKSUM_BYTES] + b"}", tail[10:-2]
+    return raw, None
 
 
 def label_from_json(label_id: str, text: str | bytes) -> Label:
-    data = json.loads(text)
+    """Raises RecordCorrupt."""
+    record, checksum = split_checksum(text.encode() if isinstance(text, str) else text)
+    if checksum is not None and checksum != checksum_of(label_id, record):
+        raise RecordCorrupt("the checksum does not match the record")
+    try:
+        data = json.loads(record)
+        if checksum is None:
+            _check_members(data)
+        return _label_of(label_id, data)
+    except RecordCorrupt:
+        raise
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RecordCorrupt(f"it cannot be read: {error!r}") from error
+
+
+def _check_members(data: Any) -> None:
+    """Of a record without a checksum. Raises RecordCorrupt."""
+    if not isinstance(data, dict) or not set(data) <= _MEMBERS:
+        raise RecordCorrupt("it has unknown members")
+    threshold = data["threshold"]
+    if not (
+        isinstance(data["name"], str)
+        and isinstance(data["metadata"], dict)
+        and all(type(data[name]) is int for name in _INTEGERS)
+        and all(_is_text_list(data.get(name, [])) for name in _TEXT_LISTS)
+        and (threshold is None or (type(threshold) in (int, float) and 0 <= threshold <= 1))
+    ):
+        raise RecordCorrupt("it has values of a wrong type")
+
+
+def _is_text_list(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _label_of(label_id: str, data: dict[str, Any]) -> Label:
     return Label(
         id=label_id,
         name=data["name"],
@@ -177,28 +246,3 @@ def _clean_threshold(threshold: float | None) -> float | None:
     if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
         raise InvalidParameter("A threshold is a number from 0 to 1")
     return float(threshold)
-
-
-def _clean_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(metadata, dict):
-        raise InvalidParameter("metadata is a JSON object")
-    try:
-        encoded = json.dumps(metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-        if len(encoded) > MAX_METADATA_BYTES:
-            raise InvalidParameter(f"metadata is at most {MAX_METADATA_BYTES} bytes of JSON")
-        if _num_levels(metadata) > MAX_METADATA_LEVELS:
-            raise InvalidParameter(f"metadata is at most {MAX_METADATA_LEVELS} levels of objects and lists")
-        copy: dict[str, Any] = json.loads(encoded)  # a new label must equal the label that is read back
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidParameter("metadata is not valid JSON", internal=repr(error)) from error
-    return copy
-
-
-def _num_levels(value: dict[str, Any]) -> int:
-    level: list[Any] = [value]
-    num_levels = 0
-    while level:
-        num_levels += 1
-        members = [member for node in level for member in (node.values() if isinstance(node, dict) else node)]
-        level = [member for member in members if isinstance(member, (dict, list, tuple))]
-    return num_levels
