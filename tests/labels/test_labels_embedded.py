@@ -321,7 +321,7 @@ def test_a_damaged_log_is_reported_and_not_changed(tmp_path: Path) -> None:
         LabelStore(embedded.client()).ping()
 
 
-def test_a_truncated_last_transaction_is_discarded(tmp_path: Path) -> None:
+def test_a_truncated_last_transaction_is_discarded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with EmbeddedStore(tmp_path) as embedded:
         store = LabelStore(embedded.client())
         for name in ("dog", "cat"):
@@ -332,6 +332,7 @@ def test_a_truncated_last_transaction_is_discarded(tmp_path: Path) -> None:
         store = LabelStore(embedded.client())
         assert [label.name for label in store.list().data] == ["dog"]
         assert store.revision() == 1 and store.find("cat") is None
+    assert "left out a torn transaction" in caplog.text
 
 
 def test_a_folder_that_cannot_be_created(tmp_path: Path) -> None:

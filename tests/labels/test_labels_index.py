@@ -5,17 +5,23 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from support.processes import PATIENCE_SECONDS
-from support.stores import label_id, label_of
+from support.stores import DIM, FINGERPRINT, label_id, label_of, vector_of
+from vidlex.service.labels.index.index_sync import IndexSync
 from vidlex.service.labels.index.label_index import IndexMismatch, LabelIndex, Matches
+from vidlex.service.labels.index.vector_slabs import SLAB_ROWS
+from vidlex.service.labels.store.label_store import LabelStore
+from vidlex.service.labels.store.records import NewLabel
 
 
 def random_vectors(num: int, dim: int, seed: int = 0) -> NDArray[np.float32]:
@@ -264,3 +270,21 @@ def test_adding_and_removing_does_not_move_other_vectors() -> None:
     assert len(index) == 100_000
     assert index._snapshot.slabs is slabs and slabs.num == 100_020
     assert all(now is then for now, then in zip(slabs._slabs, before, strict=True))
+
+
+def test_metadata_takes_no_memory_in_the_index(client: redis.Redis) -> None:
+    """16 KB of nested lists are half a megabyte of Python objects, in each replica and for each model."""
+    store = LabelStore(client)
+    metadata = {"x": [[[]]] * 3000}  # 15 KB of JSON
+    items = [(NewLabel(f"label {i}", metadata=metadata), vector_of(f"label {i}")) for i in range(300)]
+    assert not any(isinstance(result, Exception) for result in store.add_many(items, FINGERPRINT))
+    index = LabelIndex(DIM, FINGERPRINT)
+    sync = IndexSync(store, index)
+    tracemalloc.start()
+    sync.load()
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(index) == 300
+    slab_bytes = SLAB_ROWS * 64  # committed as it fills
+    assert kept < slab_bytes + 300 * 2000
+    assert peak < slab_bytes + 300 * 40_000  # the raw records, and one of them read

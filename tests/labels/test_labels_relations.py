@@ -101,7 +101,7 @@ def test_removing_a_parent_removes_all_references_to_it(store: LabelStore, clien
     store.remove(dog.id)
     store.remove(pet.id)
     left = {parsed.kind for key in client.scan_iter() if (parsed := parse_key(key)) is not None}
-    assert left == {"changes", "generations"}
+    assert left == {"changes"}
 
 
 def test_removing_a_parent_of_many_children_takes_several_steps(store: LabelStore, client: redis.Redis) -> None:

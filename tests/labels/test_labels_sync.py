@@ -18,6 +18,7 @@ from vidlex.service.errors import StoreUnavailable
 from vidlex.service.labels.index import index_sync as sync_module
 from vidlex.service.labels.index.index_sync import IndexSync
 from vidlex.service.labels.index.label_index import IndexMismatch, LabelIndex
+from vidlex.service.labels.store.indexed_label import IndexedLabel
 from vidlex.service.labels.store.label_store import LabelStore
 from vidlex.service.labels.store.records import Label, LabelChanges, NewLabel
 
@@ -91,7 +92,7 @@ def test_a_write_is_visible_after_waiting_for_its_revision(store: LabelStore) ->
         for i in range(50):
             label = add(store, f"label {i}")
             assert replica.sync.wait_for_revision(label.revision, PATIENCE_SECONDS)
-            assert label in replica.index.search(vector_of("x")[None]).labels
+            assert IndexedLabel.of(label) in replica.index.search(vector_of("x")[None]).labels
 
 
 def test_two_replicas_converge_while_both_write(store: LabelStore, server: redis.Redis) -> None:
@@ -115,7 +116,7 @@ def test_two_replicas_converge_while_both_write(store: LabelStore, server: redis
         other.await_store()
         names = [f"{prefix} {i}" for prefix in "ab" for i in range(40) if i % 3]
         assert one.content() == other.content() == expected(*names)
-        stored = store.list(limit=1000).data
+        stored = [IndexedLabel.of(label) for label in store.list(limit=1000).data]
         assert sorted(one.index.search(vector_of("x")[None]).labels, key=lambda label: label.id) == stored
 
 

@@ -15,6 +15,7 @@ from vidlex.service.errors import LabelExists, ParentCycle, ParentNotFound
 from vidlex.service.labels.index.index_sync import IndexSync
 from vidlex.service.labels.index.label_index import LabelIndex
 from vidlex.service.labels.store.connection import connect_socket
+from vidlex.service.labels.store.indexed_label import IndexedLabel
 from vidlex.service.labels.store.label_store import LabelStore
 from vidlex.service.labels.store.names import fold
 from vidlex.service.labels.store.records import Label, LabelChanges, NewLabel
@@ -140,7 +141,7 @@ def compare(replica: Replica, model: Model) -> None:
     assert replica.sync.wait_for_revision(revision, PATIENCE_SECONDS)
     stored = {label.id: label for label in replica.store.list(1000).data}
     indexed = {label.id: label for label in replica.index.search(vector_of("x")[None]).labels}
-    assert indexed == stored
+    assert indexed == {label_id: IndexedLabel.of(label) for label_id, label in stored.items()}
     assert {i: without_revision(label) for i, label in stored.items()} == {
         i: without_revision(label) for i, label in model.labels.items()
     }

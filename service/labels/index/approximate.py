@@ -11,7 +11,6 @@ number is not enough, searches stay exact.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from vidlex.service.labels.index.faiss_codes import FaissCodes, set_faiss_threads
 from vidlex.service.labels.index.slot_affine import FoldedAffine, SlotAffine
 from vidlex.service.labels.index.vector_slabs import VectorSlabs
+from vidlex.service.machine.cpus import num_cpus
 
 RECALL_AT = 50
 TARGET_RECALL = 0.995
@@ -135,7 +135,7 @@ def _build(old: ApproximateIndex | None, content: CodedContent) -> ApproximateIn
     """Encode the slots of ``content``; extends a copy of ``old`` where possible."""
     slabs, affine, num, slots = content.slabs, content.affine, content.num, content.slots
     started = time.monotonic()
-    set_faiss_threads(max(1, (os.cpu_count() or 1) // 2))
+    set_faiss_threads(max(1, num_cpus() // 2))
     if old is not None and old.codes_of(slabs, affine) and num <= _MAX_GROWTH * old.num_trained:
         folded, codes, num_done, num_trained = old.folded, old.codes.copy(), old.num, old.num_trained
     else:

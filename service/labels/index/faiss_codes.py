@@ -7,7 +7,6 @@ equally long, and a filter on neighbouring slots is spread over all of them.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -15,6 +14,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vidlex.service.machine.cpus import num_cpus
 
 # Memory bandwidth limits the gain from more cores, which remain free for other searches.
 MAX_PARTS = 4
@@ -37,7 +38,7 @@ class FaissCodes:
         first = faiss.IndexIVFPQFastScan(faiss.IndexFlatIP(d), d, 1, d // 2, 4, faiss.METRIC_INNER_PRODUCT)
         first.by_residual = False
         first.train(vectors)
-        more = (num_parts or min(MAX_PARTS, os.cpu_count() or 1)) - 1
+        more = (num_parts or min(MAX_PARTS, num_cpus())) - 1
         return cls([first, *(faiss.clone_index(first) for _ in range(more))])
 
     def copy(self) -> FaissCodes:
@@ -95,4 +96,4 @@ def _search_part(
 
 @cache
 def _executor() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="label-scan")
+    return ThreadPoolExecutor(num_cpus(), thread_name_prefix="label-scan")

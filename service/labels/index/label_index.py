@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from vidlex.service.labels.index.approximate import ApproximateIndexBuilder, CodedContent, RecallStats
 from vidlex.service.labels.index.slot_affine import LabelCalibration, SlotAffine
 from vidlex.service.labels.index.vector_slabs import MAX_FLOAT16, Storage, VectorSlabs
+from vidlex.service.labels.store.indexed_label import IndexedLabel
 from vidlex.service.labels.store.names import fold
-from vidlex.service.labels.store.records import Label
 
 _MIN_DELETED = 4096
 # Deleted slots cost memory and search time: beyond both bounds the live ones are copied to new slabs.
@@ -40,7 +40,7 @@ class IndexMismatch(ValueError):
 class Matches:
     """The n labels that were compared, in the order of their last write."""
 
-    labels: Sequence[Label]
+    labels: Sequence[IndexedLabel]
     similarity: NDArray[np.float32]  # [B, n] inner products
     adjusted: NDArray[np.float32]  # [B, n] these under ``calibration``; ``similarity`` itself without one
     calibration: LabelCalibration | None
@@ -108,7 +108,7 @@ class LabelIndex:
 
     def apply(
         self,
-        labels: Sequence[Label],
+        labels: Sequence[IndexedLabel],
         vectors: NDArray[np.float32],
         removals: Collection[str] = (),
         *,
@@ -151,7 +151,7 @@ class LabelIndex:
 
     def replace(
         self,
-        batches: Iterable[tuple[Sequence[Label], NDArray[np.float32]]],
+        batches: Iterable[tuple[Sequence[IndexedLabel], NDArray[np.float32]]],
         *,
         fingerprint: str | None = None,
         revision: int,
@@ -237,7 +237,7 @@ class LabelIndex:
         affine = self._snapshot.affine
         return None if affine is None else affine.calibration
 
-    def batches(self) -> Iterator[tuple[Sequence[Label], NDArray[np.float32]]]:
+    def batches(self) -> Iterator[tuple[Sequence[IndexedLabel], NDArray[np.float32]]]:
         """All labels with their vectors [n, D' >= D]; the numbers behind D are zero."""
         snapshot = self._snapshot
         slabs, slots = snapshot.slabs, snapshot.slots
@@ -250,7 +250,7 @@ class LabelIndex:
         slots = snapshot.find([label_id])
         return None if slots[0] < 0 else snapshot.slabs.vectors(slots)[0, : self.dim]  # rounded in float16
 
-    def cosines(self, vector: NDArray[np.float32]) -> tuple[Sequence[Label], NDArray[np.float32]]:
+    def cosines(self, vector: NDArray[np.float32]) -> tuple[Sequence[IndexedLabel], NDArray[np.float32]]:
         """All labels, and the cosine of each with ``vector`` [D]: [n]. Zero if one of the two is zero."""
         self._check(vector[None], None, None)
         snapshot = self._snapshot
@@ -276,7 +276,7 @@ class LabelIndex:
 
 
 def _matches(
-    labels: Sequence[Label],
+    labels: Sequence[IndexedLabel],
     products: NDArray[np.float32],
     snapshot: _Snapshot,
     slots: NDArray[np.intp] | int,
@@ -323,8 +323,8 @@ def _allowed(
     return np.logical_and.reduce(masks), unknown
 
 
-class _SlotLabels(Sequence[Label]):
-    def __init__(self, labels: list[Label], slots: NDArray[np.intp] | None, num: int) -> None:
+class _SlotLabels(Sequence[IndexedLabel]):
+    def __init__(self, labels: list[IndexedLabel], slots: NDArray[np.intp] | None, num: int) -> None:
         self._labels = labels
         self._slots = slots
         self._num = num

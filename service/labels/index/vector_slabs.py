@@ -14,7 +14,7 @@ from typing import Any, Generic, Literal, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from vidlex.service.labels.store.records import Label
+from vidlex.service.labels.store.indexed_label import IndexedLabel
 
 Storage = Literal["float32", "float16"]
 NumberT = TypeVar("NumberT", np.float32, np.intp)
@@ -46,7 +46,7 @@ class VectorSlabs:
         self.stride = -(-dim // _ALIGNMENT_FLOATS) * _ALIGNMENT_FLOATS
         self.storage: Storage = storage
         self.dtype = np.dtype(storage)
-        self.labels: list[Label] = []
+        self.labels: list[IndexedLabel] = []
         self._slabs: list[NDArray[np.float32] | NDArray[np.float16]] = []
         self._norms = AppendOnlyArray(np.float32())  # before rounding to the storage type
         self._slot_of: dict[str, int] = {}
@@ -61,7 +61,7 @@ class VectorSlabs:
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
-    def append(self, labels: Sequence[Label], vectors: NDArray[np.float32] | NDArray[np.float16]) -> None:
+    def append(self, labels: Sequence[IndexedLabel], vectors: NDArray[np.float32] | NDArray[np.float16]) -> None:
         first = self.num
         done = 0
         while done < len(labels):

@@ -1,9 +1,10 @@
-"""Requests with an Idempotency-Key: executed by one worker at a time, answered identically for a day.
+"""Requests with an Idempotency-Key: executed by one worker at a time, answered in the same way for a day.
 
-A request's hash holds the digest of its body, then the labels that its steps have created (each stored in the
-transaction that creates it), and finally its response. The worker holds a lease, which a thread renews. If its process
-dies, the lease expires within seconds, and the next attempt with the same key continues with the labels that exist.
-Every step checks in its transaction that its worker still holds the lease, so two attempts never both write.
+A request's hash holds the digest of its body, then references to the labels that its steps have created (each stored in
+the transaction that creates it), and finally its answer, by reference too (see answers.py). The worker holds a lease,
+which a thread renews. If its process dies, the lease expires within seconds, and the next attempt with the same key
+continues with the labels that exist. Every step checks in its transaction that its worker still holds the lease, so two
+attempts never both write.
 """
 
 from __future__ import annotations
@@ -19,8 +20,16 @@ from typing import Any
 import redis
 
 from vidlex.service.errors import IdempotencyInFlight, IdempotencyKeyReused, InvalidParameter, StoreUnavailable
+from vidlex.service.labels.store.answers import (
+    Answer,
+    CreatedLabel,
+    created_from_json,
+    created_to_json,
+    pack_answer,
+    unpack_answer,
+)
 from vidlex.service.labels.store.connection import store_errors
-from vidlex.service.labels.store.records import Label, label_from_json, label_to_json
+from vidlex.service.labels.store.records import Label
 from vidlex.service.labels.store.redis_keys import Keys, random_token
 from vidlex.service.labels.store.redis_types import RedisPipeline, RedisWrites, Value, typed_client
 
@@ -31,23 +40,16 @@ _ITEM = "item:"
 _MAX_ATTEMPTS = 20
 
 
-@dataclass(frozen=True)
-class StoredResponse:
-    status: int
-    headers: dict[str, str]
-    body: str
-    is_retryable: bool = False  # some items failed with errors that a retry may fix: not to be stored
-
-
 @dataclass
 class IdempotentRequest:
-    """A request whose lease this process holds, or which already has a ``response``."""
+    """A request whose lease this process holds, or which already has an ``answer``."""
 
     request_key: str
     lease_key: str
     token: str
-    response: StoredResponse | None = None
-    created: dict[int, Label] = field(default_factory=dict)  # of earlier, interrupted attempts, by index in the request
+    answer: Answer | None = None
+    # Of earlier, interrupted attempts, by index in the request:
+    created: dict[int, CreatedLabel] = field(default_factory=dict)
 
     def check_lease(self, pipe: RedisPipeline) -> None:
         """For the body of a step. Raises IdempotencyInFlight unless the lease is held when the step is stored."""
@@ -57,7 +59,7 @@ class IdempotentRequest:
 
     def record_created(self, pipe: RedisWrites, labels: Mapping[int, Label]) -> None:
         if labels:
-            fields = {f"{_ITEM}{index}": f"{label.id}{label_to_json(label)}" for index, label in labels.items()}
+            fields = {f"{_ITEM}{index}": created_to_json(CreatedLabel.of(label)) for index, label in labels.items()}
             pipe.hset(self.request_key, mapping=fields)
 
 
@@ -104,16 +106,15 @@ class IdempotencyStore:
             renewer.join()
             self._write_if_leased(request, lambda pipe: pipe.delete(request.lease_key))
 
-    def save_response(self, request: IdempotentRequest, response: StoredResponse) -> None:
+    def save_answer(self, request: IdempotentRequest, answer: Answer) -> None:
         with store_errors():
             body_digest = self._client.hget(request.request_key, "body")
         if body_digest is None:
             return
-        answer = json.dumps([response.status, response.headers, response.body])
-        fields: dict[str, Value] = {"body": body_digest, "answer": answer}
+        fields: dict[str, Value] = {"body": body_digest, "answer": pack_answer(answer)}
 
         def queue(pipe: RedisWrites) -> None:
-            pipe.delete(request.request_key)  # the response contains the labels stored there
+            pipe.delete(request.request_key)  # the answer contains the labels stored there
             pipe.hset(request.request_key, mapping=fields)
             pipe.expire(request.request_key, RETENTION_SECONDS)
 
@@ -122,14 +123,15 @@ class IdempotencyStore:
     def _read(self, request: IdempotentRequest, body_digest: str) -> bool:
         with store_errors():
             known = {k.decode(): v for k, v in self._client.hgetall(request.request_key).items()}
-        if known and known["body"].decode() != body_digest:
+        if known and known.get("body") != body_digest.encode():
             raise IdempotencyKeyReused("This Idempotency-Key was used with another body; use a new key")
-        request.created = {
-            int(name.removeprefix(_ITEM)): _parse_item(raw) for name, raw in known.items() if name.startswith(_ITEM)
-        }
+        for name, raw in known.items():
+            created = created_from_json(raw) if name.startswith(_ITEM) else None
+            if created is not None:
+                request.created[int(name.removeprefix(_ITEM))] = created
         if "answer" in known:
-            request.response = StoredResponse(*json.loads(known["answer"]))
-        return request.response is not None
+            request.answer = unpack_answer(known["answer"])
+        return request.answer is not None
 
     def _delete_if_nothing_created(self, request: IdempotentRequest) -> None:
         # A rejected request may be corrected and sent again with the same key.
@@ -158,8 +160,3 @@ class IdempotencyStore:
                         continue  # the renewing thread changed the lease
             except StoreUnavailable:
                 return
-
-
-def _parse_item(raw: bytes) -> Label:
-    label_id, brace, rest = raw.decode().partition("{")
-    return label_from_json(label_id, brace + rest)

@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import redis
 from numpy.typing import NDArray
 
-from vidlex.service.bounds import DEFAULT_MAX_LABELS
+from vidlex.service import audit
+from vidlex.service.bounds import DEFAULT_MAX_LABELS, DEFAULT_MAX_NAMESPACE_BYTES
 from vidlex.service.errors import (
     EncodeFailed,
-    LabelExists,
-    ParentNotFound,
     PreconditionFailed,
-    QuotaExceeded,
     VidlexError,
 )
 from vidlex.service.labels.store.calibrations import Calibration, calibration_to_json
 from vidlex.service.labels.store.connection import store_errors
 from vidlex.service.labels.store.idempotency import IdempotencyStore, IdempotentRequest
 from vidlex.service.labels.store.label_reader import LabelReader
+from vidlex.service.labels.store.label_size import label_bytes
+from vidlex.service.labels.store.new_labels import AddResult, NewItem, Room, exists, make_labels
 from vidlex.service.labels.store.parents import check_no_cycle, parent_ids, parent_texts, resolve_parents
 from vidlex.service.labels.store.records import (
     Label,
@@ -39,32 +40,25 @@ from vidlex.service.labels.store.records import (
     make_label,
     normalized_names,
 )
-from vidlex.service.labels.store.redis_keys import make_label_id, random_token
-from vidlex.service.labels.store.redis_types import RedisPipeline, RedisReads, RedisWrites
+from vidlex.service.labels.store.redis_keys import random_token
+from vidlex.service.labels.store.redis_types import Guard, RedisPipeline, RedisReads, RedisWrites, accept_any
 from vidlex.service.labels.store.transaction import NoStep, Step, StepRunner
 from vidlex.service.labels.store.vectors import check_vector, encode_vector
 from vidlex.service.labels.store.writes import LabelWrites
 
 STEP_LABELS = 500  # bounds how long one step blocks the server
 
-AddResult = Label | VidlexError
 AddResults = list[AddResult]
 Ids = list[str]
 IfMatch = Collection[str] | None  # entity tags, one of which must be the label's; None: no condition
 
 
-@dataclass(frozen=True, eq=False)
-class _Item:
-    index: int
-    new: NewLabel
-    vector: NDArray[np.float32]
-
-
 class LabelStore(LabelReader):
     """Thread-safe. Every method raises StoreUnavailable.
 
+    ``max_labels`` and ``max_bytes`` (see label_size.py) bound the namespace.
     ``max_changes`` is the length of the change stream: a replica that is further behind reloads everything.
-    ``deadline_seconds`` bounds a write's wait for other writers.
+    ``deadline_seconds`` bounds a write's wait for other writers. ``guard`` may refuse writes to the server.
     """
 
     def __init__(
@@ -75,11 +69,16 @@ class LabelStore(LabelReader):
         max_changes: int = 10_000,
         deadline_seconds: float = 10.0,
         max_labels: int = DEFAULT_MAX_LABELS,
+        max_bytes: int = DEFAULT_MAX_NAMESPACE_BYTES,
+        guard: Guard = accept_any,
     ) -> None:
-        super().__init__(client, namespace)
+        super().__init__(client, namespace, guard=guard)
         self.idempotency = IdempotencyStore(client, self._keys)
         self._max_labels = max_labels
-        self._steps = StepRunner(client, self._keys, max_changes=max_changes, deadline_seconds=deadline_seconds)
+        self._max_bytes = max_bytes
+        self._steps = StepRunner(
+            client, self._keys, max_changes=max_changes, deadline_seconds=deadline_seconds, guard=guard
+        )
 
     def add_many(
         self,
@@ -100,10 +99,10 @@ class LabelStore(LabelReader):
         """
         quota = self._max_labels if max_labels is None else min(max_labels, self._max_labels)
         results: dict[int, AddResult] = {}
-        ready: list[_Item] = []
+        ready: list[NewItem] = []
         for index, (new, vector) in zip(indexes or range(len(items)), items, strict=True):
             try:
-                ready.append(_Item(index, clean(new), check_vector(vector)))
+                ready.append(NewItem(index, clean(new), check_vector(vector)))
             except VidlexError as error:
                 results[index] = error
             except ValueError as error:
@@ -129,7 +128,7 @@ class LabelStore(LabelReader):
         of all other encoders are removed.
 
         Raises NotFound, LabelExists, PreconditionFailed, ParentNotFound, ParentCycle, LabelTextInvalid,
-        InvalidParameter.
+        InvalidParameter, ByteQuotaExceeded.
         """
         if vector is not None:
             vector = check_vector(vector)
@@ -144,8 +143,9 @@ class LabelStore(LabelReader):
             owners = self._owners_via(pipe, [*texts, *parent_texts(cleaned.parents)])
             owner = next((owners[text] for text in texts if owners[text] not in (None, label_id)), None)
             if owner is not None:
-                raise _exists(owner)
-            existing = self._parents_via(pipe, parent_ids(cleaned.parents))
+                raise exists(owner)
+            # A parent that is quarantined stays one.
+            existing = {*old.parents, *self._parents_via(pipe, parent_ids(cleaned.parents))}
             cleaned = replace(cleaned, parents=resolve_parents(cleaned.parents, owners, existing))
             if set(cleaned.parents) - set(old.parents):
                 check_no_cycle(label_id, cleaned.parents, lambda ids: self._parents_via(pipe, ids))
@@ -154,6 +154,7 @@ class LabelStore(LabelReader):
                 raise ValueError("a renamed label requires the vector of its new name")
             if cleaned == client_fields(old) and vector is None:
                 return NoStep(old)
+            self._room(pipe, self._max_labels).check(num_bytes=label_bytes(cleaned) - label_bytes(old))
             generations = self._generations_via(pipe)
             writes = LabelWrites(self._keys)
             if renamed:
@@ -165,7 +166,7 @@ class LabelStore(LabelReader):
                 label_id, cleaned, created_at_ms=old.created_at_ms, updated_at_ms=_now_ms(), revision=revision
             )
             writes.put(label, old)
-            return Step(label, writes.queue, "put", (label_id,))
+            return Step(label, writes.queue, "put", (label_id,), on_stored=writes.record)
 
         return self._steps.run(body)
 
@@ -191,10 +192,18 @@ class LabelStore(LabelReader):
             parents = tuple(parent for parent in child.parents if parent != label_id)
             writes.put(replace(child, parents=parents, updated_at_ms=now_ms, revision=revision), child)
         changed = tuple(child.id for child in children)
+        writes.drop_children(label_id, set(ids[:STEP_LABELS]).difference(changed))  # quarantined ones
         if not is_last:
-            return Step(False, writes.queue, "put", changed)  # only some of the children are detached
-        writes.remove(old, self._generations_via(pipe))
-        return Step(True, writes.queue, "remove", (label_id, *changed))
+            # Only some of the children are detached.
+            return Step(False, writes.queue, "put", changed, on_stored=writes.record)
+        generations = self._generations_via(pipe)
+        writes.remove(old, generations)
+        is_empty = pipe.zcard(self._keys.order) == 1
+        if is_empty:
+            writes.clear(generations)
+        leaves_nothing = is_empty and not pipe.hlen(self._keys.calibrations)
+        ids_of_all = (label_id, *changed)
+        return Step(True, writes.queue, "remove", ids_of_all, leaves_nothing=leaves_nothing, on_stored=writes.record)
 
     def put_vectors(
         self,
@@ -230,14 +239,18 @@ class LabelStore(LabelReader):
         def body(pipe: RedisPipeline, revision: int) -> Step[int] | NoStep[int]:
             if raw is None and pipe.hget(self._keys.calibrations, fingerprint) is None:
                 return NoStep(revision - 1)
-            return Step(revision, write, "calibration", (), fingerprint)
+            keys = self._keys
+            leaves_nothing = raw is None and pipe.hlen(keys.calibrations) == 1 and not pipe.zcard(keys.order)
+            action = "calibration.remove" if raw is None else "calibration.put"
+            recorded = partial(audit.record, action, fingerprint, namespace=keys.namespace)
+            return Step(revision, write, "calibration", (), fingerprint, leaves_nothing, recorded)
 
         return self._steps.run(body)
 
     def drop_generation(self, fingerprint: str) -> None:
+        self.put_calibration(fingerprint, None)
         with store_errors(), self._client.pipeline(transaction=True) as pipe:
             pipe.hdel(self._keys.generations, fingerprint)
-            pipe.hdel(self._keys.calibrations, fingerprint)
             pipe.unlink(self._keys.vectors(fingerprint))
             pipe.execute()
 
@@ -245,7 +258,7 @@ class LabelStore(LabelReader):
 
     def _add_step(
         self,
-        chunk: Sequence[_Item],
+        chunk: Sequence[NewItem],
         fingerprint: str,
         max_labels: int,
         idempotent_request: IdempotentRequest | None,
@@ -261,43 +274,8 @@ class LabelStore(LabelReader):
             generations = self._generations_via(pipe)
             for item in chunk:
                 _check_dim(fingerprint, len(item.vector), generations)
-            num_free = max_labels - int(pipe.zcard(self._keys.order))
-            now_ms = _now_ms()
-            results: dict[int, AddResult] = {}
-            added: dict[int, Label] = {}
-            # Repeated, since a label may name a later one of the chunk as its parent.
-            pending = list(chunk)
-            while pending:
-                unresolved: list[_Item] = []
-                for item in pending:
-                    owner = next(
-                        (owners[text] for text in normalized_names(item.new) if owners[text] is not None), None
-                    )
-                    try:
-                        if owner is not None:
-                            raise _exists(owner)
-                        parents = resolve_parents(item.new.parents, owners, existing)
-                        if len(added) >= num_free:
-                            raise QuotaExceeded(f"This namespace is limited to {max_labels} labels")
-                    except ParentNotFound as error:
-                        results[item.index] = error
-                        unresolved.append(item)
-                        continue
-                    except VidlexError as error:
-                        results[item.index] = error
-                        continue
-                    label = make_label(
-                        make_label_id(revision, len(added), token),
-                        replace(item.new, parents=parents),
-                        created_at_ms=now_ms,
-                        updated_at_ms=now_ms,
-                        revision=revision,
-                    )
-                    owners.update(dict.fromkeys(normalized_names(label), label.id))
-                    results[item.index] = added[item.index] = label
-                if len(unresolved) == len(pending):
-                    break
-                pending = unresolved
+            room = self._room(pipe, max_labels)
+            results, added = make_labels(chunk, owners, existing, room, revision=revision, token=token)
             in_order = [results[item.index] for item in chunk]
             if not added:
                 return NoStep(in_order)
@@ -312,7 +290,8 @@ class LabelStore(LabelReader):
                 if idempotent_request is not None:
                     idempotent_request.record_created(pipe, added)
 
-            return Step(in_order, write, "put", tuple(label.id for label in added.values()))
+            ids = tuple(label.id for label in added.values())
+            return Step(in_order, write, "put", ids, on_stored=writes.record)
 
         return self._steps.run(body)
 
@@ -335,6 +314,10 @@ class LabelStore(LabelReader):
 
         return self._steps.run(body)
 
+    def _room(self, reads: RedisReads, max_labels: int) -> Room:
+        num_bytes = int(reads.get(self._keys.num_bytes) or 0)
+        return Room(reads.zcard(self._keys.order), max_labels, num_bytes, self._max_bytes)
+
     def _parents_via(self, reads: RedisReads, label_ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
         return {label.id: label.parents for label in self._get_many_via(reads, list(dict.fromkeys(label_ids)))}
 
@@ -348,10 +331,6 @@ class LabelStore(LabelReader):
 def check_match(label: Label, if_match: IfMatch) -> None:
     if if_match is not None and etag_of(label) not in if_match:
         raise PreconditionFailed("The label has changed since it was read; read it again", current=etag_of(label))
-
-
-def _exists(owner: str) -> LabelExists:
-    return LabelExists("The name or an alias is already used by another label", existing_id=owner)
 
 
 def _check_dim(fingerprint: str, dim: int, generations: dict[str, int]) -> None:

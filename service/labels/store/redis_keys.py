@@ -9,10 +9,15 @@
     vidlex:{NAMESPACE}:texts                  zset     normalised name or alias, NUL, label id; score 0
     vidlex:{NAMESPACE}:generations            hash     encoder fingerprint -> D
     vidlex:{NAMESPACE}:vectors:<fingerprint>  hash     label id -> vector (see vectors.py)
+    vidlex:{NAMESPACE}:bytes                  string   size of all labels (see label_size.py)
     vidlex:{NAMESPACE}:calibrations           hash     encoder fingerprint -> a calibration (see calibrations.py)
+    vidlex:{NAMESPACE}:quarantine             hash     label id -> damaged record that a repair has set aside
     vidlex:{NAMESPACE}:request:<digest>       hash     state of a request with an Idempotency-Key; expires after a day
     vidlex:{NAMESPACE}:lease:<digest>         string   token of the request's current worker; expires after seconds
     vidlex:{NAMESPACE}:turn                   string   token of the writer with priority; expires after two seconds
+
+Of a namespace without labels and calibrations only the stream is left, so that revisions continue; it expires after a
+day. A restore writes the same keys under ``vidlex-staged`` and renames them at its end.
 
 The braces are a hash tag: in a cluster all keys of a namespace share a slot, so one transaction may use them.
 A label id is ``lbl_`` and 24 characters: the revision that created it (8), its index in that step (4), random (12).
@@ -30,11 +35,19 @@ from vidlex.service.bounds import FINGERPRINT_PATTERN, NAMESPACE_PATTERN, NAMESP
 
 PREFIX = "vidlex"
 SCHEMA_VERSION_KEY = "vidlex-schema:{schema}:version"  # written by the migrations
+STORE_ID_KEY = "vidlex-schema:{schema}:id"  # see identity.py
+REPLACED_KEY = "vidlex-schema:{schema}:replaced"
+WRITE_PROBE_KEY = "vidlex-schema:{schema}:probe"
 MODEL_POINTER_KEY = "vidlex-model:{model}:pointer"
+STAGING_PREFIX = "vidlex-staged"  # of a restore that has not ended
+RESTORE_STATE_KEY = "vidlex-schema:{schema}:restore"  # until a restore has ended: no service uses the store
+RESTORE_LOCK_KEY = "vidlex-schema:{schema}:restore-lock"
 
 CHANGES_KEY_PATTERN = f"{PREFIX}:{{*}}:changes"  # for SCAN: one key of every namespace with a write
 
-PlainKind = Literal["changes", "names", "records", "order", "texts", "generations", "calibrations", "turn"]
+PlainKind = Literal[
+    "changes", "names", "records", "order", "texts", "generations", "bytes", "calibrations", "quarantine", "turn"
+]
 KindWithArgument = Literal["category", "children", "vectors", "request", "lease"]
 _PLAIN_KINDS = frozenset(get_args(PlainKind))
 _KINDS_WITH_ARGUMENT = frozenset(get_args(KindWithArgument))
@@ -59,6 +72,7 @@ class ParsedKey:
 @dataclass(frozen=True)
 class Keys:
     namespace: str
+    prefix: str = PREFIX
 
     def __post_init__(self) -> None:
         if not is_namespace(self.namespace):
@@ -93,12 +107,20 @@ class Keys:
         return self._key("turn")
 
     @property
+    def num_bytes(self) -> str:
+        return self._key("bytes")
+
+    @property
     def generations(self) -> str:
         return self._key("generations")
 
     @property
     def calibrations(self) -> str:
         return self._key("calibrations")
+
+    @property
+    def quarantine(self) -> str:
+        return self._key("quarantine")
 
     def category(self, category: str) -> str:
         return self._key("category", category)
@@ -117,7 +139,7 @@ class Keys:
         return self._key("vectors", fingerprint)
 
     def _key(self, kind: PlainKind | KindWithArgument | Literal["*"], argument: str | None = None) -> str:
-        base = f"{PREFIX}:{{{self.namespace}}}:{kind}"
+        base = f"{self.prefix}:{{{self.namespace}}}:{kind}"
         return base if argument is None else f"{base}:{argument}"
 
 
@@ -140,6 +162,10 @@ def check_fingerprint(fingerprint: str) -> None:
         raise ValueError(f"a fingerprint is 1 to 200 printable ASCII characters without spaces, got {fingerprint!r}")
 
 
+def is_fingerprint(raw: bytes) -> bool:
+    return _FINGERPRINT.fullmatch(raw.decode("utf-8", "replace")) is not None
+
+
 def make_label_id(revision: int, index: int, token: str) -> str:
     if not (0 <= revision < 32**8 and 0 <= index < MAX_LABELS_PER_STEP):
         raise ValueError(f"out of range: {revision = }, {index = }")
@@ -160,7 +186,7 @@ def text_entry(text: str, label_id: str) -> str:
 
 
 def parse_text_entry(entry: bytes) -> tuple[str, str]:
-    text, _, label_id = entry.decode().rpartition("\0")
+    text, _, label_id = entry.decode("utf-8", "replace").rpartition("\0")
     return text, label_id
 
 

@@ -22,13 +22,21 @@ from typing import Generic, TypeVar
 import redis
 
 from vidlex.service.errors import StoreUnavailable
-from vidlex.service.labels.store.changes import EMPTY_HEAD, Change, ChangeKind, Head, change_fields, parse_change
+from vidlex.service.labels.store.changes import EMPTY_HEAD, Change, ChangeKind, Head, change_fields, token_of
 from vidlex.service.labels.store.connection import store_errors
 from vidlex.service.labels.store.redis_keys import Keys, change_entry_id, parse_change_entry_id, random_token
-from vidlex.service.labels.store.redis_types import RedisPipeline, RedisReads, RedisWrites, typed_client
+from vidlex.service.labels.store.redis_types import (
+    Guard,
+    RedisPipeline,
+    RedisReads,
+    RedisWrites,
+    accept_any,
+    typed_client,
+)
 
 T = TypeVar("T")
 
+FORGET_SECONDS = 24 * 3600
 _CONFLICTS_BEFORE_PRIORITY = 3
 _PRIORITY_MS = 2000
 _PRIORITY_POLL_SECONDS = 0.002
@@ -41,6 +49,8 @@ class Step(Generic[T]):
     kind: ChangeKind
     label_ids: tuple[str, ...]
     fingerprint: str | None = None
+    leaves_nothing: bool = False  # the namespace has neither labels nor calibrations: it is forgotten after a day
+    on_stored: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -60,11 +70,20 @@ Body = Callable[[RedisPipeline, int], "Step[T] | NoStep[T]"]
 class StepRunner:
     """Thread-safe."""
 
-    def __init__(self, client: redis.Redis, keys: Keys, *, max_changes: int, deadline_seconds: float) -> None:
+    def __init__(
+        self,
+        client: redis.Redis,
+        keys: Keys,
+        *,
+        max_changes: int,
+        deadline_seconds: float,
+        guard: Guard = accept_any,
+    ) -> None:
         self._client = typed_client(client)
         self._keys = keys
         self._max_changes = max_changes
         self._deadline_seconds = deadline_seconds
+        self._guard = guard
         # Writers of one process queue here, which avoids conflicts among them.
         self._lock = threading.Lock()
 
@@ -84,7 +103,7 @@ class StepRunner:
 
     def _run(self, body: Body[T], deadline: float) -> T:
         token = random_token()
-        attempted: dict[int, T] = {}
+        attempted: dict[int, Step[T]] = {}
         num_conflicts = 0
         has_priority = False
         try:
@@ -102,21 +121,22 @@ class StepRunner:
             if has_priority:
                 self._release_priority(token)
 
-    def _attempt(self, body: Body[T], token: str, attempted: dict[int, T], deadline: float) -> _Done[T] | None:
-        """None after a conflict. ``attempted`` collects the results of all attempts by the revision to create."""
+    def _attempt(self, body: Body[T], token: str, attempted: dict[int, Step[T]], deadline: float) -> _Done[T] | None:
+        """None after a conflict. ``attempted`` collects the steps of all attempts by the revision to create."""
         with store_errors(), self._client.pipeline(transaction=True) as pipe:
             try:
                 pipe.watch(self._keys.changes)
                 # An attempt may have been stored although its reply was lost: redis-py reports that as WatchError too.
                 stored = self._find_revision(pipe, token, min(attempted)) if attempted else None
                 if stored is not None:
-                    return _Done(attempted[stored])
+                    return _stored(attempted[stored])
+                self._guard(pipe)
                 head = read_head(pipe, self._keys)
                 revision = head.revision + 1
                 step = body(pipe, revision)
                 if isinstance(step, NoStep):
                     return _Done(step.result)
-                attempted[revision] = step.result
+                attempted[revision] = step
                 change = Change(revision, step.kind, step.label_ids, step.fingerprint, token, head.token)
                 pipe.multi()
                 step.write(pipe)
@@ -127,8 +147,12 @@ class StepRunner:
                     maxlen=self._max_changes,
                     approximate=False,
                 )
+                if step.leaves_nothing:
+                    pipe.expire(self._keys.changes, FORGET_SECONDS)
+                else:
+                    pipe.persist(self._keys.changes)
                 pipe.execute()
-                return _Done(step.result)
+                return _stored(step)
             except redis.WatchError as error:
                 if time.monotonic() > deadline:
                     raise StoreUnavailable("The label store is too busy", internal=repr(error)) from error
@@ -156,14 +180,19 @@ class StepRunner:
 
     def _find_revision(self, pipe: RedisReads, token: str, since_revision: int) -> int | None:
         for entry_id, fields in pipe.xrange(self._keys.changes, min=change_entry_id(since_revision)):
-            if parse_change(entry_id, fields).token == token:
+            if token_of(fields) == token:
                 return parse_change_entry_id(entry_id)
         return None
 
 
+def _stored(step: Step[T]) -> _Done[T]:
+    step.on_stored()
+    return _Done(step.result)
+
+
 def read_head(reads: RedisReads, keys: Keys) -> Head:
     for entry_id, fields in reads.xrevrange(keys.changes, count=1):
-        return parse_change(entry_id, fields).head
+        return Head(parse_change_entry_id(entry_id), token_of(fields))
     if reads.exists(keys.changes):
         # The stream was emptied by hand. Its last id remains; readers see the unknown token and reload.
         return Head(parse_change_entry_id(reads.xinfo_stream(keys.changes)["last-generated-id"]), "")
