@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from vidlex.model.classifier import LabelDescription
 from vidlex.service.errors import VidlexError
+from vidlex.service.labels.store.indexed_label import IndexedLabel
 from vidlex.service.labels.store.records import Label, NewLabel, clean
 from vidlex.service.models.calibration import hub_warnings
 from vidlex.service.models.served_model import Vocabulary
+from vidlex.service.sharing.requester import Requester
 
 MAX_NEIGHBOURS = 10
 # Labels closer than this fraction of the vocabulary's mean distance nearly always get the same score.
@@ -25,7 +27,7 @@ _MIN_LABELS_FOR_MEAN = 30  # with fewer other labels, their mean cosine is taken
 
 @dataclass(frozen=True)
 class Neighbour:
-    label: Label
+    label: IndexedLabel
     similarity: float  # cosine of the two labels' vectors
     distance: float  # 1 - cosine, divided by its mean over the vocabulary's other labels
 
@@ -40,10 +42,10 @@ class Card:
     revision: int
 
 
-def card_of(vocabulary: Vocabulary, label_id: str) -> Card:
+def card_of(vocabulary: Vocabulary, label_id: str, requester: Requester | None = None) -> Card:
     """Raises NotFound, StoreUnavailable, and what ``Engine.describe_labels`` raises."""
     label = vocabulary.store.get(label_id)
-    (description,) = vocabulary.engine.describe_labels([label.name])
+    (description,) = vocabulary.engine.describe_labels([label.name], requester=requester)
     if isinstance(description, VidlexError):
         raise description
     vector = vocabulary.index.vector(label_id)
@@ -55,10 +57,12 @@ def card_of(vocabulary: Vocabulary, label_id: str) -> Card:
     return Card(label.name, label, description, neighbours, warnings, vocabulary.index.revision)
 
 
-def preview(vocabulary: Vocabulary, items: Sequence[NewLabel]) -> list[Card | VidlexError]:
+def preview(
+    vocabulary: Vocabulary, items: Sequence[NewLabel], requester: Requester | None = None
+) -> list[Card | VidlexError]:
     """The cards of labels that are not stored, in order; a bad item does not affect the others.
 
-    Raises StoreUnavailable, and Overloaded if the request as a whole cannot be queued.
+    Raises StoreUnavailable and what ``Engine.encode_labels`` raises.
     """
     cleaned: list[NewLabel | VidlexError] = []
     for item in items:
@@ -67,8 +71,8 @@ def preview(vocabulary: Vocabulary, items: Sequence[NewLabel]) -> list[Card | Vi
         except VidlexError as error:
             cleaned.append(error)
     names = [item.name for item in cleaned if isinstance(item, NewLabel)]
-    vectors = iter(vocabulary.labeler.encode(names))
-    descriptions = iter(vocabulary.engine.describe_labels(names))
+    vectors = iter(vocabulary.labeler.encode(names, requester))
+    descriptions = iter(vocabulary.engine.describe_labels(names, requester=requester))
     cards: list[Card | VidlexError] = []
     for entry in cleaned:
         if isinstance(entry, VidlexError):

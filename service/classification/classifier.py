@@ -5,7 +5,6 @@ A label's score depends only on its own similarity, not on which other labels ar
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from vidlex.service.models.applied_calibration import fingerprint_of
 from vidlex.service.models.recent_statistics import RecentStatistics
 from vidlex.service.models.recent_videos import RecentVideos
 from vidlex.service.models.served_model import ModelFacts, Vocabulary
+from vidlex.service.sharing.requester import Requester
 from vidlex.service.tracing import stage
 
 
@@ -71,11 +71,10 @@ class VideoClassifier:
         vocabulary: Vocabulary,
         *,
         sha256: str,
-        timeout_seconds: float,
-        cancelled: threading.Event,
+        requester: Requester,
     ) -> Classification:
         """Raises what the decode pool, the engine and the labeler raise, InvalidParameter for unknown label ids or a
-        response that would be too long, RevisionNotReached, and Overloaded if ``cancelled`` is set.
+        response that would be too long, RevisionNotReached, and Overloaded once the requester has given up.
         """
         facts = vocabulary.facts
         request = VideoRequest(
@@ -84,23 +83,23 @@ class VideoClassifier:
             options,
             vocabulary,
             SamplingPlan.of(options, facts),
-            deadline=time.monotonic() + timeout_seconds,
-            cancelled=cancelled,
+            requester,
         )
-        vocabulary.await_revision(options.min_revision, min(timeout_seconds, self._revision_wait_seconds))
+        wait_seconds = min(requester.deadline - time.monotonic(), self._revision_wait_seconds)
+        vocabulary.await_revision(options.min_revision, wait_seconds)
         times = StageTimes()
         features, cached = self._features.get(
             _feature_key(request),
             lambda: self._extractor.extract(request, times),
-            deadline=request.deadline,
-            cancelled=cancelled,
+            deadline=requester.deadline,
+            cancelled=requester.cancelled,
         )
         self._metrics.feature_lookups.labels("hit" if cached else "miss").inc()
 
         started = time.monotonic()
         with stage("match", cached=cached):
             timeline = Timeline.of(features.segments, features.timestamps_ms)
-            similarities, labels = match(features.vectors, options, vocabulary, timeline)
+            similarities, labels = match(features.vectors, options, vocabulary, timeline, requester)
             if similarities.revision < (options.min_revision or 0):  # the store was restored in the meantime
                 raise vocabulary.revision_not_reached(similarities.revision)
         times.match_seconds = time.monotonic() - started

@@ -7,7 +7,6 @@ segment over the whole video (``uniform`` and ``keyframes``) holds all its frame
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
@@ -37,6 +36,7 @@ from vidlex.service.metrics import Metrics
 from vidlex.service.models.recent_statistics import RecentStatistics
 from vidlex.service.models.recent_videos import RecentVideos
 from vidlex.service.models.served_model import ModelFacts, Vocabulary
+from vidlex.service.sharing.requester import Requester
 from vidlex.service.tracing import record_stage
 
 _GROUP_FRAMES = 64  # encoded per call: more would make other requests wait, and hold more memory
@@ -76,8 +76,7 @@ class VideoRequest:
     options: ClassifyOptions
     vocabulary: Vocabulary
     plan: SamplingPlan
-    deadline: float  # of time.monotonic
-    cancelled: threading.Event
+    requester: Requester
 
 
 class FeatureExtractor:
@@ -102,8 +101,7 @@ class FeatureExtractor:
         """Adds to ``times``. Raises what the decode pool and the engine raise, and InvalidParameter."""
         if request.plan.num_frames > self._max_frames:
             raise too_many_frames(self._max_frames)
-        if request.cancelled.is_set():
-            raise Overloaded("The request was cancelled")
+        request.requester.check()
         run = _Run(request, times)
         try:
             run.encode(self._chunks(request, times))
@@ -133,9 +131,7 @@ class FeatureExtractor:
             with self._pool.decode_chunks(
                 request.path,
                 job,
-                wait_seconds=max(0.0, request.deadline - time.monotonic()),
-                deadline=request.deadline,
-                cancelled=request.cancelled,
+                requester=request.requester,
             ) as stream:
                 for chunk in stream:
                     times.decode_seconds += time.monotonic() - resumed
@@ -224,8 +220,8 @@ class _Run:
         self._is_encoding = True
         encoded = request.vocabulary.engine.encode_videos(
             videos,
-            timeout_seconds=request.deadline - queued,
-            cancelled=request.cancelled,
+            requester=request.requester,
+            timeout_seconds=request.requester.deadline - queued,
             wait_for_room=not is_first,
         )
         self._is_encoding = False

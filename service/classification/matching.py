@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from vidlex.model.types import FramePolicy
 from vidlex.service.classification.stretches import Stretch, Timeline
 from vidlex.service.errors import InvalidParameter
-from vidlex.service.labels.store.records import Label
+from vidlex.service.labels.store.indexed_label import IndexedLabel
 from vidlex.service.models.applied_calibration import AppliedCalibration, as_applied, scorer_of
 from vidlex.service.models.served_model import ModelFacts, Vocabulary
+from vidlex.service.sharing.requester import Requester
 
 MAX_SEGMENT_SCORES = 500_000  # labels times segments in one response
 # Tolerance of float32 similarities against a bound; false positives are removed by their score.
@@ -57,7 +58,7 @@ class Similarities(Protocol):
     def names(self) -> Sequence[str]: ...
 
     @property
-    def labels(self) -> Sequence[Label] | None: ...  # None for candidate labels
+    def labels(self) -> Sequence[IndexedLabel] | None: ...  # None for candidate labels
 
     @property
     def calibration(self) -> AppliedCalibration | None: ...
@@ -80,7 +81,7 @@ class Similarities(Protocol):
 @dataclass(frozen=True)
 class LabelSimilarities:
     names: Sequence[str]
-    labels: Sequence[Label] | None
+    labels: Sequence[IndexedLabel] | None
     similarity: NDArray[np.float32]  # [S, n]
     adjusted: NDArray[np.float32]  # [S, n] as calibrated
     calibration: AppliedCalibration | None
@@ -138,7 +139,7 @@ class SimilaritiesInBlocks:
         return self._first.names
 
     @property
-    def labels(self) -> Sequence[Label] | None:
+    def labels(self) -> Sequence[IndexedLabel] | None:
         return self._first.labels
 
     @property
@@ -170,7 +171,7 @@ class SimilaritiesInBlocks:
 @dataclass(slots=True)
 class ScoredLabel:
     name: str
-    label: Label | None  # None for a candidate label
+    label: IndexedLabel | None  # None for a candidate label
     score: float  # of the segments' scores, see ``combine``
     similarity: float
     threshold: float
@@ -180,16 +181,20 @@ class ScoredLabel:
 
 
 def match(
-    features: NDArray[np.float32], options: ClassifyOptions, vocabulary: Vocabulary, timeline: Timeline
+    features: NDArray[np.float32],
+    options: ClassifyOptions,
+    vocabulary: Vocabulary,
+    timeline: Timeline,
+    requester: Requester | None = None,
 ) -> tuple[Similarities, list[ScoredLabel]]:
     """Compare features [S, D] with the requested labels. Raises as ``compare`` and ``rank`` do."""
     for _ in range(_MAX_ATTEMPTS):
         try:
-            similarities = compare(features, options, vocabulary)
+            similarities = compare(features, options, vocabulary, requester)
             return similarities, rank(similarities, options, vocabulary.facts, timeline)
         except VocabularyChanged:
             continue
-    similarities = compare(features, options, vocabulary, max_held=None)
+    similarities = compare(features, options, vocabulary, requester, max_held=None)
     return similarities, rank(similarities, options, vocabulary.facts, timeline)
 
 
@@ -197,6 +202,8 @@ def compare(
     features: NDArray[np.float32],
     options: ClassifyOptions,
     vocabulary: Vocabulary,
+    requester: Requester | None = None,
+    *,
     max_held: int | None = MAX_HELD,
 ) -> Similarities:
     """Similarities of features [S, D] with the requested labels, at most ``max_held`` at a time.
@@ -204,7 +211,7 @@ def compare(
     Raises InvalidParameter for unknown label ids, VocabularyChanged, and what ``Labeler.candidates`` raises.
     """
     if options.candidate_labels is not None:
-        names, vectors = vocabulary.labeler.candidates(options.candidate_labels)
+        names, vectors = vocabulary.labeler.candidates(options.candidate_labels, requester)
         # One inner product per label and segment, as in the index, so that no result depends on the other labels.
         similarity = np.vecdot(vectors[None], features[:, None])
         calibration = as_applied(vocabulary.index.calibration)
@@ -312,7 +319,7 @@ def rank(
 
 
 class LabelNames(Sequence[str]):
-    def __init__(self, labels: Sequence[Label]) -> None:
+    def __init__(self, labels: Sequence[IndexedLabel]) -> None:
         self._labels = labels
 
     def __len__(self) -> int:

@@ -63,14 +63,14 @@ class ChunkStream:
 
     # --- on the request's thread
 
-    def wait_for_start(self, wait_seconds: float | None) -> None:
-        """Raises Overloaded if no process is free within ``wait_seconds``."""
-        until = math.inf if wait_seconds is None else time.monotonic() + wait_seconds
+    def wait_for_start(self, wait_seconds: float = math.inf) -> None:
+        """Raises Overloaded if no process is free within ``wait_seconds`` or by the deadline."""
+        until = min(self._deadline, time.monotonic() + wait_seconds)
         with self._condition:
             while self._state == "queued":
                 if time.monotonic() >= until:
                     self._is_closed = True
-                    raise Overloaded("No decoder was free in time.")
+                    raise Overloaded("No decoder was free in time.", limit="timeout")
                 self._wait(until)
 
     def __iter__(self) -> Iterator[FrameBatch]:
@@ -80,7 +80,7 @@ class ChunkStream:
         with self._condition:
             while True:
                 if time.monotonic() >= self._deadline:
-                    raise Overloaded("The video was not decoded in time.")
+                    raise Overloaded("The video was not decoded in time.", limit="timeout")
                 if self._chunk is not None:
                     chunk, self._chunk = self._chunk, None
                     self._condition.notify_all()

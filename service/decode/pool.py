@@ -3,13 +3,13 @@
 Each process belongs to one thread of the pool, which starts it, sends it one file at a time, kills it on a timeout and
 replaces it. Frames are returned in sealed shared memory, in chunks: while the request uses one, the process decodes the
 next, and then waits. Replies are untrusted and validated. The service's own process never loads a decoder.
+Clients share the processes: see `FileQueue`. Its spare processes are started once a second client has sent a file.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import queue
 import threading
 import time
 from collections.abc import Iterator
@@ -25,14 +25,30 @@ import structlog
 from vidlex.model.decode.limits import DecodeLimits
 from vidlex.model.types import DecoderName, FrameGeometry, FramePolicy
 from vidlex.service.decode.chunks import ChunkStream
-from vidlex.service.decode.process import DecodeProcess, ProcessCrashed, ProcessTimeout, StartFailed, shared_memory
+from vidlex.service.decode.file_queue import FileQueue, QueuedFile
+from vidlex.service.decode.isolation.lockdown import protect_service
+from vidlex.service.decode.isolation.report import Isolation, IsolationLevel, least
+from vidlex.service.decode.process import (
+    DecodeProcess,
+    ProcessCrashed,
+    ProcessExceeded,
+    ProcessTimeout,
+    StartFailed,
+    opened_file,
+    shared_memory,
+)
+from vidlex.service.decode.process_watch import ProcessWatch, max_threads
 from vidlex.service.decode.replies import ReplyReader
+from vidlex.service.decode.usage import default_budget_bytes
 from vidlex.service.errors import InvalidParameter, Overloaded, UndecodableVideo, VidlexError
+from vidlex.service.sharing.requester import Requester
 
 _log = structlog.get_logger("vidlex.decode")
 
 _NUM_SLOTS = 2  # chunks in shared memory: one in use, one that the process writes
 _MAX_CHUNK_BYTES = 8 * 2**20
+# The service and files of clients that have no other one in progress go before long files.
+_WORKER_NICENESS = 10
 
 
 @dataclass(frozen=True)
@@ -41,6 +57,8 @@ class PoolLimits:
     timeout_seconds: float = 60.0  # per chunk, in wall-clock time; then its process is killed
     max_chunk_frames: int = 32  # fewer of large ones
     memory_bytes: int = 2 * 2**30  # address space per process
+    total_memory_bytes: int | None = None  # of the files in all processes; None: half of the machine's or container's
+    required_isolation: IsolationLevel = "none"  # of processes that may start
     max_jobs_per_process: int = 500  # then it is replaced, in case a native library leaks
     start_timeout_seconds: float = 60.0
     decode: DecodeLimits = field(default_factory=DecodeLimits)
@@ -56,8 +74,8 @@ class DecodeJob:
     segment_ms: int | None = None  # if set, num_frames are sampled from each segment of this length
 
 
-@dataclass(frozen=True)
-class _Task:
+@dataclass(eq=False)
+class _Task(QueuedFile):
     path: Path
     job: DecodeJob
     stream: ChunkStream
@@ -68,7 +86,8 @@ class DecodePool:
     """Call ``start`` first, and ``close`` last: it lets pending calls raise Overloaded. Thread-safe.
 
     ``entry`` is the decode function, as module:function with the signature of `model.decode.decoder.decode_chunks`.
-    ``num_threads`` are threads per file; by default the cores are divided among the unfinished files.
+    ``num_threads`` are threads per file; by default the cores are divided among the clients, and a client's among its
+    unfinished files. ``num_spares`` are processes in addition to ``num_workers``.
     """
 
     def __init__(
@@ -77,6 +96,7 @@ class DecodePool:
         limits: PoolLimits | None = None,
         *,
         entry: str = "vidlex.model.decode.decoder:decode_chunks",
+        num_spares: int = 0,
         num_threads: int | None = None,
         decoder: DecoderName = "auto",
     ) -> None:
@@ -88,25 +108,33 @@ class DecodePool:
             "decoder": decoder,
             "limits": asdict(self._limits.decode),
             "memory_bytes": self._limits.memory_bytes,
+            "max_threads": max_threads(),
         }
-        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._num_workers = num_workers
+        num_slots = num_workers + num_spares
+        self._tasks = FileQueue[_Task](num_workers + self._limits.max_waiting)
         self._lock = threading.Lock()
         self._num_threads = num_threads
-        self._num_unfinished = 0
         self._num_restarts = 0
-        self._processes: list[DecodeProcess | None] = [None] * num_workers
-        self._streams: list[ChunkStream | None] = [None] * num_workers  # of the files in progress
-        # Per slot, the time of time.monotonic when its process was found missing; None while it is running.
-        self._missing_since: list[float | None] = [-math.inf] * num_workers
+        # The first ``num_workers`` slots are workers, the others spares.
+        self._processes: list[DecodeProcess | None] = [None] * num_slots
+        self._streams: list[ChunkStream | None] = [None] * num_slots  # of the files in progress
+        # Per worker, the time of time.monotonic when its process was found missing; None while it is running.
+        self._missing_since: list[float | None] = [-math.inf] * num_workers + [None] * num_spares
         self._stopping = threading.Event()
         self._initial_starts: list[Future[None]] = [Future() for _ in range(num_workers)]
         self._threads = [
             threading.Thread(target=self._run, args=(slot,), name=f"decode-{slot}", daemon=True)
-            for slot in range(num_workers)
+            for slot in range(num_slots)
         ]
+
+        budget_bytes = self._limits.total_memory_bytes or default_budget_bytes()
+        self._watch = ProcessWatch(lambda: self._processes, budget_bytes=budget_bytes)
 
     def start(self) -> None:
         """Wait until each process has loaded its decoder. Raises StartFailed."""
+        protect_service()
+        self._watch.start()
         for thread in self._threads:
             thread.start()
         try:
@@ -115,21 +143,34 @@ class DecodePool:
         except StartFailed:
             self.close()
             raise
+        if (found := self.isolation) is not None:
+            log = _log.info if found.level == "full" else _log.warning
+            log("decode_isolation", isolated=found.level, reachable=list(found.reachable), missing=list(found.missing))
+
+    @property
+    def isolation(self) -> Isolation | None:
+        """The least of the processes; None before the start."""
+        return least(process.isolation for process in self._processes if process is not None)
 
     @property
     def num_alive(self) -> int:
-        return sum(process is not None and process.is_alive for process in self._processes)
+        """Without spares."""
+        return sum(map(self._is_alive, range(self._num_workers)))
+
+    def _is_alive(self, slot: int) -> bool:
+        process = self._processes[slot]
+        return process is not None and process.is_alive
 
     @property
     def longest_outage_seconds(self) -> float:
         if not all(thread.is_alive() for thread in self._threads):
             return math.inf
-        since = [at for at in self._missing_since if at is not None]
+        since = [at for at in self._missing_since[: self._num_workers] if at is not None]
         return time.monotonic() - min(since) if since else 0.0
 
     @property
     def num_unfinished(self) -> int:
-        return self._num_unfinished
+        return self._tasks.num_unfinished
 
     @property
     def num_restarts(self) -> int:
@@ -146,49 +187,42 @@ class DecodePool:
         path: Path,
         job: DecodeJob,
         *,
-        wait_seconds: float | None = None,
-        deadline: float = math.inf,
-        cancelled: threading.Event | None = None,
+        requester: Requester | None = None,
+        wait_seconds: float = math.inf,
     ) -> Iterator[ChunkStream]:
         """The frames of one file in chunks, each valid until the next one. Blocks until a process is free.
 
-        At the end of the context, or once ``deadline`` (of time.monotonic) has passed or ``cancelled`` is set, the
-        process drops the file. Raises Overloaded then, if the queue is full, the pool is closed, or no process was free
-        within ``wait_seconds``, and UndecodableVideo, VideoTooLong, ResolutionTooLarge, UnsupportedMedia or
-        InvalidParameter for an invalid file or job.
+        At the end of the context, or once the requester's deadline has passed or it has given up, the process drops the
+        file. Raises Overloaded then, if the queue is full, the pool is closed, or no process was free within
+        ``wait_seconds``, and UndecodableVideo, VideoTooLong, ResolutionTooLarge, UnsupportedMedia or InvalidParameter
+        for an invalid file or job.
         """
         max_frames = self._limits.decode.max_frames
         if not 1 <= job.num_frames <= max_frames:
             raise InvalidParameter(f"num_frames must be between 1 and {max_frames}.")
-        task = _Task(path.absolute(), job, ChunkStream(deadline=deadline, cancelled=cancelled))
-        with self._lock:
-            if self._stopping.is_set():
-                raise Overloaded("The service is stopping.")
-            if self._num_unfinished >= len(self._threads) + self._limits.max_waiting:
-                raise Overloaded("Too many videos are waiting to be decoded.")
-            if self._threads[0].ident is None:
-                raise RuntimeError("the pool was not started")
-            self._num_unfinished += 1
-            self._tasks.put(task)  # under the lock: a task queued after close() would never be answered
+        asking = requester or Requester()
+        stream = ChunkStream(deadline=asking.deadline, cancelled=asking.cancelled)
+        task = _Task(path.absolute(), job, stream, client=asking.client)
+        if self._threads[0].ident is None:
+            raise RuntimeError("the pool was not started")
+        self._tasks.add(task)
         try:
-            task.stream.wait_for_start(wait_seconds)
-            yield task.stream
+            stream.wait_for_start(wait_seconds)
+            yield stream
         finally:
-            task.stream.close()
-            with self._lock:
-                self._num_unfinished -= 1
+            stream.close()
+            self._tasks.remove(task)
 
     def close(self) -> None:
-        with self._lock:
-            self._stopping.set()
-        for stream in self._streams:
+        self._stopping.set()
+        streams = [task.stream for task in self._tasks.close()]
+        for stream in (*streams, *self._streams):
             if stream is not None:
                 stream.end(Overloaded("The service is stopping."))
         for process in self._processes:
             if process is not None:
                 process.kill()
-        for _ in self._threads:
-            self._tasks.put(None)
+        self._watch.stop()
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
@@ -204,37 +238,42 @@ class DecodePool:
 
     def _run(self, slot: int) -> None:
         try:
-            self._start_process(slot)
+            if slot < self._num_workers:
+                self._start_process(slot)
+            else:
+                self._tasks.two_clients.wait()
             while not self._stopping.is_set():
                 self._ensure_process(slot)  # replace one that died while idle
-                process = self._processes[slot]
-                if self.num_alive and not (process is not None and process.is_alive):
+                if not self._is_alive(slot) and any(map(self._is_alive, range(len(self._threads)))):
                     continue  # leave the files to the other processes while this one cannot be started
-                try:
-                    task = self._tasks.get(timeout=1.0)
-                except queue.Empty:
-                    continue
+                task = self._tasks.take(is_spare=slot >= self._num_workers)
                 if task is None:
-                    break
+                    continue
                 self._streams[slot] = task.stream
-                if task.stream.begin():
-                    task.context.run(self._process_task, slot, task)
-                self._streams[slot] = None
+                try:
+                    if task.stream.begin():
+                        task.context.run(self._process_task, slot, task)
+                finally:
+                    self._streams[slot] = None
+                    self._tasks.finish(task)
         finally:
             process = self._processes[slot]
             if process is not None:
                 process.kill()
-            if self._stopping.is_set():
-                self._cancel_queued()
 
     def _start_process(self, slot: int) -> None:
         try:
-            self._processes[slot] = DecodeProcess(self._setup, self._limits.start_timeout_seconds)
+            self._processes[slot] = self._new_process(slot)
         except StartFailed as error:
             self._initial_starts[slot].set_exception(error)
         else:
             self._missing_since[slot] = None
             self._initial_starts[slot].set_result(None)
+
+    def _new_process(self, slot: int) -> DecodeProcess:
+        limits = self._limits
+        setup = {**self._setup, "niceness": _WORKER_NICENESS if slot < self._num_workers else 0}
+        return DecodeProcess(setup, limits.start_timeout_seconds, required_isolation=limits.required_isolation)
 
     def _ensure_process(self, slot: int) -> None:
         process = self._processes[slot]
@@ -246,10 +285,11 @@ class DecodePool:
         if process is not None:
             process.kill()
         try:
-            self._processes[slot] = DecodeProcess(self._setup, self._limits.start_timeout_seconds)
+            self._processes[slot] = self._new_process(slot)
             self._missing_since[slot] = None
-            with self._lock:
-                self._num_restarts += 1
+            if process is not None:
+                with self._lock:
+                    self._num_restarts += 1
         except StartFailed as error:
             _log.error("decode_process_start_failed", error=str(error))
             self._stopping.wait(1.0)
@@ -283,6 +323,12 @@ class DecodePool:
         except ProcessTimeout:
             _log.warning("decode_timeout", pid=process.pid, seconds=timeout_seconds)
             raise UndecodableVideo(f"Decoding the video took longer than {timeout_seconds:g} s.") from None
+        except ProcessExceeded as error:
+            if error.excess == "budget":
+                raise Overloaded("The videos take more memory than there is.", limit="decode_memory") from None
+            if error.excess == "memory":
+                raise UndecodableVideo("Decoding the video takes more memory than is allowed.") from None
+            raise UndecodableVideo("The video made the decoder fail.", internal=str(error)) from None
         except ProcessCrashed as error:
             if self._stopping.is_set():
                 raise Overloaded("The service is stopping.") from None
@@ -298,7 +344,6 @@ class DecodePool:
         max_frames = job.num_frames if is_fixed else max(job.num_frames, limits.decode.max_total_frames)
         max_chunk_frames = max(1, min(limits.max_chunk_frames, max_frames, _MAX_CHUNK_BYTES // (size * size * 3)))
         request: dict[str, Any] = {
-            "path": os.fspath(task.path),
             "image_size": size,
             "resize_mode": job.geometry.resize_mode,
             "num_frames": job.num_frames,
@@ -306,7 +351,7 @@ class DecodePool:
             "policy": job.policy,
             "start_ms": job.start_ms,
             "end_ms": job.end_ms,
-            "num_threads": self._num_threads or _threads_per_file(self._num_unfinished),
+            "num_threads": self._num_threads or self._tasks.num_threads(task),
             "max_chunk_frames": max_chunk_frames,
             "num_slots": _NUM_SLOTS,
         }
@@ -320,32 +365,24 @@ class DecodePool:
             max_frames=max_frames,
             num_frames=None if job.policy == "shots" else job.num_frames,
         )
+
+        def must_stop() -> bool:
+            self._tasks.charge(task)
+            return stream.is_over
+
         process.num_jobs += 1
         try:
-            process.send(request, descriptor)
+            with opened_file(task.path) as file:
+                process.send(request, [descriptor, file])
         finally:
             os.close(descriptor)
-        while (reply := process.receive(limits.timeout_seconds, give_up=lambda: stream.is_over)) is not None:
+        while (reply := process.receive(limits.timeout_seconds, give_up=must_stop)) is not None:
             if "timestamps_ms" not in reply:
                 reader.finish(reply)
                 stream.end()
                 return
             if not stream.offer(reader.chunk(reply)):
                 break
+            self._tasks.charge(task)
             process.send({"next": True})  # the chunk before is not in use any more
         process.drop_file()
-
-    def _cancel_queued(self) -> None:
-        while True:
-            try:
-                task = self._tasks.get_nowait()
-            except queue.Empty:
-                return
-            if task is None:  # the stop signal of another thread
-                self._tasks.put(None)
-                return
-            task.stream.end(Overloaded("The service is stopping."))
-
-
-def _threads_per_file(num_files: int) -> int:
-    return max(1, (os.cpu_count() or 1) // max(1, num_files))

@@ -32,6 +32,9 @@ STALE_SECONDS = 10.0
 STUCK_SECONDS = 180.0  # longer than any batch takes on a usable device
 # Target duration of a batch of labels: a few with a language model on a CPU, hundreds on a GPU.
 LABEL_BATCH_SECONDS = 1.0
+# Target duration of a batch of videos while several clients wait: a client's video is not to wait for the frames of
+# another one that would share its batch. More than any batch takes on a GPU.
+SHARED_BATCH_SECONDS = 0.25
 _INITIAL_LABEL_BATCH = 4
 _MAX_DETAIL_CHARS = 200
 
@@ -59,6 +62,7 @@ class DeviceWorker:
         self._on_batch = on_batch
         self._batch = Batch()
         self._label_batch_size = min(_INITIAL_LABEL_BATCH, scheduler.limits.max_batch_labels)
+        self._shared_batch_frames = scheduler.limits.max_batch_frames
         self._is_healthy = False
         self._succeeded_at = 0.0
         self._failure_logged = False
@@ -113,7 +117,7 @@ class DeviceWorker:
                         return
                     self._busy_since = time.monotonic()
                     if self._may_serve():
-                        self._batch = self._scheduler.next_batch(self._label_batch_size)
+                        self._batch = self._scheduler.next_batch(self._label_batch_size, self._shared_batch_frames)
                 if self._batch.labels:
                     self._process_labels(self._batch.labels)
                 elif self._batch.videos:
@@ -152,8 +156,10 @@ class DeviceWorker:
             return
         self._is_healthy, self._succeeded_at = True, time.monotonic()
         encode_seconds = self._succeeded_at - started
+        num_frames = sum(len(item.frames) for item in videos)
+        self._shared_batch_frames = max(1, int(SHARED_BATCH_SECONDS * num_frames / max(1e-6, encode_seconds)))
         if self._on_batch is not None:
-            self._on_batch(len(videos), sum(len(item.frames) for item in videos))
+            self._on_batch(len(videos), num_frames)
         for item, vector in zip(videos, vectors, strict=True):
             if np.isfinite(vector).all():
                 set_result(item.future, EncodedVideo(vector.copy(), started - item.queued_at, encode_seconds))

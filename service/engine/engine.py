@@ -7,11 +7,10 @@ each other: a video is encoded once per request and each label has its own produ
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from typing import TypeVar
+from concurrent.futures import CancelledError, Future
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +21,13 @@ from vidlex.service.engine.label_queue import DescribeResult, LabelItem, LabelRe
 from vidlex.service.engine.scheduler import EngineLimits, Scheduler
 from vidlex.service.engine.video_queue import EncodedVideo, VideoItem
 from vidlex.service.errors import EncodeFailed, Overloaded
+from vidlex.service.sharing.requester import Requester
 
 ValueT = TypeVar("ValueT")
 
-# For a batch that is running at the deadline; the scheduler itself drops queued items past it.
+# For a batch that is running at the deadline; what is still queued then is dropped.
 _WAIT_MARGIN_SECONDS = 30.0
+_POLL_SECONDS = 0.1  # of the requester's ``cancelled``, an event of another thread
 
 
 class Engine:
@@ -103,66 +104,92 @@ class Engine:
             self.scheduler.condition.notify_all()
 
     def encode_video(
-        self,
-        frames: NDArray[np.uint8],
-        *,
-        timeout_seconds: float = 60.0,
-        cancelled: threading.Event | None = None,
+        self, frames: NDArray[np.uint8], *, requester: Requester | None = None, timeout_seconds: float = 60.0
     ) -> EncodedVideo:
-        return self.encode_videos([frames], timeout_seconds=timeout_seconds, cancelled=cancelled)[0]
+        return self.encode_videos([frames], requester=requester, timeout_seconds=timeout_seconds)[0]
 
     def encode_videos(
         self,
         videos: Sequence[NDArray[np.uint8]],
         *,
+        requester: Requester | None = None,
         timeout_seconds: float = 60.0,
-        cancelled: threading.Event | None = None,
         wait_for_room: bool = False,
     ) -> list[EncodedVideo]:
         """Encode the videos [T, H, W, 3] uint8 RGB of one request, queued all or none. Blocks.
 
-        Raises Overloaded (queue full, cancelled, or not taken before the timeout) or EncodeFailed. Queued videos whose
-        ``cancelled`` is set are dropped. With ``wait_for_room`` a full queue is waited for: to refuse the second hour
-        of a video whose first one is encoded would only make the client send it again.
+        Raises Overloaded (queue full, cancelled, or not taken before the timeout or the requester's deadline),
+        ShareExceeded or EncodeFailed. What is still queued when the request is cancelled is dropped. With
+        ``wait_for_room`` a full queue is waited for: to refuse the second hour of a video whose first one is encoded
+        would only make the client send it again.
         """
         now = time.monotonic()
-        deadline = now + timeout_seconds
-        event = cancelled or threading.Event()
-        items = [VideoItem(frames, deadline, event, now) for frames in videos]
+        asking = (requester or Requester()).by(now + timeout_seconds)
+        items = [VideoItem(frames, asking, now) for frames in videos]
         self._check_alive()
-        self.scheduler.add_videos(items, wait_seconds=timeout_seconds if wait_for_room else 0.0)
-        return [self._wait(item.future, deadline) for item in items]
+        self.scheduler.add_videos(items, wait_for_room=wait_for_room)
+        try:
+            return [self._wait(item, item.future) for item in items]
+        except Overloaded:
+            self.scheduler.withdraw(items)
+            raise
 
-    def encode_labels(self, names: Sequence[str], *, timeout_seconds: float = 300.0) -> list[LabelResult]:
+    def encode_labels(
+        self,
+        names: Sequence[str],
+        *,
+        requester: Requester | None = None,
+        timeout_seconds: float = 300.0,
+        on_abandoned: Callable[[list[LabelResult | None]], None] = lambda results: None,
+    ) -> list[LabelResult]:
         """One result per name, in order. Blocks.
 
-        Raises Overloaded (queue full, or not done before the timeout) or EncodeFailed (the engine has stopped).
+        Raises Overloaded (queue full, cancelled, or not done before the timeout or the requester's deadline),
+        ShareExceeded or EncodeFailed (the engine has stopped). The names still queued are dropped then;
+        ``on_abandoned`` receives the results of those that are done, in order, and None for the others.
         """
-        return self._process_labels(LabelItem[LabelResult](list(names), time.monotonic() + timeout_seconds, "encode"))
+        asking = (requester or Requester()).by(time.monotonic() + timeout_seconds)
+        item = LabelItem[LabelResult](list(names), asking, "encode")
+        try:
+            return self._process_labels(item)
+        except Overloaded:
+            if item.num_done:
+                on_abandoned(list(item.results))
+            raise
 
-    def describe_labels(self, names: Sequence[str], *, timeout_seconds: float = 300.0) -> list[DescribeResult]:
-        return self._process_labels(
-            LabelItem[DescribeResult](list(names), time.monotonic() + timeout_seconds, "describe")
-        )
+    def describe_labels(
+        self, names: Sequence[str], *, requester: Requester | None = None, timeout_seconds: float = 300.0
+    ) -> list[DescribeResult]:
+        """As ``encode_labels``."""
+        asking = (requester or Requester()).by(time.monotonic() + timeout_seconds)
+        return self._process_labels(LabelItem[DescribeResult](list(names), asking, "describe"))
 
     def _process_labels(self, item: LabelItem[ResultT]) -> list[ResultT]:
         if not item.names:
             return []
+        item.requester.check()
         self._check_alive()
         self.scheduler.add_labels(item)
-        return self._wait(item.future, item.deadline)
+        try:
+            return self._wait(item, item.future)
+        except Overloaded:
+            self.scheduler.withdraw([item])
+            raise
 
     def _check_alive(self) -> None:
         if not self.is_alive:
             raise EncodeFailed("The encoder is not running")
 
     @staticmethod
-    def _wait(future: Future[ValueT], deadline: float) -> ValueT:
-        try:
-            return future.result(timeout=max(0.0, deadline - time.monotonic()) + _WAIT_MARGIN_SECONDS)
-        except TimeoutError:
-            future.cancel()
-            raise Overloaded("The encoder did not answer in time") from None
+    def _wait(item: VideoItem | LabelItem[Any], future: Future[ValueT]) -> ValueT:
+        while True:
+            try:
+                return future.result(timeout=_POLL_SECONDS)
+            except (TimeoutError, CancelledError):
+                item.requester.check()
+                late_seconds = time.monotonic() - item.requester.deadline
+                if late_seconds > (_WAIT_MARGIN_SECONDS if item.is_in_batch else 0.0):
+                    raise Overloaded("The encoder did not answer in time", limit="timeout") from None
 
 
 def _check_equal(classifiers: Sequence[Classifier]) -> None:

@@ -1,14 +1,14 @@
 """The queues in front of the devices: videos, bounded in frames, and label names, bounded in names.
 
 Batches alternate between the two, so that many labels do not delay a video and vice versa. A batch holds what is
-queued when a device becomes free.
+queued when a device becomes free. Clients share each queue, and the batches, by frames and by names.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections import deque
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
@@ -16,15 +16,19 @@ from typing import Any, TypeVar
 
 from vidlex.service.engine.label_queue import DescribeResult, LabelItem, LabelResult, LabelSlice, take_labels
 from vidlex.service.engine.video_queue import VideoItem, take_videos
-from vidlex.service.errors import EncodeFailed, Overloaded, VidlexError
+from vidlex.service.errors import EncodeFailed, Overloaded, ShareExceeded, VidlexError
+from vidlex.service.sharing.fair_queue import FairQueue
+from vidlex.service.sharing.shares import Shares
 
 ValueT = TypeVar("ValueT")
+
+_POLL_SECONDS = 0.1  # of the requester's ``cancelled``, an event of another thread
 
 
 @dataclass(frozen=True)
 class EngineLimits:
     max_queued_frames: int = 4096
-    max_queued_labels: int = 4096
+    max_queued_labels: int = 8192
     max_batch_frames: int = 128
     max_batch_labels: int = 32  # upper bound; workers use smaller batches where labels are slow
 
@@ -44,46 +48,73 @@ class Scheduler:
         self.limits = limits
         self.condition = threading.Condition()
         self.is_closed = False
-        self.queued_frames = 0
-        self.queued_labels = 0  # names not done yet, including those in a batch
-        self._videos: deque[VideoItem] = deque()
-        self._labels: deque[LabelItem[Any]] = deque()
+        self._videos: FairQueue[VideoItem] = FairQueue()
+        self._labels: FairQueue[LabelItem[Any]] = FairQueue()
+        self._frame_places = Shares(
+            limits.max_queued_frames, "queued_frames", "frames waiting to be encoded", fits_any=True
+        )
+        # Of names not done yet, including those in a batch.
+        self._name_places = Shares(
+            limits.max_queued_labels, "queued_labels", "labels waiting to be encoded", fits_any=True
+        )
         self._labels_next = False
         self._num_waiting = 0  # threads that wait for room
 
-    def add_videos(self, items: Sequence[VideoItem], *, wait_seconds: float = 0.0) -> None:
-        """Add all or none, as soon as there is room. Raises Overloaded if there is none within ``wait_seconds``, or
-        EncodeFailed if closed; so does ``add_labels``.
+    @property
+    def queued_frames(self) -> int:
+        return self._frame_places.num_held
+
+    @property
+    def queued_labels(self) -> int:
+        return self._name_places.num_held
+
+    def add_videos(self, items: Sequence[VideoItem], *, wait_for_room: bool = False) -> None:
+        """Add the videos of one request, all or none.
+
+        Waits, until the requester's deadline, while its client holds its share of the frames; with ``wait_for_room``
+        also while others do. Raises Overloaded or ShareExceeded, or EncodeFailed if closed; so does ``add_labels``,
+        which waits for nothing.
         """
-        num_frames = sum(len(item.frames) for item in items)
+        requester = items[0].requester
+        num_frames = sum(item.num_frames for item in items)
 
-        def has_room() -> bool:
-            # A single request larger than the bound is admitted when the queue is empty.
-            return not self.queued_frames or self.queued_frames + num_frames <= self.limits.max_queued_frames
-
-        def is_cancelled() -> bool:
-            return any(item.cancelled.is_set() for item in items)
+        def must_wait() -> bool:
+            refusal = self._frame_places.refusal(requester.client, num_frames)
+            may_wait = not (self.is_closed or requester.cancelled.is_set())
+            return may_wait and (isinstance(refusal, ShareExceeded) or (wait_for_room and refusal is not None))
 
         with self.condition:
-            if wait_seconds > 0 and not has_room():
-                self._num_waiting += 1
-                self.condition.wait_for(lambda: self.is_closed or is_cancelled() or has_room(), wait_seconds)
+            self._num_waiting += 1
+            try:
+                while must_wait() and (seconds := requester.deadline - time.monotonic()) > 0:
+                    self.condition.wait(min(seconds, _POLL_SECONDS))
+            finally:
                 self._num_waiting -= 1
             self._check_open()
-            if not has_room():
-                raise Overloaded("Too many videos are waiting to be encoded")
-            self.queued_frames += num_frames
-            self._videos.extend(items)
+            requester.check()
+            self._frame_places.take(requester.client, num_frames)
+            for item in items:
+                self._videos.push(requester.client, item)
             self.condition.notify_all()  # a single notified worker could be one whose device fails
 
     def add_labels(self, item: LabelItem[Any]) -> None:
         with self.condition:
             self._check_open()
-            if self.queued_labels and self.queued_labels + len(item.names) > self.limits.max_queued_labels:
-                raise Overloaded("Too many labels are waiting to be encoded")
-            self.queued_labels += len(item.names)
-            self._labels.append(item)
+            self._name_places.take(item.requester.client, len(item.names))
+            self._labels.push(item.requester.client, item)
             self.condition.notify_all()
+
+    def withdraw(self, items: Sequence[VideoItem | LabelItem[Any]]) -> None:
+        """Drop what is still queued of a request that was given up."""
+        with self.condition:
+            for item in items:
+                item.future.cancel()
+                client = item.requester.client
+                if isinstance(item, LabelItem):
+                    if self._labels.remove(client, item):
+                        self._release_names(item)
+                elif self._videos.remove(client, item):
+                    self._release_frames([item])
 
     def _check_open(self) -> None:
         if self.is_closed:
@@ -93,23 +124,34 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self._videos or self._labels)
 
-    def next_batch(self, max_labels: int) -> Batch:
-        """The caller holds ``condition``."""
+    def next_batch(self, max_labels: int, max_shared_frames: int) -> Batch:
+        """``max_shared_frames`` while videos of several clients are queued. The caller holds ``condition``."""
         use_labels = bool(self._labels) and (self._labels_next or not self._videos)
         self._labels_next = not use_labels
         if use_labels:
-            slices, expired = take_labels(self._labels, max_labels)
-            for item in expired:
-                self.queued_labels -= len(item.names) - item.num_taken
-                set_exception(item.future, Overloaded("The labels waited too long for the encoder"))
+            slices, over = take_labels(self._labels, max_labels)
+            for item in over:
+                self._release_names(item)
+                set_exception(item.future, Overloaded("The labels waited too long for the encoder", limit="timeout"))
             return Batch(labels=slices)
-        videos, dropped, num_removed = take_videos(self._videos, self.limits.max_batch_frames)
-        self.queued_frames -= num_removed
-        if self._num_waiting:
-            self.condition.notify_all()
+        max_frames = self.limits.max_batch_frames
+        if self._videos.num_clients > 1:
+            max_frames = min(max_frames, max_shared_frames)
+        videos, dropped = take_videos(self._videos, max_frames)
+        self._release_frames([*videos, *(video for video, _ in dropped)])
         for video, error in dropped:
             set_exception(video.future, error)
         return Batch(videos=videos)
+
+    def _release_names(self, item: LabelItem[Any]) -> None:
+        """Those not taken: a worker still has the others."""
+        self._name_places.give_back(item.requester.client, len(item.names) - item.num_taken)
+
+    def _release_frames(self, items: Sequence[VideoItem]) -> None:
+        for item in items:
+            self._frame_places.give_back(item.requester.client, item.num_frames)
+        if items and self._num_waiting:
+            self.condition.notify_all()
 
     def finish_labels(
         self, slices: Sequence[LabelSlice], results: Sequence[LabelResult] | Sequence[DescribeResult]
@@ -120,7 +162,7 @@ class Scheduler:
                 item, num_names = part.item, len(part.names)
                 item.results[part.start : part.start + num_names] = results[first : first + num_names]
                 item.num_done += num_names
-                self.queued_labels -= num_names
+                self._name_places.give_back(item.requester.client, num_names)
                 first += num_names
         for part in slices:
             if part.item.num_done == len(part.item.names):
@@ -128,17 +170,19 @@ class Scheduler:
 
     def fail_batch(self, batch: Batch, detail: str) -> None:
         with self.condition:
-            self.queued_labels -= sum(len(part.names) for part in batch.labels)
+            for part in batch.labels:
+                self._name_places.give_back(part.item.requester.client, len(part.names))
         self._fail([item.future for item in batch.videos] + [part.item.future for part in batch.labels], detail)
 
     def close(self, detail: str) -> None:
         with self.condition:
             self.is_closed = True
-            futures = [item.future for item in self._videos] + [item.future for item in self._labels]
-            self.queued_frames = 0
-            self.queued_labels -= sum(len(item.names) - item.num_taken for item in self._labels)
-            self._videos.clear()
-            self._labels.clear()
+            videos, labels = self._videos.clear(), self._labels.clear()
+            self._release_frames(videos)
+            for item in labels:
+                self._release_names(item)
+            futures: list[Future[Any]] = [video.future for video in videos]
+            futures += [item.future for item in labels]
             self.condition.notify_all()
         self._fail(futures, detail)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import deque
 from concurrent.futures import Future
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
@@ -13,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidlex.service.errors import Overloaded
+from vidlex.service.sharing.fair_queue import FairQueue
+from vidlex.service.sharing.requester import Requester
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,37 +25,45 @@ class EncodedVideo:
 @dataclass(eq=False)
 class VideoItem:
     frames: NDArray[np.uint8]  # [T, H, W, 3]
-    deadline: float  # of time.monotonic
-    cancelled: threading.Event
+    requester: Requester
     queued_at: float
     future: Future[EncodedVideo] = field(default_factory=Future)
     context: Context = field(default_factory=copy_context)  # of the request, so that log lines about it carry its id
 
+    @property
+    def is_in_batch(self) -> bool:
+        return self.future.running()
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.frames)
+
 
 def take_videos(
-    queue: deque[VideoItem], max_frames: int
-) -> tuple[list[VideoItem], list[tuple[VideoItem, Overloaded]], int]:
-    """Return (batch, dropped, num_frames removed from the queue).
+    queue: FairQueue[VideoItem], max_frames: int
+) -> tuple[list[VideoItem], list[tuple[VideoItem, Overloaded]]]:
+    """Return (batch, dropped).
 
-    The batch holds the oldest valid videos: at most ``max_frames``, unless a single one is longer. Expired and
-    cancelled videos are dropped with their error.
+    The batch holds the valid videos of the least served clients: at most ``max_frames``, unless a single one is longer.
+    Expired and cancelled videos are dropped with their error.
     """
     batch: list[VideoItem] = []
     dropped: list[tuple[VideoItem, Overloaded]] = []
-    num_removed = num_frames = 0
+    num_frames = 0
     now = time.monotonic()
-    while queue:
-        item = queue[0]
-        size = len(item.frames)
-        if batch and num_frames + size > max_frames:
-            break
-        queue.popleft()
-        num_removed += size
-        if item.cancelled.is_set():
+
+    def fits(client: str, item: VideoItem) -> bool:
+        return not batch or num_frames + item.num_frames <= max_frames
+
+    while (item := queue.take(fits)) is not None:
+        if item.requester.cancelled.is_set():
             dropped.append((item, Overloaded("The request was cancelled")))
-        elif now > item.deadline:
-            dropped.append((item, Overloaded("The video waited too long for the encoder")))
+        elif now > item.requester.deadline:
+            dropped.append((item, Overloaded("The video waited too long for the encoder", limit="timeout")))
         elif item.future.set_running_or_notify_cancel():
             batch.append(item)
-            num_frames += size
-    return batch, dropped, num_removed
+            num_frames += item.num_frames
+            queue.charge(item.requester.client, item.num_frames)
+        else:
+            dropped.append((item, Overloaded("The request was cancelled")))
+    return batch, dropped

@@ -1,8 +1,11 @@
 """Bounds the classify requests at work, and gives a refused client the time of its next try.
 
+A client holds at most as many places as are free: half of them if it is alone. So there is room for others.
+
 A 429 carries a slot in ``Retry-After``; slots are handed out at half the rate at which requests finish. A client that
 returns in its slot may use every place; while slots are outstanding, other clients may use half of the places. A slot
-is used once, expires ``_EXPIRY_SECONDS`` after its time, and a client holds at most ``_MAX_CLIENT_SLOTS`` of them.
+is used once, expires ``_EXPIRY_SECONDS`` after its time, and a client holds at most ``_MAX_CLIENT_SLOTS`` of them. A
+client that was refused because it holds its share gets a time too, for which no place is kept free.
 
 A client is identified by its API key, or by its address if it has none.
 """
@@ -12,14 +15,15 @@ from __future__ import annotations
 import bisect
 import math
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
 
-from vidlex.service.errors import DeadlineExceeded, Overloaded
+from vidlex.service.errors import DeadlineExceeded, Overloaded, ShareExceeded
 
+LIMIT = "requests"  # of a refusal
 MAX_RETRY_SECONDS = 300  # the longest Retry-After, which reserves no slot
 # Slots per finished request. At 0.8, slots in whole seconds bring clients back in crowds larger than the free places
 # (measured: 65 % of the returning clients admitted, 100 % at 0.5).
@@ -36,6 +40,7 @@ _ASSUMED_SECONDS = 0.5  # until requests have been measured
 class _Slot:
     client: str
     at: float
+    keeps_place: bool
 
 
 class Entry:
@@ -59,8 +64,8 @@ class Admission:
         self._num_workers = num_workers
         self._clock = clock
         self._lock = threading.Lock()
-        self._num_working = 0
-        self._num_uploading = 0
+        self._working: Counter[str] = Counter()  # requests by client
+        self._uploading: Counter[str] = Counter()
         # Of the last requests.
         self._worker_seconds = deque([_ASSUMED_SECONDS] * _NUM_DURATIONS, maxlen=_NUM_DURATIONS)
         self._last_finish: float | None = None  # of a request, while all workers were busy
@@ -70,7 +75,7 @@ class Admission:
     @property
     def num_working(self) -> int:
         """Requests whose video has been received and that are not yet answered."""
-        return self._num_working
+        return self._working.total()
 
     @property
     def num_slots(self) -> int:
@@ -78,10 +83,10 @@ class Admission:
 
     @contextmanager
     def enter(self, client: str) -> Iterator[Entry]:
-        """Around the whole request: raises Overloaded before the upload, which saves its bytes."""
+        """Around the whole request: raises Overloaded or ShareExceeded before the upload, which saves its bytes."""
         with self._lock:
             self._check(client)
-            self._num_uploading += 1
+            self._uploading[client] += 1
         entry = Entry(self, client)
         try:
             yield entry
@@ -93,24 +98,31 @@ class Admission:
     def work(self, entry: Entry) -> Iterator[None]:
         with self._lock:
             self._end_upload(entry)
-            if self._num_working >= self._max_requests:
+            if self.num_working >= self._max_requests:
                 raise self._refusal(entry.client)
-            self._num_working += 1
+            self._working[entry.client] += 1
         started = self._clock()
         try:
             yield
         finally:
             with self._lock:
                 self._measure(started)
-                self._num_working -= 1
+                _count_down(self._working, entry.client)
 
     def seconds_until_done(self, num_requests: int) -> float:
         durations = tuple(self._worker_seconds)
         return num_requests * sum(durations) / len(durations) / self._num_workers
 
-    def check_deadline(self, seconds: float) -> None:
-        """Raises DeadlineExceeded if the requests at work leave no time for another one."""
-        if self._num_working and seconds < self.seconds_until_done(self._num_working + 1):
+    def check_deadline(self, client: str, seconds: float) -> None:
+        """Raises DeadlineExceeded if the requests before another one of this client leave no time for it.
+
+        Clients are served in turn, so that of each other client as many come first as this one has.
+        """
+        with self._lock:
+            own = self._working[client]
+            num_others = len(self._working) - (own > 0)
+            num_before = min(self.num_working, own + (own + 1) * num_others)
+        if num_before >= self._num_workers and seconds < self.seconds_until_done(num_before + 1):
             raise DeadlineExceeded("With the requests already waiting, the answer would miss the deadline")
 
     # --- the lock is held
@@ -118,11 +130,15 @@ class Admission:
     def _check(self, client: str) -> None:
         now = self._clock()
         del self._slots[: bisect.bisect_left(self._slots, now - _EXPIRY_SECONDS, key=_time)]
-        num_reserved = 0 if self._use_slot(client, now) else min(len(self._slots), self._max_requests // 2)
+        num_slots = sum(slot.keeps_place for slot in self._slots)
+        num_reserved = 0 if self._use_slot(client, now) else min(num_slots, self._max_requests // 2)
         # Slow uploads take at most half of the places away from others.
-        num_taken = self._num_working + min(self._num_uploading, self._max_requests // 2)
+        num_taken = self.num_working + min(self._uploading.total(), self._max_requests // 2)
         if num_taken + num_reserved >= self._max_requests:
             raise self._refusal(client)
+        own = self._working[client] + self._uploading[client]
+        if own and own + 1 > self._max_requests - num_taken:
+            raise self._share_exceeded(client)
 
     def _use_slot(self, client: str, now: float) -> bool:
         for i, slot in enumerate(self._slots):
@@ -134,11 +150,16 @@ class Admission:
         return False
 
     def _refusal(self, client: str) -> Overloaded:
-        error = Overloaded("Too many videos are waiting")
-        error.retry_after_seconds = self._reserve(client)
+        error = Overloaded("Too many videos are waiting", limit=LIMIT)
+        error.retry_after_seconds = self._reserve(client, keeps_place=True)
         return error
 
-    def _reserve(self, client: str) -> int:
+    def _share_exceeded(self, client: str) -> ShareExceeded:
+        error = ShareExceeded("Too many videos of this client are waiting", limit=LIMIT)
+        error.retry_after_seconds = self._reserve(client, keeps_place=False)
+        return error
+
+    def _reserve(self, client: str, *, keeps_place: bool) -> int:
         """Seconds until the client's slot. A client that holds enough slots gets the time of its last one."""
         now = self._clock()
         own = [slot for slot in self._slots if slot.client == client]
@@ -149,13 +170,13 @@ class Admission:
         if seconds > MAX_RETRY_SECONDS or len(self._slots) >= _MAX_SLOTS:
             return MAX_RETRY_SECONDS
         self._next_slot = at
-        bisect.insort(self._slots, _Slot(client, now + seconds), key=_time)
+        bisect.insort(self._slots, _Slot(client, now + seconds, keeps_place), key=_time)
         return seconds
 
     def _measure(self, started: float) -> None:
         """With all workers busy, measures the time since the previous request finished."""
         now = self._clock()
-        if self._num_working <= self._num_workers:
+        if self.num_working <= self._num_workers:
             self._worker_seconds.append(now - started)
             self._last_finish = None
             return
@@ -166,8 +187,14 @@ class Admission:
     def _end_upload(self, entry: Entry) -> None:
         if entry.is_uploading:
             entry.is_uploading = False
-            self._num_uploading -= 1
+            _count_down(self._uploading, entry.client)
 
 
 def _time(slot: _Slot) -> float:
     return slot.at
+
+
+def _count_down(counts: Counter[str], client: str) -> None:
+    counts[client] -= 1
+    if counts[client] <= 0:
+        del counts[client]

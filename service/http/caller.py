@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import Request
 
 from vidlex.service.access.api_keys import Principal
+from vidlex.service.http.addresses import client_group
 
 
 def principal_of(request: Request) -> Principal | None:
@@ -20,11 +21,11 @@ def bound_namespace_of(request: Request) -> str | None:
 
 
 def client_of(request: Request) -> str:
-    """The id of the request's API key, else the client's address, else ""."""
+    """The id of the request's API key, else the ``client_group`` of the client's address, else ""."""
     principal = principal_of(request)
     if principal is not None:
         return principal.key_id
-    return request.client.host if request.client else ""
+    return client_group(request.client.host) if request.client else ""
 
 
 def quota_of(request: Request) -> int | None:

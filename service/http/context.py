@@ -14,7 +14,9 @@ from vidlex.service.bounds import NAMESPACE_RULE
 from vidlex.service.classification.classifier import VideoClassifier
 from vidlex.service.errors import Forbidden, InvalidParameter, ModelLoading, Overloaded
 from vidlex.service.http.admission import Admission
-from vidlex.service.http.caller import bound_namespace_of
+from vidlex.service.http.caller import bound_namespace_of, client_of
+from vidlex.service.http.disconnect import ClientLeft, watch_connection
+from vidlex.service.http.fair_threads import FairThreads
 from vidlex.service.http.openapi.headers import NAMESPACE_HEADER
 from vidlex.service.http.uploads import Spool
 from vidlex.service.labels.store.redis_keys import is_namespace
@@ -24,11 +26,17 @@ from vidlex.service.models.recent_videos import RecentVideos
 from vidlex.service.models.registry import ModelRegistry
 from vidlex.service.models.served_model import Vocabulary
 from vidlex.service.schemas.health import ReadyView
+from vidlex.service.sharing.requester import Requester
 
 ResultT = TypeVar("ResultT")
 
-_MAX_LABEL_REQUESTS = 32
-_MAX_QUEUED_LABEL_REQUESTS = 256
+# One client can use half of each.
+_MAX_LABEL_REQUESTS = 64
+_MAX_QUEUED_LABEL_REQUESTS = 512
+
+
+def _label_threads() -> FairThreads:
+    return FairThreads(_MAX_LABEL_REQUESTS, _MAX_QUEUED_LABEL_REQUESTS, "label_requests", "label requests are queued")
 
 
 @dataclass(frozen=True)
@@ -52,18 +60,30 @@ class Context:
     parts: Parts | None = None  # None while the service is starting or stopping
     # Separate limiters: label requests cannot block videos, nor the reverse.
     video_threads: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(1024))
-    label_threads: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_MAX_LABEL_REQUESTS))
+    label_threads: FairThreads = field(default_factory=_label_threads)
 
     def require_parts(self) -> Parts:
         if self.parts is None:
             raise ModelLoading("The service is not ready; see /readyz")
         return self.parts
 
-    async def in_label_thread(self, work: Callable[[], ResultT]) -> ResultT:
-        """Raises Overloaded."""
-        if self.label_threads.statistics().tasks_waiting >= _MAX_QUEUED_LABEL_REQUESTS:
-            raise Overloaded("Too many label requests are queued")
-        return await anyio.to_thread.run_sync(work, limiter=self.label_threads)
+    async def in_label_thread(self, request: Request, work: Callable[[], ResultT]) -> ResultT:
+        """Raises Overloaded or ShareExceeded."""
+        return await self.label_threads.run(client_of(request), work)
+
+    async def while_connected(self, request: Request, work: Callable[[Requester], ResultT]) -> ResultT:
+        """As ``in_label_thread``, for work that should end if the client leaves; raises ClientLeft then.
+
+        The body must have been read.
+        """
+        async with watch_connection(request) as connection:
+            requester = Requester(client_of(request), cancelled=connection.has_left)
+            try:
+                return await self.label_threads.run(requester.client, lambda: work(requester), connection.waiting)
+            except Overloaded:
+                if connection.has_left.is_set():
+                    raise ClientLeft from None
+                raise
 
 
 def context_of(request: Request) -> Context:
@@ -87,7 +107,8 @@ def namespace_of(request: Request) -> str:
         )
     if bound is not None and requested not in (None, bound):
         raise Forbidden(f"This API key is bound to the namespace {bound}")
-    return bound or requested or context_of(request).namespace
+    request.state.namespace = bound or requested or context_of(request).namespace  # for the logs
+    return str(request.state.namespace)
 
 
 async def vocabulary_of(request: Request) -> AsyncIterator[Vocabulary]:
@@ -98,9 +119,10 @@ async def vocabulary_of(request: Request) -> AsyncIterator[Vocabulary]:
     context = context_of(request)
     models = context.require_parts().models
     namespace = namespace_of(request)
-    vocabulary = models.served.try_acquire(namespace)
+    client = client_of(request)
+    vocabulary = models.served.try_acquire(namespace, client)
     if vocabulary is None:
-        vocabulary = await context.in_label_thread(lambda: models.acquire(namespace))
+        vocabulary = await context.in_label_thread(request, lambda: models.acquire(namespace, client))
     try:
         yield vocabulary
     finally:

@@ -19,7 +19,7 @@ from vidlex.model.scoring import Calibration as Platt
 from vidlex.model.scoring import Scorer
 from vidlex.service.errors import InvalidParameter, ModelConflict, VidlexError
 from vidlex.service.labels.store.calibrations import Calibration, CalibrationSource
-from vidlex.service.labels.store.records import Label
+from vidlex.service.labels.store.indexed_label import IndexedLabel
 from vidlex.service.models.applied_calibration import AppliedCalibration, as_applied
 from vidlex.service.models.served_model import ModelFacts, Vocabulary
 
@@ -33,7 +33,7 @@ _HUB_SCORE = 0.5
 class LabelEffect:
     """Shares of the domain's videos that match, if a label's similarities are normally distributed."""
 
-    label: Label
+    label: IndexedLabel
     mean: float  # of the similarity
     std: float
     share_before: float

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vidlex.service.labels.store.records import Label
+from vidlex.service.labels.store.indexed_label import IndexedLabel
 from vidlex.service.models.applied_calibration import as_applied, scorer_of
 from vidlex.service.models.recent_videos import Frames
 from vidlex.service.models.served_model import ModelFacts, Vocabulary
@@ -19,7 +19,7 @@ from vidlex.service.models.served_model import ModelFacts, Vocabulary
 class LabelShift:
     """Means are over the videos; a rank of 0 is the highest."""
 
-    label: Label
+    label: IndexedLabel
     mean_score_old: float
     mean_score_new: float
     mean_score_shift: float
@@ -41,7 +41,7 @@ class ModelDiff:
 
 @dataclass(frozen=True, eq=False)
 class _Scores:
-    labels: Sequence[Label]
+    labels: Sequence[IndexedLabel]
     scores: NDArray[np.float64]  # [B, n]
     adjusted: NDArray[np.float64]  # [B, n] similarities, as calibrated
     resized: bool

@@ -17,11 +17,13 @@ from functools import partial
 import redis
 import structlog
 
+from vidlex.service import audit
 from vidlex.service.errors import ModelConflict, NotFound, StoreUnavailable, VidlexError
+from vidlex.service.labels.store.indexed_label import IndexedLabel
 from vidlex.service.labels.store.model_pointer import ModelName, ModelPointer, ModelPointerStore
 from vidlex.service.labels.store.namespaces import count_labels, count_vectors, list_namespaces
-from vidlex.service.labels.store.records import Label
 from vidlex.service.models.served_model import ModelClosed, ServedModel, Vocabulary
+from vidlex.service.sharing.requester import BACKGROUND
 
 _log = structlog.get_logger("vidlex.models")
 
@@ -85,11 +87,11 @@ class ModelRegistry:
     def served(self) -> ServedModel:
         return self._served
 
-    def acquire(self, namespace: str) -> Vocabulary:
+    def acquire(self, namespace: str, client: str = BACKGROUND) -> Vocabulary:
         while True:
             model = self._served
             try:
-                return model.acquire(namespace)
+                return model.acquire(namespace, client)
             except ModelClosed:  # another model may have been activated in the meantime
                 if model is self._served:
                     raise
@@ -117,6 +119,7 @@ class ModelRegistry:
             if self._loading is not None or pointer.prepared is not None:
                 raise ModelConflict("Another model is being prepared; activate or drop it first")
             self._submit_load(spec, self._finish_prepare)
+        audit.record("model.prepare", spec)
 
     def activate(self) -> ModelName:
         stored, pointer = self._pointer()
@@ -126,6 +129,7 @@ class ModelRegistry:
         if num_missing:
             raise ModelConflict(f"{num_missing} labels are not encoded by it yet", num_missing=num_missing)
         self._set_pointer(stored, replace(pointer, served=pointer.prepared, previous=pointer.served, prepared=None))
+        _record("model.activate", pointer.served, pointer.prepared)
         return pointer.prepared
 
     def rollback(self) -> ModelName:
@@ -134,6 +138,7 @@ class ModelRegistry:
             raise ModelConflict("There is no previous model")
         self._require_loaded(pointer.previous)
         self._set_pointer(stored, replace(pointer, served=pointer.previous, previous=None, prepared=pointer.served))
+        _record("model.rollback", pointer.served, pointer.previous)
         return pointer.previous
 
     def drop(self, fingerprint: str) -> None:
@@ -157,6 +162,7 @@ class ModelRegistry:
             model.backfill.close()  # it must not write further vectors
         for namespace in namespaces:
             self._served.open_store(namespace).drop_generation(fingerprint)
+        audit.record("model.drop", fingerprint)
 
     def comparison_model(self) -> ServedModel:
         _, pointer = self._pointer()
@@ -329,7 +335,7 @@ class ModelRegistry:
             raise ModelConflict("This replica has not loaded the model yet; try again in a moment")
         return model
 
-    def _encode_with_others(self, writer: ServedModel, namespace: str, labels: Sequence[Label]) -> None:
+    def _encode_with_others(self, writer: ServedModel, namespace: str, labels: Sequence[IndexedLabel]) -> None:
         """Encode labels that one model has just stored with the others, before the write returns."""
         with self._lock:
             others = [model for model in self._loaded.values() if model is not writer]
@@ -338,3 +344,7 @@ class ModelRegistry:
                 model.encode_stored(namespace, labels)
             except VidlexError as error:  # the other model's index sync queues the label for backfill
                 _log.warning("label_encoding_deferred", namespace=namespace, code=error.code, internal=error.internal)
+
+
+def _record(action: str, before: ModelName, after: ModelName) -> None:
+    audit.record(action, after.fingerprint, before=vars(before), after=vars(after))

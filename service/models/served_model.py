@@ -6,10 +6,9 @@ if models are loaded, activated or dropped at the same time.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import structlog
@@ -19,19 +18,21 @@ from vidlex.model.classifier import Classifier
 from vidlex.model.scoring import Scorer
 from vidlex.model.types import FrameGeometry
 from vidlex.service.engine.engine import Engine
-from vidlex.service.errors import ModelLoading, Overloaded, RevisionNotReached
+from vidlex.service.errors import ModelLoading, RevisionNotReached
 from vidlex.service.labels.index.approximate import ApproximateIndexBuilder
 from vidlex.service.labels.index.index_sync import IndexSync
 from vidlex.service.labels.index.label_index import LabelIndex
 from vidlex.service.labels.index.vector_slabs import Storage
+from vidlex.service.labels.store.indexed_label import IndexedLabel
 from vidlex.service.labels.store.label_store import LabelStore
 from vidlex.service.labels.store.model_pointer import ModelName
-from vidlex.service.labels.store.records import Label
 from vidlex.service.models.applied_calibration import to_apply
+from vidlex.service.models.namespace_slots import NamespaceSlots
 from vidlex.service.registration.backfill import Backfill
 from vidlex.service.registration.candidate_cache import CandidateCache
 from vidlex.service.registration.label_cache import LabelCache
 from vidlex.service.registration.labeler import Labeler
+from vidlex.service.sharing.requester import BACKGROUND
 
 _log = structlog.get_logger("vidlex.models")
 
@@ -63,7 +64,7 @@ class ModelFacts:
             classifier.calibration,
         )
 
-    def threshold_of(self, label: Label) -> float:
+    def threshold_of(self, label: IndexedLabel) -> float:
         return self.default_threshold if label.threshold is None else label.threshold
 
 
@@ -76,7 +77,8 @@ class Vocabulary:
     index: LabelIndex
     sync: IndexSync
     labeler: Labeler
-    release: Callable[[], None]  # call once per ``acquire``; nothing is closed while the vocabulary is in use
+    # Call once per ``acquire``; nothing is closed while the vocabulary is in use.
+    release: Callable[[], None] = lambda: None
 
     def await_revision(self, min_revision: int | None, timeout_seconds: float) -> None:
         """Wait until the index contains all writes up to ``min_revision``.
@@ -100,28 +102,18 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class ServedLimits:
-    max_namespaces: int = 64  # open at the same time; the least recently used one is closed
+    max_namespaces: int = 64  # open at the same time
     label_timeout_seconds: float = 900.0
     candidate_cache_bytes: int = 64 * 2**20
     storage: Storage = "float32"
     approximate: bool = False
 
 
-@dataclass(eq=False)
-class _Slot:
-    """``opening`` guards the load; the counters are guarded by ServedModel's lock."""
-
-    opening: threading.Lock
-    vocabulary: Vocabulary | None = None
-    num_users: int = 0
-    used_at: float = 0.0
-
-
 class ModelClosed(ModelLoading):
     """The model was unloaded. Another one is served, unless the service is stopping."""
 
 
-OnEncoded = Callable[["ServedModel", str, Sequence[Label]], None]
+OnEncoded = Callable[["ServedModel", str, Sequence[IndexedLabel]], None]
 
 
 class ServedModel:
@@ -151,10 +143,7 @@ class ServedModel:
         self._candidate_cache = CandidateCache(limits.candidate_cache_bytes)
         self._device = classifier.device
         self._limits = limits
-        self._lock = threading.Lock()
-        self._slots: dict[str, _Slot] = {}
-        self._pinned: set[str] = set()
-        self._is_closing = False
+        self._slots = NamespaceSlots[Vocabulary](limits.max_namespaces)
 
     def start(self) -> None:
         self.engine.start()
@@ -162,54 +151,53 @@ class ServedModel:
 
     def close(self) -> None:
         # Does not wait for requests in progress: see ``num_users``.
-        with self._lock:
-            self._is_closing = True
-            slots = list(self._slots.values())
+        slots = self._slots.close()
         self.backfill.close()
         for slot in slots:
             with slot.opening:
-                if slot.vocabulary is not None:
-                    slot.vocabulary.sync.close()
+                if slot.opened is not None:
+                    slot.opened.sync.close()
         self.engine.close()
 
     # --- vocabularies
 
-    def acquire(self, namespace: str) -> Vocabulary:
+    def acquire(self, namespace: str, client: str = BACKGROUND) -> Vocabulary:
         """The namespace's vocabulary; ``release`` it after use. Blocks while it is loaded.
 
-        Raises StoreUnavailable, Overloaded if too many namespaces are in use, ModelClosed, ValueError for an invalid
-        name.
+        Raises StoreUnavailable, Overloaded or ShareExceeded if too many namespaces are in use, ModelClosed, ValueError
+        for an invalid name.
         """
-        slot, evicted = self._enter(namespace)
+        entered = self._slots.enter(namespace, client)
+        if entered is None:
+            raise ModelClosed("The model is being unloaded")
+        slot, evicted = entered
         if evicted is not None:
             evicted.sync.close()
         try:
             with slot.opening:
-                if slot.vocabulary is None:
-                    slot.vocabulary = self._open(namespace)
-                return slot.vocabulary
+                if slot.opened is None:
+                    slot.opened = self._open(namespace)
+                return self._of_client(slot.opened, client)
         except BaseException:
-            self._leave(namespace)
+            self._slots.leave(namespace, client)
             raise
 
-    def try_acquire(self, namespace: str) -> Vocabulary | None:
-        with self._lock:
-            slot = self._slots.get(namespace)
-            if slot is None or slot.vocabulary is None or self._is_closing:
-                return None
-            slot.num_users += 1
-            slot.used_at = time.monotonic()
-            return slot.vocabulary
+    def try_acquire(self, namespace: str, client: str = BACKGROUND) -> Vocabulary | None:
+        """As ``acquire`` without blocking; None if that is not possible."""
+        vocabulary = self._slots.try_enter(namespace, client)
+        return None if vocabulary is None else self._of_client(vocabulary, client)
+
+    def _of_client(self, vocabulary: Vocabulary, client: str) -> Vocabulary:
+        return replace(vocabulary, release=partial(self._slots.leave, vocabulary.namespace, client))
 
     def pin(self, namespace: str) -> Vocabulary:
         """Open the namespace until the model is closed. The vocabulary must not be released."""
         vocabulary = self.acquire(namespace)
-        with self._lock:
-            self._pinned.add(namespace)
+        self._slots.pin(namespace)
         vocabulary.release()
         return vocabulary
 
-    def encode_stored(self, namespace: str, labels: Sequence[Label]) -> None:
+    def encode_stored(self, namespace: str, labels: Sequence[IndexedLabel]) -> None:
         vocabulary = self.acquire(namespace)
         try:
             vocabulary.labeler.encode_stored(labels)
@@ -226,48 +214,11 @@ class ServedModel:
         return missing - self.backfill.failed_ids(vocabulary.namespace) if missing else set()
 
     def open_vocabularies(self) -> list[Vocabulary]:
-        with self._lock:
-            return [slot.vocabulary for slot in self._slots.values() if slot.vocabulary is not None]
+        return self._slots.opened()
 
     @property
     def num_users(self) -> int:
-        with self._lock:
-            return sum(slot.num_users for slot in self._slots.values())
-
-    # --- slots
-
-    def _enter(self, namespace: str) -> tuple[_Slot, Vocabulary | None]:
-        """Returns the slot with one more user, and an evicted vocabulary that the caller must close."""
-        with self._lock:
-            if self._is_closing:
-                raise ModelClosed("The model is being unloaded")
-            evicted = None
-            slot = self._slots.get(namespace)
-            if slot is None:
-                evicted = self._evict()
-                slot = self._slots[namespace] = _Slot(threading.Lock())
-            slot.num_users += 1
-            slot.used_at = time.monotonic()
-            return slot, evicted
-
-    def _evict(self) -> Vocabulary | None:
-        if len(self._slots) < self._limits.max_namespaces:
-            return None
-        idle = [
-            (slot.used_at, name)
-            for name, slot in self._slots.items()
-            if not slot.num_users and name not in self._pinned
-        ]
-        if not idle:
-            raise Overloaded("Too many namespaces are in use at the same time")
-        return self._slots.pop(min(idle)[1]).vocabulary
-
-    def _leave(self, namespace: str) -> None:
-        with self._lock:
-            slot = self._slots[namespace]
-            slot.num_users -= 1
-            if not slot.num_users and slot.vocabulary is None:
-                del self._slots[namespace]
+        return self._slots.num_users
 
     def _open(self, namespace: str) -> Vocabulary:
         started = time.monotonic()
@@ -308,5 +259,4 @@ class ServedModel:
         sync.start()
         seconds = round(time.monotonic() - started, 2)
         _log.info("namespace_opened", namespace=namespace, labels=len(index), revision=index.revision, seconds=seconds)
-        release = partial(self._leave, namespace)
-        return Vocabulary(namespace, self.facts, self.engine, store, index, sync, labeler, release)
+        return Vocabulary(namespace, self.facts, self.engine, store, index, sync, labeler)

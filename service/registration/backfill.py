@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import structlog
 
 from vidlex.service.errors import VidlexError
-from vidlex.service.labels.store.records import Label
+from vidlex.service.labels.store.indexed_label import IndexedLabel
 from vidlex.service.registration.labeler import Labeler
 
 _log = structlog.get_logger("vidlex.registration")
@@ -32,7 +32,7 @@ class Backfill:
     """
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[tuple[Labeler, Sequence[Label]]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Labeler, Sequence[IndexedLabel]]] = queue.SimpleQueue()
         self._refused: set[_LabelKey] = set()  # the model cannot encode the text: until a rename
         self._failed: set[_LabelKey] = set()  # the encoder failed repeatedly: until a restart
         self._stopping = threading.Event()
@@ -50,7 +50,7 @@ class Backfill:
         if self._thread.ident is not None:
             self._thread.join(timeout=10.0)
 
-    def add(self, labeler: Labeler, labels: Sequence[Label]) -> None:
+    def add(self, labeler: Labeler, labels: Sequence[IndexedLabel]) -> None:
         self._queue.put((labeler, labels))
 
     def refused_ids(self, namespace: str) -> set[str]:
@@ -71,7 +71,7 @@ class Backfill:
                 continue
             self._encode_all(labeler, [x for x in labels if (labeler.namespace, x.id, x.name) not in self._refused])
 
-    def _encode_all(self, labeler: Labeler, labels: Sequence[Label]) -> None:
+    def _encode_all(self, labeler: Labeler, labels: Sequence[IndexedLabel]) -> None:
         started = reported = time.monotonic()
         # In random order, so that replicas that encode the same labels skip each other's batches.
         starts = list(range(0, len(labels), _BATCH_LABELS))
@@ -93,7 +93,7 @@ class Backfill:
                     seconds=round(now - started, 1),
                 )
 
-    def _encode_batch(self, labeler: Labeler, labels: Sequence[Label]) -> None:
+    def _encode_batch(self, labeler: Labeler, labels: Sequence[IndexedLabel]) -> None:
         # Failures of store and encoder may be transient.
         pause_seconds = _MIN_PAUSE_SECONDS
         num_attempts = 0
@@ -118,7 +118,7 @@ class Backfill:
                 pause_seconds = min(_MAX_PAUSE_SECONDS, pause_seconds * 2)
 
 
-def _keys(labeler: Labeler, labels: Sequence[Label]) -> set[_LabelKey]:
+def _keys(labeler: Labeler, labels: Sequence[IndexedLabel]) -> set[_LabelKey]:
     return {(labeler.namespace, label.id, label.name) for label in labels}
 
 

@@ -14,11 +14,13 @@ from vidlex.service.engine.label_queue import LabelResult
 from vidlex.service.errors import LabelExists, LabelTextInvalid, VidlexError
 from vidlex.service.labels.index.index_sync import IndexSync
 from vidlex.service.labels.store.idempotency import IdempotentRequest
+from vidlex.service.labels.store.indexed_label import IndexedLabel
 from vidlex.service.labels.store.label_store import IfMatch, LabelStore, check_match
 from vidlex.service.labels.store.names import display_name
 from vidlex.service.labels.store.records import Label, LabelChanges, NewLabel, Unset, clean
 from vidlex.service.registration.candidate_cache import CandidateCache
 from vidlex.service.registration.label_cache import LabelCache
+from vidlex.service.sharing.requester import Requester
 from vidlex.service.tracing import stage
 
 _log = structlog.get_logger("vidlex.registration")
@@ -35,8 +37,8 @@ class RegisteredLabel:
 
 @dataclass(frozen=True)
 class EncodingFailures:
-    refused: list[Label]  # the encoder cannot encode their text
-    failed: list[Label]  # the encoder failed; a retry may succeed
+    refused: list[IndexedLabel]  # the encoder cannot encode their text
+    failed: list[IndexedLabel]  # the encoder failed; a retry may succeed
 
 
 class Labeler:
@@ -57,7 +59,7 @@ class Labeler:
         fingerprint: str,
         device: str,
         timeout_seconds: float = 900.0,
-        on_encoded: Callable[[Sequence[Label]], None] = lambda _: None,
+        on_encoded: Callable[[Sequence[IndexedLabel]], None] = lambda _: None,
     ) -> None:
         self.namespace = store.namespace
         self._engine = engine
@@ -77,6 +79,7 @@ class Labeler:
         return_existing: bool = False,
         idempotent_request: IdempotentRequest | None = None,
         max_labels: int | None = None,
+        requester: Requester | None = None,
     ) -> list[RegisteredLabel | VidlexError]:
         """One result per item, in order; a bad item does not affect the others.
 
@@ -84,11 +87,12 @@ class Labeler:
         an earlier attempt of the request ``idempotent_request`` created are not created again. ``max_labels`` is the
         client's own quota, in addition to the namespace's.
 
-        Raises Overloaded if the request as a whole cannot be queued, IdempotencyInFlight if its lease was lost.
+        Raises what ``encode`` raises, then nothing was registered, and IdempotencyInFlight if the lease of the request
+        was lost.
         """
         created = {} if idempotent_request is None else idempotent_request.created
         results: dict[int, RegisteredLabel | VidlexError] = {
-            i: RegisteredLabel(label, created=True) for i, label in created.items()
+            i: RegisteredLabel(reference.label(items[i]), created=True) for i, reference in created.items()
         }
         cleaned: dict[int, NewLabel] = {}
         for i, item in enumerate(items):
@@ -107,9 +111,9 @@ class Labeler:
                 results[i] = RegisteredLabel(label, created=False)
             else:
                 results[i] = LabelExists("A label of this name exists", existing_id=label.id)
-        results |= self._add(new, return_existing, idempotent_request, max_labels)
+        results |= self._add(new, return_existing, idempotent_request, max_labels, requester)
         registered = [r for r in results.values() if isinstance(r, RegisteredLabel)]
-        new_labels = [r.label for r in registered if r.created]
+        new_labels = [IndexedLabel.of(r.label) for r in registered if r.created]
         if new_labels:
             self._on_encoded(new_labels)
         # Existing labels too: another replica may have written them a moment ago.
@@ -122,9 +126,10 @@ class Labeler:
         return_existing: bool,
         idempotent_request: IdempotentRequest | None,
         max_labels: int | None,
+        requester: Requester | None,
     ) -> dict[int, RegisteredLabel | VidlexError]:
         names = list(dict.fromkeys(item.name for item in items.values()))
-        vectors = dict(zip(names, self.encode(names), strict=True))
+        vectors = dict(zip(names, self.encode(names, requester), strict=True))
         results: dict[int, RegisteredLabel | VidlexError] = {}
         encoded: dict[int, tuple[NewLabel, NDArray[np.float32]]] = {}
         for i, item in items.items():
@@ -151,12 +156,19 @@ class Labeler:
                     results[i] = RegisteredLabel(existing, created=False)
         return results
 
-    def update(self, label_id: str, changes: LabelChanges, *, if_match: IfMatch = None) -> Label:
+    def update(
+        self,
+        label_id: str,
+        changes: LabelChanges,
+        *,
+        if_match: IfMatch = None,
+        requester: Requester | None = None,
+    ) -> Label:
         vector: NDArray[np.float32] | None = None
         old = self._store.get(label_id)
         check_match(old, if_match)  # before encoding; the store makes the final decision
         if not isinstance(changes.name, Unset) and display_name(changes.name) != old.name:
-            (result,) = self.encode([display_name(changes.name)])
+            (result,) = self.encode([display_name(changes.name)], requester)
             if isinstance(result, VidlexError):
                 raise result
             vector = result
@@ -172,9 +184,9 @@ class Labeler:
             if vector is not None or isinstance(changes.name, Unset):
                 raise
             # A concurrent request renamed the label, so that the requested name now needs a vector.
-            return self.update(label_id, changes, if_match=if_match)
+            return self.update(label_id, changes, if_match=if_match, requester=requester)
         if vector is not None:
-            self._on_encoded([label])
+            self._on_encoded([IndexedLabel.of(label)])
         self._wait_for_index([label.revision])
         return label
 
@@ -185,10 +197,12 @@ class Labeler:
         self._wait_for_index([revision])
         return revision
 
-    def candidates(self, names: Sequence[str]) -> tuple[list[str], NDArray[np.float32]]:
+    def candidates(
+        self, names: Sequence[str], requester: Requester | None = None
+    ) -> tuple[list[str], NDArray[np.float32]]:
         """Display names without duplicates and their vectors [n, D], for names that are not stored.
 
-        Raises LabelTextInvalid or EncodeFailed for the first bad name.
+        Raises LabelTextInvalid or EncodeFailed for the first bad name, and what ``encode`` raises.
         """
         display_names = []
         for i, name in enumerate(names):
@@ -200,7 +214,7 @@ class Labeler:
         vectors = self._candidate_cache.get(self.namespace, unique)
         uncached = [name for name in unique if name not in vectors]
         encoded: dict[str, NDArray[np.float32]] = {}
-        for name, result in zip(uncached, self.encode(uncached), strict=True):
+        for name, result in zip(uncached, self.encode(uncached, requester), strict=True):
             if isinstance(result, VidlexError):
                 raise _at_candidate(result, display_names.index(name))
             encoded[name] = result
@@ -208,20 +222,30 @@ class Labeler:
         vectors |= encoded
         return unique, np.stack([vectors[name] for name in unique])
 
-    def encode(self, names: Sequence[str]) -> list[LabelResult]:
-        """One result per name, in order: its vector [D] or an error. Raises what ``Engine.encode_labels`` raises."""
+    def encode(self, names: Sequence[str], requester: Requester | None = None) -> list[LabelResult]:
+        """One result per name, in order: its vector [D] or an error. Raises what ``Engine.encode_labels`` raises.
+
+        Names that were encoded before such an error are in the label cache, so that a repeated request goes on there.
+        """
         results: dict[str, LabelResult] = dict(self._label_cache.get(self._label_cache_scope, names))
         uncached = [name for name in dict.fromkeys(names) if name not in results]
         if uncached:
             with stage("encode_labels", labels=len(uncached)):
-                encoded = self._engine.encode_labels(uncached, timeout_seconds=self._timeout_seconds)
-            new = dict(zip(uncached, encoded, strict=True))
-            vectors = {name: x for name, x in new.items() if not isinstance(x, VidlexError)}
-            self._label_cache.put(self._label_cache_scope, vectors)
-            results |= new
+                encoded = self._engine.encode_labels(
+                    uncached,
+                    requester=requester,
+                    timeout_seconds=self._timeout_seconds,
+                    on_abandoned=lambda done: self._cache(uncached, done),
+                )
+            self._cache(uncached, encoded)
+            results |= dict(zip(uncached, encoded, strict=True))
         return [results[name] for name in names]
 
-    def encode_stored(self, labels: Sequence[Label]) -> EncodingFailures:
+    def _cache(self, names: Sequence[str], results: Sequence[LabelResult | None]) -> None:
+        vectors = {name: x for name, x in zip(names, results, strict=True) if isinstance(x, np.ndarray)}
+        self._label_cache.put(self._label_cache_scope, vectors)
+
+    def encode_stored(self, labels: Sequence[IndexedLabel]) -> EncodingFailures:
         """Store this model's vectors of labels that lack them; skips labels renamed or removed in the meantime.
 
         Raises Overloaded, or EncodeFailed if the engine is stopped.
@@ -241,7 +265,7 @@ class Labeler:
     def wait_for_index(self) -> None:
         self._wait_for_index([self._store.revision()])
 
-    def without_vector(self, labels: Sequence[Label]) -> list[Label]:
+    def without_vector(self, labels: Sequence[IndexedLabel]) -> list[IndexedLabel]:
         missing = self._sync.missing_ids  # another replica may have encoded some
         return [label for label in labels if label.id in missing]
 

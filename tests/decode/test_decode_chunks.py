@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import select
 import threading
 import time
 from collections.abc import Iterator
@@ -17,13 +14,14 @@ import pytest
 
 from support import videos
 from support.decode_all import decode_all
-from support.decode_hooks import write_made_up
+from support.decode_hooks import Signals, write_hook, write_made_up
 from support.paths import TESTS
 from support.processes import PATIENCE_SECONDS, num_descriptors, until, wait_for_end, worker_pids
 from vidlex.model.decode.limits import DecodeLimits
 from vidlex.model.types import FrameBatch, FrameGeometry
 from vidlex.service.decode.pool import DecodeJob, DecodePool, PoolLimits
 from vidlex.service.errors import InvalidParameter, Overloaded, UndecodableVideo, VideoTooLong, VidlexError
+from vidlex.service.sharing.requester import Requester
 
 HOOKS = "support.decode_hooks:decode"
 GEOMETRY = FrameGeometry(32)
@@ -39,7 +37,18 @@ def hooks_can_be_imported() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def pool(hooks_can_be_imported: None) -> Iterator[DecodePool]:
+def signals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Signals]:
+    """With all pools."""
+    folder = tmp_path_factory.mktemp("signals")
+    made = Signals(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder))
+        yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def pool(hooks_can_be_imported: None, signals: Signals) -> Iterator[DecodePool]:
     with DecodePool(1, PoolLimits(max_chunk_frames=4), entry=HOOKS) as running:
         yield running
 
@@ -49,10 +58,8 @@ def movie(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return videos.write_video(tmp_path_factory.mktemp("movie") / "numbers.mp4", num_frames=43)
 
 
-def hook(folder: Path, name: str, content: str = "x") -> Path:
-    path = folder / f"{name}.mp4"
-    path.write_text(content)
-    return path
+def hook(folder: Path, name: str, content: Any = None) -> Path:
+    return write_hook(folder / f"{name}.mp4", name, content)
 
 
 def times_of(pool: DecodePool, path: Path, job: DecodeJob) -> list[tuple[int, ...]]:
@@ -135,29 +142,15 @@ def test_too_many_frames_in_all(movie: Path) -> None:
 # --- back-pressure
 
 
-def test_the_process_is_one_chunk_ahead(pool: DecodePool, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "steps")
-    path = hook(tmp_path, "endless")
-    steps = os.open(tmp_path / "steps", os.O_RDONLY | os.O_NONBLOCK)
-    os.set_blocking(steps, True)
-
-    def num_decoded(expected: int) -> int:
-        """Steps so far, once there are ``expected``, and after time for one more."""
-        seen = b""
-        while select.select([steps], [], [], PATIENCE_SECONDS if len(seen) < expected else 0.3)[0]:
-            seen += os.read(steps, 100)
-        return len(seen)
-
-    try:
-        with pool.decode_chunks(path, LOOKS) as stream:
-            first = next(stream)
-            assert num_decoded(2) == 2  # the second is decoded, and waits
-            assert (first.frames == 0).all()
-            assert (next(stream).frames == 1).all()
-            assert num_decoded(1) == 1
-            assert (next(stream).frames == 2).all()
-    finally:
-        os.close(steps)
+def test_the_process_is_one_chunk_ahead(pool: DecodePool, tmp_path: Path, signals: Signals) -> None:
+    signals.num_reports(0)  # of tests before
+    with pool.decode_chunks(hook(tmp_path, "endless"), LOOKS) as stream:
+        first = next(stream)
+        assert signals.num_reports(2, 0.3) == 2  # the second is decoded, and waits
+        assert (first.frames == 0).all()
+        assert (next(stream).frames == 1).all()
+        assert signals.num_reports(1, 0.3) == 1
+        assert (next(stream).frames == 2).all()
 
 
 def test_a_chunk_is_intact_until_the_next_one(pool: DecodePool, tmp_path: Path) -> None:
@@ -226,7 +219,7 @@ def test_a_forged_reply_is_an_error_and_ends_the_process(
 ) -> None:
     (pid,) = worker_pids(pool)
     chunks: list[FrameBatch] = []
-    path = hook(tmp_path, "forge", json.dumps(FORGED[name]))
+    path = hook(tmp_path, "forge", FORGED[name])
     with pytest.raises(UndecodableVideo) as caught, pool.decode_chunks(path, LOOKS) as stream:
         chunks.extend(stream)
     assert len(chunks) == 1
@@ -252,28 +245,31 @@ def test_a_file_is_dropped_at_the_next_chunk_and_the_process_stays(
 
 
 @pytest.mark.parametrize("reason", ["cancelled", "deadline"])
-def test_a_hanging_file_is_given_up_and_others_are_not(movie: Path, tmp_path: Path, reason: str) -> None:
+def test_a_hanging_file_is_given_up_and_others_are_not(
+    movie: Path, tmp_path: Path, signals: Signals, reason: str
+) -> None:
     """Long before the timeout of a chunk."""
     cancelled = threading.Event()
-    os.mkfifo(tmp_path / "started")
 
     def cancel_once_it_hangs() -> None:
-        (tmp_path / "started").open("rb").read()
+        signals.num_reports(1)
         if reason == "cancelled":
             cancelled.set()
 
     watcher = threading.Thread(target=cancel_once_it_hangs)
-    watcher.start()
+    signals.num_reports(0)  # of tests before
     with DecodePool(2, PoolLimits(max_chunk_frames=4), entry=HOOKS) as pair:
         pids = set(worker_pids(pair))
         with pair.decode_chunks(hook(tmp_path, "endless"), LOOKS) as other:
             next(other)
+            signals.num_reports(2)  # of this file, which is one chunk ahead
+            watcher.start()
             started = time.monotonic()
             deadline = started + 1.0 if reason == "deadline" else math.inf
             with (
                 pytest.raises(Overloaded, match="in time" if reason == "deadline" else "cancelled"),
                 pair.decode_chunks(
-                    hook(tmp_path, "hang_later"), LOOKS, deadline=deadline, cancelled=cancelled
+                    hook(tmp_path, "hang_later"), LOOKS, requester=Requester(deadline=deadline, cancelled=cancelled)
                 ) as stream,
             ):
                 list(stream)
@@ -291,7 +287,7 @@ def test_cancelled_while_no_process_is_free(pool: DecodePool, movie: Path, tmp_p
         next(busy)
 
         def wait() -> None:
-            with pool.decode_chunks(movie, LOOKS, cancelled=cancelled):
+            with pool.decode_chunks(movie, LOOKS, requester=Requester(cancelled=cancelled)):
                 raise AssertionError("a process was free")
 
         waiting = threads.submit(wait)

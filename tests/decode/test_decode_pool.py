@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-import select
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,12 +17,14 @@ import pytest
 from fuzz.forged_headers import write_claimed_size
 from support import videos
 from support.decode_all import decode_all
+from support.decode_hooks import Signals, write_hook
 from support.paths import TESTS
 from support.processes import PATIENCE_SECONDS, num_descriptors, until, wait_for_end, worker_pids
 from vidlex.model.decode.limits import DecodeLimits
 from vidlex.model.types import FrameBatch, FrameGeometry
-from vidlex.service.decode.pool import DecodeJob, DecodePool, PoolLimits, _threads_per_file
-from vidlex.service.decode.process import StartFailed, shared_memory
+from vidlex.service.decode.file_queue import threads_per_file
+from vidlex.service.decode.pool import DecodeJob, DecodePool, PoolLimits
+from vidlex.service.decode.process import StartFailed
 from vidlex.service.errors import (
     InvalidParameter,
     Overloaded,
@@ -62,10 +60,17 @@ def movie(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return videos.write_video(tmp_path_factory.mktemp("movie") / "numbers.mp4")
 
 
-def faulty_file(folder: Path, name: str, content: str = "x") -> Path:
-    path = folder / f"{name}.mp4"
-    path.write_text(content)
-    return path
+def faulty_file(folder: Path, name: str, content: Any = None) -> Path:
+    return write_hook(folder / f"{name}.mp4", name, content)
+
+
+@pytest.fixture
+def signals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Signals]:
+    """With pools that start later."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    made = Signals(tmp_path)
+    yield made
+    made.close()
 
 
 def numbers(batch: FrameBatch) -> list[int]:
@@ -246,21 +251,19 @@ def test_failed_start_raises() -> None:
 class Gate:
     """A file that keeps one process busy until it is opened."""
 
-    def __init__(self, folder: Path, movie: Path) -> None:
-        self.path = folder / "gate.mp4"
-        (folder / "numbers.mp4").symlink_to(movie)
-        os.mkfifo(self.path)
-        os.mkfifo(folder / "started")
+    def __init__(self, folder: Path, movie: Path, signals: Signals) -> None:
+        self.path = write_hook(folder / "gate.mp4", "gate", start=movie.read_bytes())
+        self._signals = signals
 
     def wait_until_busy(self) -> None:
-        (self.path.parent / "started").open("rb").read()
+        self._signals.num_reports(1)
 
     def open(self) -> None:
-        self.path.open("wb").close()
+        self._signals.answer()
 
 
-def test_full_queue_rejects_immediately(movie: Path, tmp_path: Path) -> None:
-    gate = Gate(tmp_path, movie)
+def test_full_queue_rejects_immediately(movie: Path, tmp_path: Path, signals: Signals) -> None:
+    gate = Gate(tmp_path, movie, signals)
     limits = PoolLimits(max_waiting=2)
     with DecodePool(1, limits, entry=HOOKS) as single, ThreadPoolExecutor(4) as threads:
         busy = threads.submit(decode_all, single, gate.path, JOB)
@@ -274,8 +277,8 @@ def test_full_queue_rejects_immediately(movie: Path, tmp_path: Path) -> None:
         assert numbers(decode_all(single, movie, JOB)) == NUMBERS
 
 
-def test_waiting_for_a_process_times_out(movie: Path, tmp_path: Path) -> None:
-    gate = Gate(tmp_path, movie)
+def test_waiting_for_a_process_times_out(movie: Path, tmp_path: Path, signals: Signals) -> None:
+    gate = Gate(tmp_path, movie, signals)
     with DecodePool(1, entry=HOOKS) as single, ThreadPoolExecutor(1) as threads:
         busy = threads.submit(decode_all, single, gate.path, JOB)
         gate.wait_until_busy()
@@ -286,8 +289,8 @@ def test_waiting_for_a_process_times_out(movie: Path, tmp_path: Path) -> None:
         assert single.num_unfinished == 0
 
 
-def test_close_kills_processes_and_rejects_requests(movie: Path, tmp_path: Path) -> None:
-    gate = Gate(tmp_path, movie)
+def test_close_kills_processes_and_rejects_requests(movie: Path, tmp_path: Path, signals: Signals) -> None:
+    gate = Gate(tmp_path, movie, signals)
     single = DecodePool(1, entry=HOOKS)
     single.start()
     (pid,) = worker_pids(single)
@@ -307,80 +310,6 @@ def test_close_kills_processes_and_rejects_requests(movie: Path, tmp_path: Path)
     single.close()
 
 
-# --- isolation
-
-
-def test_decode_process_is_restricted(pool: DecodePool, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        path = faulty_file(tmp_path, "report", str(server.getsockname()[1]))
-        with pytest.raises(UndecodableVideo) as caught:
-            decode_all(pool, path, JOB)
-    facts = json.loads(str(caught.value))
-    has_no_network = facts.pop("network") is False
-    assert facts == {
-        "torch": False,
-        "secrets": [],
-        "core": 0,
-        "file_size": 0,
-        "memory": PoolLimits().memory_bytes,
-        "streams": ["/dev/null"] * 3,
-    }
-    is_isolated = all(process is not None and process.is_isolated for process in pool._processes)
-    assert has_no_network or not is_isolated, "a process that reports isolation can still connect"
-
-
-def test_pool_imports_no_decoder() -> None:
-    code = (
-        "import sys, vidlex.service.decode.pool; "
-        "print([m for m in ('av', 'decord', 'torch', 'fastapi') if m in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=PATIENCE_SECONDS
-    )
-    assert done.stdout.strip() == "[]"
-
-
-def test_shared_memory_cannot_shrink() -> None:
-    descriptor, memory = shared_memory(8192)
-    try:
-        with pytest.raises(PermissionError):
-            os.ftruncate(descriptor, 4096)
-        assert len(memory) == 8192
-    finally:
-        os.close(descriptor)
-
-
-def test_sigkill_of_the_service_leaves_no_process(tmp_path: Path, movie: Path) -> None:
-    """One process is idle, the other hangs and blocks SIGTERM and SIGINT."""
-    started = tmp_path / "started"
-    os.mkfifo(started)
-    code = f"""
-import threading; from pathlib import Path
-from support.decode_all import decode_all
-from vidlex.model.types import FrameGeometry
-from vidlex.service.decode.pool import DecodeJob, DecodePool
-pool = DecodePool(2, entry="{HOOKS}")
-pool.start()
-job = Path({str(faulty_file(tmp_path, "hang"))!r}), DecodeJob(FrameGeometry(8), 1)
-threading.Thread(target=decode_all, args=(pool, *job)).start()
-Path({str(started)!r}).open("rb").read()
-print(*(process.pid for process in pool._processes), flush=True)
-threading.Event().wait()
-"""
-    service = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    try:
-        assert service.stdout is not None
-        pids = [int(pid) for pid in service.stdout.readline().split()]
-        assert len(pids) == 2
-        handles = [os.pidfd_open(pid) for pid in pids]
-    finally:
-        service.kill()
-        service.wait()
-    for handle in handles:
-        assert select.select([handle], [], [], PATIENCE_SECONDS)[0]
-        os.close(handle)
-
-
 def test_processes_outlive_the_thread_that_started_the_pool(movie: Path) -> None:
     """The parent-death signal of the kernel is sent at the end of a thread, not of a process."""
     pool = DecodePool(1)
@@ -396,5 +325,6 @@ def test_processes_outlive_the_thread_that_started_the_pool(movie: Path) -> None
 
 
 def test_cores_are_divided_among_unfinished_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vidlex.service.decode.pool.os.cpu_count", lambda: 4)
-    assert [_threads_per_file(files) for files in (0, 1, 2, 3, 4, 9)] == [4, 4, 2, 1, 1, 1]
+    monkeypatch.setattr("vidlex.service.decode.file_queue.num_cpus", lambda: 4)
+    assert [threads_per_file(files) for files in (0, 1, 2, 3, 4, 9)] == [4, 4, 2, 1, 1, 1]
+    assert [threads_per_file(files, 2) for files in (1, 2, 9)] == [2, 1, 1]

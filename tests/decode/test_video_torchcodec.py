@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.skipif(find_spec("torchcodec") is None, reason="needs t
 
 
 @pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DecodePool]:
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bundled = Path(av.__file__).parent.parent / "av.libs"
     if not bundled.is_dir():
         pytest.skip("needs a PyAV wheel with FFmpeg's libraries")
@@ -43,12 +44,24 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DecodePool]:
         found = re.fullmatch(r"lib(\w+)-\w+(\.so\.\d+)\..*", library.name)
         if found and found[1] in LIBRARIES:
             (folder / f"lib{found[1]}{found[2]}").symlink_to(library)
+    return folder
+
+
+@contextmanager
+def running_pool(libraries: Path, entry: str) -> Iterator[DecodePool]:
     limits = PoolLimits(memory_bytes=8 * 2**30, start_timeout_seconds=240.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LD_LIBRARY_PATH", str(folder))
+        patch.setenv("LD_LIBRARY_PATH", str(libraries))
         patch.setenv("PYTHONPATH", str(TESTS))
-        with DecodePool(1, limits, entry="support.decode_hooks:decode", num_threads=1, decoder="torchcodec") as running:
+        with DecodePool(1, limits, entry=entry, num_threads=1, decoder="torchcodec") as running:
             yield running
+
+
+@pytest.fixture(scope="module")
+def pool(libraries: Path) -> Iterator[DecodePool]:
+    """Without the fallback to PyAV."""
+    with running_pool(libraries, "support.decode_hooks:decode_only_by_torchcodec") as running:
+        yield running
 
 
 def textured(number: int) -> NDArray[np.uint8]:
@@ -74,12 +87,9 @@ def textured(number: int) -> NDArray[np.uint8]:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_pixels_equal_those_of_pyav(pool: DecodePool, tmp_path: Path, name: str, options: dict) -> None:
-    """A file name of `only_torchcodec` disables the fallback to PyAV (`support.decode_hooks`)."""
     if not videos.has_encoder(options.get("codec", "libx264")):
         pytest.skip("this build of FFmpeg cannot write it")
-    folder = tmp_path / "only"
-    folder.mkdir()
-    path = videos.write_video(folder / name, **options).rename(folder / f"only_torchcodec{Path(name).suffix}")
+    path = videos.write_video(tmp_path / name, **options)
     for num_frames, start_ms in ((30, None), (5, None), (4, 1100)):
         job = replace(JOB, num_frames=num_frames, start_ms=start_ms)
         batch = decode_all(pool, path, job)
@@ -90,10 +100,11 @@ def test_pixels_equal_those_of_pyav(pool: DecodePool, tmp_path: Path, name: str,
         assert (batch.frames == expected.frames).all()
 
 
-def test_unsupported_files_fall_back_to_pyav(pool: DecodePool, tmp_path: Path) -> None:
+def test_unsupported_files_fall_back_to_pyav(libraries: Path, tmp_path: Path) -> None:
     path = videos.write_video(tmp_path / "v.ts", options={"preset": "medium", "x264-params": "bframes=4"})
     expected = decode_frames(path, geometry=JOB.geometry, num_frames=5)
-    assert (decode_all(pool, path, JOB).frames == expected.frames).all()
+    with running_pool(libraries, "support.decode_hooks:decode") as pool:
+        assert (decode_all(pool, path, JOB).frames == expected.frames).all()
 
 
 def test_a_process_without_enough_memory_reports_the_requirements() -> None:

@@ -16,7 +16,8 @@ from support.processes import PATIENCE_SECONDS
 from vidlex.model.dummy import DummyClassifier
 from vidlex.service.engine.engine import Engine
 from vidlex.service.engine.scheduler import EngineLimits
-from vidlex.service.errors import EncodeFailed, LabelTextInvalid, Overloaded
+from vidlex.service.errors import EncodeFailed, LabelTextInvalid, Overloaded, ShareExceeded
+from vidlex.service.sharing.requester import Requester
 
 SIDE = 32
 
@@ -183,13 +184,20 @@ def test_full_queue_rejects_immediately() -> None:
     with running(classifier, limits) as engine, ThreadPoolExecutor(8) as pool:
         futures = [pool.submit(engine.encode_video, picture(1, 2, 3))]
         assert classifier.entered.wait(PATIENCE_SECONDS)
-        futures += [pool.submit(engine.encode_video, picture(1, 2, 3)) for _ in range(2)]
+        futures += [
+            pool.submit(engine.encode_video, picture(1, 2, 3), requester=Requester(client)) for client in ("a", "b")
+        ]
         labels = pool.submit(engine.encode_labels, ["a", "b"])
         wait_until(lambda: engine.scheduler.queued_frames == 8 and engine.scheduler.queued_labels == 2)
-        with pytest.raises(Overloaded):
+        with pytest.raises(Overloaded) as error:
             engine.encode_video(picture(1, 2, 3))
-        with pytest.raises(Overloaded):
+        assert (error.value.code, error.value.extra) == ("overloaded", {"limit": "queued_frames"})
+        with pytest.raises(Overloaded) as error:
+            engine.encode_labels(["c", "d"], requester=Requester("other"))
+        assert (error.value.code, error.value.extra) == ("overloaded", {"limit": "queued_labels"})
+        with pytest.raises(ShareExceeded) as error:
             engine.encode_labels(["c", "d"])
+        assert (error.value.code, error.value.extra) == ("share_exceeded", {"limit": "queued_labels"})
         classifier.gate.set()
         for future in futures:
             future.result(PATIENCE_SECONDS)
@@ -203,7 +211,7 @@ def test_expired_and_cancelled_videos_are_dropped() -> None:
         first = pool.submit(engine.encode_video, picture(1, 2, 3))
         assert classifier.entered.wait(PATIENCE_SECONDS)
         expired = pool.submit(engine.encode_video, picture(1, 2, 3), timeout_seconds=0.01)
-        dropped = pool.submit(engine.encode_video, picture(1, 2, 3), cancelled=cancelled)
+        dropped = pool.submit(engine.encode_video, picture(1, 2, 3), requester=Requester(cancelled=cancelled))
         wait_until(lambda: engine.scheduler.queued_frames == 8)
         cancelled.set()
         time.sleep(0.02)

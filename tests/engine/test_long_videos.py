@@ -32,6 +32,7 @@ from vidlex.service.decode.pool import DecodeJob, DecodePool
 from vidlex.service.engine.engine import Engine
 from vidlex.service.engine.scheduler import EngineLimits
 from vidlex.service.errors import InvalidParameter, Overloaded
+from vidlex.service.sharing.requester import Requester
 
 RED, GREEN, BLUE, BLACK = [250, 0, 0], [0, 250, 0], [0, 0, 250], [0, 0, 0]
 
@@ -259,11 +260,12 @@ def test_a_later_group_waits_for_room_in_the_queue() -> None:
             assert entered.wait(PATIENCE_SECONDS)
             queued = threads.submit(engine.encode_video, waiting)
             wait_until(lambda: engine.scheduler.queued_frames == 4, "nothing is queued")
+            other = Requester("other")
             with pytest.raises(Overloaded):
-                engine.encode_videos([waiting])
+                engine.encode_videos([waiting], requester=other)
             with pytest.raises(Overloaded):
-                engine.encode_videos([waiting], wait_for_room=True, timeout_seconds=0.1)
-            later = threads.submit(partial(engine.encode_videos, [waiting], wait_for_room=True))
+                engine.encode_videos([waiting], requester=other, wait_for_room=True, timeout_seconds=0.1)
+            later = threads.submit(partial(engine.encode_videos, [waiting], requester=other, wait_for_room=True))
             gate.set()
             for done in (running, queued, later):
                 assert done.result(PATIENCE_SECONDS)

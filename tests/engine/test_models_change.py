@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from vidlex.service.models.recent_videos import RecentVideos
 from vidlex.service.routes.classification_views import classification_view
 from vidlex.service.runtime.runtime import Runtime
 from vidlex.service.schemas.classify import ClassifyParams
+from vidlex.service.sharing.requester import Requester
 
 BEST = {"dummy-1": "red", "dummy-2": "blue"}  # The best label of a red video, by fingerprint: see model/dummy.py.
 OTHER = {"headers": {NAMESPACE_HEADER: "other"}}
@@ -270,8 +272,7 @@ def test_store_outage_with_two_models_loaded(tmp_path: Path, short_folder: Path,
                         ClassifyOptions(),
                         vocabulary,
                         sha256="red",
-                        timeout_seconds=PATIENCE_SECONDS,
-                        cancelled=threading.Event(),
+                        requester=Requester(deadline=time.monotonic() + PATIENCE_SECONDS),
                     )
                     view = classification_view(result, ClassifyParams(), vocabulary, service="vidlex test")
                 finally:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from support.serving import assert_problem, classify, colour_video, serving
-from vidlex.service.errors import DeadlineExceeded, Overloaded
+from vidlex.service.errors import DeadlineExceeded, Overloaded, ShareExceeded
 from vidlex.service.http.admission import Admission, Entry
 
 
@@ -40,8 +40,9 @@ class Clock:
 
 
 def fill(admission: Admission, stack: ExitStack, num_requests: int) -> None:
-    for _ in range(num_requests):
-        stack.enter_context(at_work(admission))
+    """With requests of different clients."""
+    for number in range(num_requests):
+        stack.enter_context(at_work(admission, f"at work {number}"))
 
 
 def test_slots_are_handed_out_at_half_the_rate_of_finished_requests() -> None:
@@ -124,13 +125,60 @@ def test_uploads_take_at_most_half_of_the_places() -> None:
             pass
 
 
+def test_one_client_holds_half_of_the_places_and_gets_a_time_without_a_place() -> None:
+    admission = Admission(8, 2, clock=Clock())
+    with ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(admission.enter("greedy"))  # uploads count
+        for _ in range(2):
+            stack.enter_context(at_work(admission, "greedy"))
+        with pytest.raises(ShareExceeded) as error, admission.enter("greedy"):
+            pass
+        assert error.value.extra == {"limit": "requests"}
+        assert error.value.retry_after_seconds == 1
+        seconds = [retry_after(admission, "greedy") for _ in range(100)]
+        assert set(seconds) <= {1, 2} and admission.num_slots == 4
+        for number in range(4):
+            stack.enter_context(at_work(admission, f"modest {number}"))  # no slot keeps a place from them
+        with pytest.raises(Overloaded) as full, admission.enter("late"):
+            pass
+        assert (full.value.code, full.value.extra) == ("overloaded", {"limit": "requests"})
+
+
+def test_there_are_places_next_to_greedy_clients() -> None:
+    admission = Admission(64, 2, clock=Clock())
+    with ExitStack() as stack:
+        for number in range(4):
+            with pytest.raises(ShareExceeded):
+                for _ in range(64):
+                    stack.enter_context(at_work(admission, f"greedy {number}"))
+        assert admission.num_working == 32 + 16 + 8 + 4
+        with at_work(admission, "modest"):
+            pass
+
+
 def test_a_deadline_that_the_queue_cannot_meet_is_refused_at_once() -> None:
     admission = Admission(8, 1)
-    admission.check_deadline(0.001)  # nothing is waiting
+    admission.check_deadline("client", 0.001)  # nothing is waiting
     with at_work(admission), at_work(admission):
-        admission.check_deadline(2.0)
+        admission.check_deadline("client", 2.0)
         with pytest.raises(DeadlineExceeded):
-            admission.check_deadline(1.4)
+            admission.check_deadline("client", 1.4)
+
+
+def test_the_requests_of_one_client_do_not_break_the_deadline_of_another() -> None:
+    """Clients are served in turn: a new one waits for no more than one request of each other."""
+    admission = Admission(64, 2)
+    with ExitStack() as stack:
+        for _ in range(30):
+            stack.enter_context(at_work(admission, "greedy"))
+        with pytest.raises(DeadlineExceeded):
+            admission.check_deadline("greedy", 5.0)
+        admission.check_deadline("modest", 0.1)
+        for number in range(8):
+            stack.enter_context(at_work(admission, f"other {number}"))
+        with pytest.raises(DeadlineExceeded):
+            admission.check_deadline("modest", 0.1)
 
 
 def test_a_deadline_over_http(tmp_path: Path) -> None:
