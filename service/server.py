@@ -9,20 +9,34 @@ from collections.abc import Callable
 from time import monotonic
 from types import FrameType
 
+import anyio
 import structlog
 import uvicorn
 from fastapi import FastAPI
 
 from vidlex.service.access.key_file import KeyFileError
 from vidlex.service.app import create_app
+from vidlex.service.http.addresses import TrustedProxies
+from vidlex.service.http.connections import NUM_RESERVED, ConnectionLimits, Connections
 from vidlex.service.http.context import Context
+from vidlex.service.http.descriptors import raise_descriptor_limit
 from vidlex.service.http.graceful_shutdown import GracefulShutdown
-from vidlex.service.http.request_timeout import RequestTimeoutProtocol
+from vidlex.service.http.heap import Heap
+from vidlex.service.http.limited_protocol import protocol_of
 from vidlex.service.logs import configure_logging
+from vidlex.service.machine.cpus import limit_library_threads
 from vidlex.service.settings import Settings, unknown_variables
 from vidlex.service.tracing import TracingUnavailable
 
+_MIN_CONNECTIONS = 16
+_TICKS_PER_SECOND = 10  # of uvicorn.Server.on_tick
+_OTHER_DESCRIPTORS = 512  # the store, models, logs, threads' pipes
+
 _log = structlog.get_logger("vidlex.server")
+
+
+class TooFewDescriptors(RuntimeError):
+    """The hard limit of file descriptors does not suffice for a service."""
 
 
 def serve(
@@ -37,6 +51,7 @@ def serve(
     labels as texts.
     """
     configure_logging(settings.log_level, settings.log_format)
+    limit_library_threads()
     os.environ.setdefault("TQDM_DISABLE", "1")  # before libraries import tqdm: progress bars do not belong in a log
     for line in unknown_variables():
         _log.warning("unknown_variable", detail=line)
@@ -49,8 +64,9 @@ def serve(
         server.should_exit = True
 
     try:
+        connections = Connections(_connection_limits(settings))
         app = create_app(settings, on_fatal=on_fatal, shutdown=shutdown)
-    except (KeyFileError, TracingUnavailable) as error:
+    except (KeyFileError, TooFewDescriptors, TracingUnavailable) as error:
         _log.error("refused_to_start", detail=str(error))
         return str(error)
     if settings.insecure and not settings.on_loopback:
@@ -60,16 +76,17 @@ def serve(
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http=RequestTimeoutProtocol,  # on h11: httptools does not bound the size of headers
+        http=protocol_of(connections),
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_seconds),
-        timeout_keep_alive=15,
-        h11_max_incomplete_event_size=64 << 10,
+        timeout_keep_alive=settings.keep_alive_seconds,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
         ws="none",
     )
-    server = _Server(config, app, shutdown, settings, on_ready)
+    server = _Server(config, app, shutdown, settings, connections, on_ready=on_ready)
     for sock in sockets or ():
         # Not set by every event loop. Without it, the client's delayed acknowledgement adds 40 ms to responses of
         # several segments.
@@ -78,11 +95,33 @@ def serve(
     return failure if server.started else failure or "the server could not start listening"
 
 
+def _connection_limits(settings: Settings) -> ConnectionLimits:
+    """The settings' limits, lowered to what the file descriptors allow. Raises TooFewDescriptors."""
+    others = _OTHER_DESCRIPTORS + NUM_RESERVED + settings.max_waiting_uploads + 16 * settings.decode_workers
+    num_descriptors = raise_descriptor_limit(settings.max_connections + others)
+    max_connections = min(settings.max_connections, num_descriptors - others)
+    if max_connections < _MIN_CONNECTIONS:
+        raise TooFewDescriptors(
+            f"at most {num_descriptors} files may be open; the service needs {others + _MIN_CONNECTIONS} or more: "
+            "raise the hard limit (ulimit -Hn)"
+        )
+    if max_connections < settings.max_connections:
+        _log.warning("few_descriptors", num_descriptors=num_descriptors, max_connections=max_connections)
+    return ConnectionLimits(
+        max_connections=max_connections,
+        max_per_address=min(settings.max_connections_per_address, max_connections),
+        head_seconds=settings.header_timeout_seconds,
+        send_seconds=settings.send_timeout_seconds,
+        proxies=TrustedProxies(settings.trusted_proxies),
+    )
+
+
 class _Server(uvicorn.Server):
     """Logs its address, reports when it is ready, and shuts down gracefully before it closes its port.
 
-    After the first signal, new requests get 503 until the accepted ones are finished and ``drain_seconds`` are over.
-    Then, after ``shutdown_grace_seconds`` or at a second signal, uvicorn's own shutdown begins.
+    After the first signal, /readyz answers 503 while requests are served for ``drain_seconds`` more. Then new requests
+    get 503 until the accepted ones are finished. After ``shutdown_grace_seconds`` or at a second signal, uvicorn's own
+    shutdown begins.
     """
 
     def __init__(
@@ -91,9 +130,13 @@ class _Server(uvicorn.Server):
         app: FastAPI,
         shutdown: GracefulShutdown,
         settings: Settings,
+        connections: Connections,
+        *,
         on_ready: Callable[[str, str], None],
     ) -> None:
         super().__init__(config)
+        self._connections = connections
+        self._heap = Heap()
         self._app = app
         self._on_ready = on_ready
         self._was_ready = False
@@ -109,12 +152,20 @@ class _Server(uvicorn.Server):
             return
         self._signal, self._signalled_at = sig, monotonic()
         self._graceful_shutdown.begin()
+        if self._drain_seconds == 0:
+            self._graceful_shutdown.refuse()
 
     async def on_tick(self, counter: int) -> bool:
         if not self._was_ready:
             self._report_when_ready()
+        if counter % _TICKS_PER_SECOND == 0:
+            self._connections.drop_stalled()
+            if self._was_ready and not self._graceful_shutdown.num_requests:
+                await anyio.to_thread.run_sync(self._heap.trim)
         if self._graceful_shutdown.has_begun and not self.should_exit:
             seconds = monotonic() - self._signalled_at
+            if seconds >= self._drain_seconds:
+                self._graceful_shutdown.refuse()
             if seconds >= self._drain_seconds and (
                 not self._graceful_shutdown.num_requests or seconds >= max(self._grace_seconds, self._drain_seconds)
             ):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -18,13 +18,22 @@ from vidlex.service.access.api_keys import KeyRecord, Scope, digest_of, key_id_o
 from vidlex.service.access.key_file import KeyFileError, read_key_file
 from vidlex.service.access.key_store import KeyStore
 from vidlex.service.access.token_buckets import RateLimitDecision, TokenBuckets
-from vidlex.service.errors import ModelLoading, NoApiKeys, RateLimited, StoreUnavailable, Unauthorized
+from vidlex.service.errors import (
+    Forbidden,
+    ModelLoading,
+    NoApiKeys,
+    RateLimited,
+    StoreLost,
+    StoreUnavailable,
+    Unauthorized,
+)
 
 POLL_SECONDS = 0.4  # upper bound on how long a revoked key works on other replicas
 _RELOAD_SECONDS = 30.0
 _FLUSH_SECONDS = 60.0
 _FAILURES_PER_SECOND = 1.0
 _FAILURES_BURST = 20
+_MAX_KEYS_OF_LIMITED = 1000
 _DUMMY_DIGEST = digest_of("")
 
 _log = structlog.get_logger("vidlex.access")
@@ -80,7 +89,11 @@ class AccessControl:
         return self._store
 
     def refresh(self) -> None:
-        self._revision, self._stored_keys = self.store.load()
+        """Raises StoreLost, and keeps the keys, if the store has none although it had some: it was emptied."""
+        revision, stored_keys = self.store.load()
+        if revision == 0 and self._revision:
+            raise StoreLost(internal="the store no longer has the API keys that this service has read from it")
+        self._revision, self._stored_keys = revision, stored_keys
 
     @property
     def is_open(self) -> bool:
@@ -103,7 +116,7 @@ class AccessControl:
         Valid keys are never rate limited by failures: behind a proxy, all clients may share one address.
         """
         key_id = key_id_of(text) or ""
-        record = self._file_keys.get(key_id) or self._stored_keys.get(key_id)
+        record = self._find(key_id)
         # Also compares for unknown ids, so that the response time does not reveal which ids exist.
         is_valid = matches(text, _DUMMY_DIGEST if record is None else record.digest)
         now_ms = int(self._clock() * 1000)
@@ -118,11 +131,53 @@ class AccessControl:
         return record
 
     def check_rate(self, record: KeyRecord) -> RateLimitDecision | None:
+        own = self._take(record.id, record)
+        if record.limited_by is None or (own is not None and not own.is_allowed):
+            return own
+        shared = self._take(record.limited_by, self._find(record.limited_by) or record)
+        return own if shared is None or (own is not None and shared.is_allowed) else shared
+
+    def limit_new_key(self, new: KeyRecord, creator_id: str) -> KeyRecord:
+        """The new key, with no more rights than the key that creates it, if that one is limited.
+
+        Both then share one rate limit. Raises Forbidden if a limited key has created many keys.
+        """
+        creator = self._find(creator_id)
+        if creator is None or not creator.is_limited:
+            return new
+        limited_by = creator.limited_by or creator.id
+        if sum(record.limited_by == limited_by for record in self._stored_keys.values()) >= _MAX_KEYS_OF_LIMITED:
+            raise Forbidden(f"A limited API key creates at most {_MAX_KEYS_OF_LIMITED} keys; revoke some of them")
+        per_second, burst = self._rate_of(creator)
+        new_per_second, new_burst = self._rate_of(new)
+        if per_second > 0 and not 0 < new_per_second <= per_second:
+            new = replace(new, requests_per_second=per_second)
+        return replace(
+            new,
+            burst=burst if new_burst > burst else new.burst,
+            max_labels=_least(new.max_labels, creator.max_labels),
+            expires_at_ms=_least(new.expires_at_ms, creator.expires_at_ms),
+            limited_by=limited_by,
+        )
+
+    def revoke(self, key_id: str, *, namespace: str | None) -> None:
+        """Of the stored keys. Raises NotFound, LastAdminKey."""
+        has_others = any(record.can_manage_keys for record in self._file_keys.values())
+        self.store.revoke(key_id, namespace=namespace, keep_admin=not has_others)
+        self.refresh()
+
+    def _find(self, key_id: str) -> KeyRecord | None:
+        return self._file_keys.get(key_id) or self._stored_keys.get(key_id)
+
+    def _rate_of(self, record: KeyRecord) -> tuple[float, int]:
+        """Requests per second, 0 for any number, and the size of a burst."""
         options = self._options
         per_second = options.requests_per_second if record.requests_per_second is None else record.requests_per_second
-        if per_second <= 0:
-            return None
-        return self._buckets.take(record.id, per_second, record.burst or options.burst)
+        return per_second, record.burst or options.burst
+
+    def _take(self, bucket: str, limits: KeyRecord) -> RateLimitDecision | None:
+        per_second, burst = self._rate_of(limits)
+        return self._buckets.take(bucket, per_second, burst) if per_second > 0 else None
 
     def _poll(self) -> None:
         reloaded_at = flushed_at = time.monotonic()
@@ -154,6 +209,10 @@ class AccessControl:
             _log.info("api_key_file_reloaded", num_keys=len(self._file_keys))
         except KeyFileError as error:
             _log.error("api_key_file_invalid", detail=f"{error}; the previous keys stay in use")
+
+
+def _least(*values: int | None) -> int | None:
+    return min((value for value in values if value is not None), default=None)
 
 
 def create_key_record(

@@ -37,6 +37,18 @@ class KeyRecord:
     requests_per_second: float | None = None
     burst: int | None = None
     max_labels: int | None = None  # labels in the namespace; with more, this key cannot add labels
+    limited_by: str | None = None  # id of the limited key whose rate limit this one shares, because it was made with it
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the key must not create keys that may do more than itself."""
+        limits = (self.namespace, self.requests_per_second or None, self.burst, self.max_labels, self.expires_at_ms)
+        return self.limited_by is not None or any(limit is not None for limit in limits)
+
+    @property
+    def can_manage_keys(self) -> bool:
+        """All of them, for ever."""
+        return self.scope == "admin" and self.namespace is None and self.expires_at_ms is None
 
     @property
     def principal(self) -> Principal:

@@ -6,7 +6,9 @@ import json
 
 from starlette.requests import Request
 
+from vidlex.service.bounds import MAX_JSON_LEVELS, MAX_JSON_VALUES
 from vidlex.service.errors import InvalidRequest, UnsupportedMedia
+from vidlex.service.http.json_limits import check_json
 
 _MAX_CODING_CHARS = 40
 
@@ -32,11 +34,12 @@ def refuse_part_encoding(value: bytes) -> None:
         raise UnsupportedMedia(f"Content-Transfer-Encoding {shown} is not supported: send the bytes of the part as is")
 
 
-def parse_json(data: bytes, *, name: str) -> object:
+def parse_json(data: bytes, *, name: str, max_values: int = MAX_JSON_VALUES) -> object:
     """Accepts a byte order mark, which editors and PowerShell write; refuses NaN and Infinity.
 
-    Raises InvalidRequest.
+    Raises InvalidRequest, JsonTooComplex.
     """
+    check_json(data, name=name, max_values=max_values, max_levels=MAX_JSON_LEVELS)
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")

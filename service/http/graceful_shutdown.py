@@ -7,14 +7,19 @@ from vidlex.service.errors import Stopping
 
 
 class GracefulShutdown:
-    """Use on the event loop; only ``begin`` may be called from signal handlers and other threads."""
+    """Use on the event loop; only ``begin`` and ``refuse`` may be called from signal handlers and other threads."""
 
     def __init__(self) -> None:
         self.has_begun = False
+        self._is_refusing = False
         self._num_requests = 0
 
     def begin(self) -> None:
+        """/readyz answers 503 from now on, so that proxies send no more; what comes nevertheless is still served."""
         self.has_begun = True
+
+    def refuse(self) -> None:
+        self.has_begun = self._is_refusing = True
 
     @property
     def num_requests(self) -> int:
@@ -23,8 +28,8 @@ class GracefulShutdown:
 
     @contextmanager
     def track_request(self) -> Iterator[None]:
-        """Raises Stopping if the shutdown has begun."""
-        if self.has_begun:
+        """Raises Stopping once requests are refused."""
+        if self._is_refusing:
             raise Stopping("The service is stopping; retry later or on another replica")
         self._num_requests += 1
         try:

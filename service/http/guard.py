@@ -15,6 +15,7 @@ from vidlex.service.access.access_control import AccessControl
 from vidlex.service.access.api_keys import Scope as KeyScope
 from vidlex.service.access.token_buckets import RateLimitDecision
 from vidlex.service.errors import Forbidden, RateLimited, StoreUnavailable, Unauthorized, VidlexError
+from vidlex.service.http.addresses import client_group
 from vidlex.service.http.problems import REQUEST_ID_KEY, error_response
 
 PUBLIC_PATHS = frozenset(
@@ -32,7 +33,7 @@ PUBLIC_PATHS = frozenset(
 )
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _NON_ADMIN_RESOURCES = frozenset({"labels", "classify", "calibration", "openapi.json", "metrics"})
-_READ_ONLY_POSTS = ("/classify", "/labels:preview")
+READ_ONLY_POSTS = ("/classify", "/labels:preview")
 _KEY_HEADERS = (b"authorization", b"x-api-key")
 _MAX_HEADER_BYTES = 256
 _MAX_DISCARDED_BYTES = 1 << 20
@@ -80,17 +81,17 @@ class AccessGuard:
 
     def _authorize(self, scope: Scope) -> RateLimitDecision | None:
         client = scope.get("client")
-        record = self._access.authenticate(presented_key(scope), client[0] if client else "")
+        record = self._access.authenticate(presented_key(scope), client_group(client[0]) if client else "")
+        principal = record.principal
+        scope.setdefault("state", {})["principal"] = principal  # the logs name the key of refused requests too
         decision = self._access.check_rate(record)
         if decision is not None and not decision.is_allowed:
             raise RateLimited(retry_after_seconds=decision.retry_after_seconds, headers=decision.headers())
-        principal = record.principal
         path, required = unversioned_path(scope["path"]), _required_scope_of(scope)
         if not principal.allows(required):
             raise Forbidden(f"This request requires an API key of scope {required}; this key has {principal.scope}")
         if path == "/metrics" and principal.namespace is not None and principal.scope != "admin":
             raise Forbidden("Metrics cover all namespaces; this API key is bound to one")
-        scope.setdefault("state", {})["principal"] = principal
         return decision
 
 
@@ -127,7 +128,7 @@ def required_scope(method: str, path: str) -> KeyScope:
     resource = path[1:].partition("/")[0].partition(":")[0]
     if resource not in _NON_ADMIN_RESOURCES:
         return "admin"
-    if method in SAFE_METHODS or (method == "POST" and path in _READ_ONLY_POSTS):
+    if method in SAFE_METHODS or (method == "POST" and path in READ_ONLY_POSTS):
         return "read"
     return "write"
 

@@ -1,4 +1,4 @@
-"""Request ids, access log, metrics, traces, security headers, origins and unexpected errors."""
+"""Request ids, traces, security headers, origins and unexpected errors."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vidlex.service.errors import Forbidden, InvalidRequest, Stopping
+from vidlex.service.audit import AuditLog, recording
+from vidlex.service.bounds import MAX_PATH_BYTES, MAX_QUERY_BYTES
+from vidlex.service.errors import FULL_DISK_ERRORS, Forbidden, InvalidRequest, Stopping, StorageFull, UriTooLong
 from vidlex.service.http.graceful_shutdown import GracefulShutdown
-from vidlex.service.http.guard import SAFE_METHODS, discard_body, unversioned_path
-from vidlex.service.http.problems import CODE_KEY, REQUEST_ID_KEY, error_response, internal_error_response
+from vidlex.service.http.guard import PUBLIC_PATHS, SAFE_METHODS, discard_body, unversioned_path
+from vidlex.service.http.problems import AT_END_KEY, REQUEST_ID_KEY, error_response, internal_error_response
+from vidlex.service.http.request_log import RequestFacts, RequestLog, is_unlogged, method_of
 from vidlex.service.metrics import Metrics
-from vidlex.service.tracing import RequestSpan, RequestTracer
+from vidlex.service.tracing import RequestTracer, timing_stages
 
 _log = structlog.get_logger("vidlex.http")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_UNLOGGED_ROUTES = ("/livez", "/readyz", "/metrics")
+# Which some proxies and gateways take for those with a hyphen.
+_AMBIGUOUS_HEADERS = ("content_length", "transfer_encoding")
 _SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -42,13 +46,14 @@ class RequestContext:
         app: ASGIApp,
         *,
         metrics: Metrics,
+        audit: AuditLog,
         allowed_hosts: frozenset[str] | None,
         shutdown: GracefulShutdown,
         cors_origins: Collection[str] = (),
         tracer: RequestTracer | None = None,
     ) -> None:
         self._app = app
-        self._metrics = metrics
+        self._log = RequestLog(metrics, audit)
         self._hosts = allowed_hosts
         self._shutdown = shutdown
         self._cors_origins = cors_origins
@@ -64,12 +69,15 @@ class RequestContext:
         request_id = client_id if _REQUEST_ID.fullmatch(client_id) else secrets.token_hex(16)
         scope[REQUEST_ID_KEY] = request_id
         is_head = scope["method"] == "HEAD"
-        status = 0
+
+        async def receive_and_count() -> Message:
+            message = await receive()
+            facts.num_bytes += len(message.get("body", b""))
+            return message
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                facts.status = message["status"]
                 response_headers = MutableHeaders(scope=message)
                 response_headers["X-Request-Id"] = request_id
                 for name, value in _SECURITY_HEADERS.items():
@@ -82,47 +90,45 @@ class RequestContext:
             await send(message)
 
         with ExitStack() as stack:
+            scope[AT_END_KEY] = stack
+            facts = RequestFacts(stack.enter_context(recording()), stack.enter_context(timing_stages()))
             span = None
-            if self._tracer is not None and not _is_unlogged(scope):
-                span = stack.enter_context(self._tracer.start_request(headers, _method_of(scope), request_id))
+            if self._tracer is not None and not is_unlogged(scope):
+                span = stack.enter_context(self._tracer.start_request(headers, method_of(scope), request_id))
+                facts.span = span
             log_fields = {"request_id": request_id} | ({} if span is None else {"trace_id": span.trace_id})
             stack.enter_context(structlog.contextvars.bound_contextvars(**log_fields))
             try:
-                _check_framing(headers)
-                self._check_origin(headers, scope["method"])
-                await self._app(scope, receive, send_with_headers)
-            except (InvalidRequest, Forbidden) as error:
-                await discard_body(scope, receive)
+                _check_framing(scope, headers)
+                _check_target(scope)
+                self._check_origin(scope, headers)
+                await self._app(scope, receive_and_count, send_with_headers)
+            except (InvalidRequest, UriTooLong, Forbidden) as error:
+                await discard_body(scope, receive_and_count)
                 await error_response(error, request_id)(scope, receive, send_with_headers)
             finally:
-                self._finish(scope, status, monotonic() - started, span)
+                self._log.finish(scope, facts, monotonic() - started)
 
-    def _check_origin(self, headers: Headers, method: str) -> None:
-        """Raises Forbidden for other web sites, which could use a service on loopback that requires no key."""
+    def _check_origin(self, scope: Scope, headers: Headers) -> None:
+        """Raises Forbidden for other web sites, which could use a service on loopback that requires no key.
+
+        They may show its pages, and a user may follow a link to it. Reading is refused as well: they could not see the
+        answer, but they can make the service work.
+        """
         host = _host_name(headers.get("host", ""))
         if self._hosts is not None and host not in self._hosts:
             raise Forbidden("The Host header is not allowed; add it to VIDLEX_ALLOWED_HOSTS")
         is_allowed = "*" in self._cors_origins or headers.get("origin") in self._cors_origins
-        if method not in SAFE_METHODS and _is_from_other_site(headers) and not is_allowed:
+        is_harmless = scope["method"] == "OPTIONS" or (
+            scope["method"] in SAFE_METHODS
+            and (unversioned_path(scope["path"]) in PUBLIC_PATHS or headers.get("sec-fetch-mode") == "navigate")
+        )
+        if not is_harmless and not is_allowed and _is_from_other_site(headers):
             raise Forbidden("Requests of other web sites are not allowed; add their origin to VIDLEX_CORS_ORIGINS")
-
-    def _finish(self, scope: Scope, status: int, seconds: float, span: RequestSpan | None) -> None:
-        route = route_of(scope)
-        method = _method_of(scope)
-        if span is not None:
-            span.set_outcome(method, route, status or 499, scope.get(CODE_KEY))
-        self._metrics.requests.labels(method, route, str(status or 499)).inc()
-        self._metrics.request_seconds.labels(route).observe(seconds)
-        if (code := scope.get(CODE_KEY)) is not None:
-            self._metrics.refusals.labels(code).inc()
-        if route not in _UNLOGGED_ROUTES:
-            _log.info(
-                "request", method=scope["method"], path=scope["path"], status=status or 499, ms=round(seconds * 1000)
-            )
 
 
 class ErrorBoundary:
-    """Answers unexpected errors with 500 and, during a shutdown, new requests with 503.
+    """Answers unexpected errors with 500, a full disk with 507 and, during a shutdown, new requests with 503.
 
     Inside the CORS layer, so that browsers can read these responses too.
     """
@@ -144,7 +150,7 @@ class ErrorBoundary:
 
         request_id = scope[REQUEST_ID_KEY]
         try:
-            if _is_unlogged(scope):
+            if is_unlogged(scope):
                 await self._app(scope, receive, send_and_note)
             else:
                 with self._shutdown.track_request():
@@ -152,43 +158,53 @@ class ErrorBoundary:
         except Stopping as error:
             await discard_body(scope, receive)
             await error_response(error, request_id)(scope, receive, send_and_note)
-        except Exception:
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in FULL_DISK_ERRORS and not has_begun:
+                await discard_body(scope, receive)
+                await error_response(StorageFull(internal=str(error)), request_id)(scope, receive, send_and_note)
+                return
             _log.exception("internal_error", method=scope["method"], path=scope["path"])
             if has_begun:
                 raise  # only closing the connection reports the error
             await internal_error_response(request_id)(scope, receive, send_and_note)
 
 
-def _check_framing(headers: Headers) -> None:
+def _check_framing(scope: Scope, headers: Headers) -> None:
     """A proxy may see another end of the body, and take what follows for another request (RFC 9112, section 6.3)."""
-    if "transfer-encoding" in headers and "content-length" in headers:
-        raise InvalidRequest(
-            "A request must not have both Content-Length and Transfer-Encoding", headers={"Connection": "close"}
-        )
+    is_chunked = "transfer-encoding" in headers
+    if is_chunked and "content-length" in headers:
+        problem = "A request must not have both Content-Length and Transfer-Encoding"
+    elif is_chunked and scope.get("http_version") == "1.0":
+        problem = "HTTP/1.0 has no Transfer-Encoding"
+    elif any(name in headers for name in _AMBIGUOUS_HEADERS):
+        problem = "Content-Length and Transfer-Encoding are written with a hyphen"
+    else:
+        return
+    raise InvalidRequest(problem, headers={"Connection": "close"})
+
+
+def _check_target(scope: Scope) -> None:
+    """Raises UriTooLong. The frameworks parse the query in the event loop."""
+    if len(scope.get("raw_path") or b"") > MAX_PATH_BYTES or len(scope["path"]) > MAX_PATH_BYTES:
+        raise UriTooLong(f"A path is at most {MAX_PATH_BYTES} bytes")
+    if len(scope["query_string"]) > MAX_QUERY_BYTES:
+        raise UriTooLong(f"A query is at most {MAX_QUERY_BYTES} bytes")
 
 
 def _is_from_other_site(headers: Headers) -> bool:
     site = headers.get("sec-fetch-site")
     if site is not None:
         return site not in ("same-origin", "none")  # same-site includes other ports of localhost
-    # Browsers send it to https and loopback only. Other sites cannot add a key, and a proxy may have changed Host.
+    # Browsers send it to https and loopback only. Other sites cannot add a key, and a proxy may have changed Host. They
+    # can add a password, by the user information of a URL.
+    if "x-api-key" in headers or headers.get("authorization", "")[:7].lower() == "bearer ":
+        return False
+    host = headers.get("host", "").lower()
     origin = headers.get("origin")
-    has_key = "authorization" in headers or "x-api-key" in headers
-    return origin is not None and not has_key and origin.partition("://")[2] != headers.get("host", "").lower()
-
-
-def _is_unlogged(scope: Scope) -> bool:
-    return unversioned_path(scope["path"]) in _UNLOGGED_ROUTES
-
-
-def _method_of(scope: Scope) -> str:
-    return scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "PATCH", "DELETE") else "OTHER"
-
-
-def route_of(scope: Scope) -> str:
-    """Template without /v1: bounds the number of metric time series."""
-    path = getattr(scope.get("route"), "path", None)
-    return unversioned_path(str(path)) if path else "unmatched"
+    if origin is not None:
+        return origin.partition("://")[2] != host
+    referer = headers.get("referer")
+    return referer is not None and referer.partition("://")[2].partition("/")[0].lower() != host
 
 
 def _host_name(host: str) -> str:

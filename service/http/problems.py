@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from vidlex.service.errors import InvalidParameter, InvalidRequest, MethodNotAllowed, NotFound, VidlexError
+from vidlex.service.http.disconnect import ClientLeft
 from vidlex.service.http.methods import allow_header
 from vidlex.service.schemas.base import problem_items
 
@@ -22,6 +23,7 @@ _log = structlog.get_logger("vidlex.http")
 PROBLEM_TYPE = "application/problem+json"
 CODE_KEY = "vidlex_problem_code"  # in the ASGI scope
 REQUEST_ID_KEY = "vidlex_request_id"
+AT_END_KEY = "vidlex_at_end"  # an ExitStack that is closed when the request ends
 
 
 def problem_of(error: VidlexError, request_id: str) -> dict[str, Any]:
@@ -98,7 +100,12 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
     return error_response(InvalidParameter(detail, errors=items), request_id_of(request))
 
 
+async def _on_client_left(request: Request, error: Exception) -> Response:
+    return Response(status_code=ClientLeft.status)
+
+
 def install(app: FastAPI) -> None:
+    app.add_exception_handler(ClientLeft, _on_client_left)
     app.add_exception_handler(VidlexError, _on_vidlex_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)

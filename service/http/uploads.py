@@ -11,20 +11,19 @@ import hashlib
 import os
 import secrets
 import shutil
-import threading
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, NoReturn, TypeVar
 
 import anyio
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
+from vidlex.service.bounds import MAX_JSON_VALUES
 from vidlex.service.errors import (
     InvalidParameter,
     InvalidRequest,
@@ -37,9 +36,17 @@ from vidlex.service.errors import (
 )
 from vidlex.service.http.body_formats import has_content_coding, parse_json, refuse_part_encoding, unsupported_coding
 from vidlex.service.http.caller import client_of
+from vidlex.service.http.fair_threads import FairThreads
+from vidlex.service.http.problems import AT_END_KEY
+from vidlex.service.sharing.shares import Shares
+
+ParsedT = TypeVar("ParsedT")
 
 _WRITE_BYTES = 1 << 20
 _MAX_PARTS = 16
+_MAX_CONTENT_TYPE_CHARS = 1024
+_MAX_JSON_AT_WORK_BYTES = 128 << 20
+_MAX_PARSERS = 3  # two of one client; more would only share the interpreter's lock with the event loop
 _MAX_PARAMS_BYTES = 1 << 20
 _MAX_OVERHEAD_BYTES = _MAX_PARAMS_BYTES + (64 << 10)  # of a multipart body, in addition to the video
 _MAX_DISCARDED_BYTES = 8 << 20
@@ -51,7 +58,7 @@ class UploadLimits:
     max_bytes: int
     max_json_bytes: int
     max_spool_bytes: int
-    max_uploads: int  # of all clients; one client may have half of them
+    max_uploads: int
     idle_seconds: float
     timeout_seconds: float
 
@@ -74,9 +81,13 @@ class Spool:
         self._root = root
         self._lock_file: IO[bytes] | None = None
         self._folder = root / "not-started"
-        self._lock = threading.Lock()
-        self._num_bytes = 0
-        self._num_uploads: Counter[str] = Counter()  # by client
+        self._parsers = FairThreads(_MAX_PARSERS, limits.max_uploads, "bodies", "bodies wait to be parsed")
+        self._bytes = Shares(
+            limits.max_spool_bytes, "upload_bytes", "bytes of videos at work", least_share=limits.max_bytes
+        )
+        self._uploads = Shares(limits.max_uploads, "uploads", "concurrent uploads")
+        max_json = max(_MAX_JSON_AT_WORK_BYTES, 2 * limits.max_json_bytes)
+        self._json = Shares(max_json, "json_bytes", "bytes of JSON at work", least_share=limits.max_json_bytes)
 
     def start(self) -> None:
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -105,35 +116,38 @@ class Spool:
 
     @property
     def num_uploads(self) -> int:
-        with self._lock:
-            return self._num_uploads.total()
+        return self._uploads.num_held
 
     @asynccontextmanager
     async def receive(self, request: Request) -> AsyncIterator[Upload]:
         """Receive the ``file`` and ``params`` parts of a multipart body; removes the file on exit.
 
         Raises UnsupportedMedia, InvalidRequest, InvalidParameter, UndecodableVideo (empty file), UploadTooLarge,
-        UploadTimeout or Overloaded (too many uploads, or the spool is full).
+        UploadTimeout, and Overloaded or ShareExceeded (too many uploads, or the spool is full).
         """
         await _check_content_coding(request)
         boundary = _boundary(request)
         await _check_content_length(request, self.limits.max_bytes + _MAX_OVERHEAD_BYTES, self.limits.max_bytes)
         path = self._folder / secrets.token_hex(16)
-        receiver = _Receiver(path, boundary, self)
+        client = client_of(request)
+        receiver = _Receiver(path, boundary, self, client)
         try:
-            with self._count_upload(client_of(request)), closing(receiver):
+            with self._uploads.hold(client), closing(receiver):
                 await self._fill(request, receiver)
-                upload = receiver.result()
+                upload = await self._parsers.run(client, receiver.result)
             yield upload
         finally:
             path.unlink(missing_ok=True)
-            with self._lock:
-                self._num_bytes -= receiver.reserved_bytes
+            self._bytes.give_back(client, receiver.reserved_bytes)
 
-    async def read_json(self, request: Request) -> object:
-        """Requires a JSON Content-Type, which rules out HTML forms.
+    async def read_json(
+        self, request: Request, parse: Callable[[object], ParsedT], *, max_values: int = MAX_JSON_VALUES
+    ) -> ParsedT:
+        """The result of ``parse`` of the parsed body, off the event loop.
 
-        Raises UnsupportedMedia, InvalidRequest, UploadTooLarge, UploadTimeout or Overloaded.
+        Requires a JSON Content-Type, which rules out HTML forms.
+
+        Raises UnsupportedMedia, InvalidRequest, UploadTooLarge, UploadTimeout, Overloaded or ShareExceeded.
         """
         await _check_content_coding(request)
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -141,36 +155,26 @@ class Spool:
             raise UnsupportedMedia("Send JSON with the header Content-Type: application/json")
         max_bytes = self.limits.max_json_bytes
         await _check_content_length(request, max_bytes, max_bytes)
-        body = bytearray()
+        body, client = bytearray(), client_of(request)
         stream = request.stream().__aiter__()
-        try:
-            with self._count_upload(client_of(request)):
+        with self._uploads.hold(client):
+            try:
                 async for chunk in _with_timeouts(stream, self.limits):
+                    self._json.take(client, len(chunk))  # what is parsed of it lives as long as the request
+                    request.scope[AT_END_KEY].callback(self._json.give_back, client, len(chunk))
                     body += chunk
                     if len(body) > max_bytes:
-                        await _discard(stream)
                         raise _too_large(max_bytes)
-        except ClientDisconnect:
-            raise InvalidRequest("The client disconnected before the end of the body") from None
-        return parse_json(bytes(body), name="The body")
+            except ClientDisconnect:
+                raise InvalidRequest("The client disconnected before the end of the body") from None
+            except (UploadTooLarge, Overloaded):
+                await _discard(stream)
+                raise
 
-    @contextmanager
-    def _count_upload(self, client: str) -> Iterator[None]:
-        limit = self.limits.max_uploads
-        with self._lock:
-            if self._num_uploads.total() >= limit:
-                raise Overloaded("Too many concurrent uploads")
-            # A client that holds uploads open leaves places for others.
-            if self._num_uploads[client] >= (limit + 1) // 2:
-                raise Overloaded("Too many concurrent uploads of this client")
-            self._num_uploads[client] += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._num_uploads[client] -= 1
-                if not self._num_uploads[client]:
-                    del self._num_uploads[client]
+        def work() -> ParsedT:
+            return parse(parse_json(bytes(body), name="The body", max_values=max_values))
+
+        return await self._parsers.run(client, work)
 
     async def _fill(self, request: Request, receiver: _Receiver) -> None:
         stream = request.stream().__aiter__()
@@ -188,19 +192,18 @@ class Spool:
             await _discard(stream)
             raise
 
-    def reserve(self, num_bytes: int) -> None:
-        with self._lock:
-            if self._num_bytes + num_bytes > self.limits.max_spool_bytes:
-                raise Overloaded("The storage for uploads is full")
-            self._num_bytes += num_bytes
+    def reserve(self, client: str, num_bytes: int) -> None:
+        """Raises Overloaded or ShareExceeded."""
+        self._bytes.take(client, num_bytes)
 
 
 class _Receiver:
     """Parses the parts; ``_pending`` buffers the video until ``flush`` writes and hashes it."""
 
-    def __init__(self, path: Path, boundary: bytes, spool: Spool) -> None:
+    def __init__(self, path: Path, boundary: bytes, spool: Spool, client: str) -> None:
         self._path = path
         self._spool = spool
+        self._client = client
         self._sha256 = hashlib.sha256()
         self._file: IO[bytes] | None = None
         self._pending = bytearray()
@@ -213,6 +216,7 @@ class _Receiver:
         self._disposition = b""
         self._is_complete = False
         self.num_bytes = 0
+        self._num_received = 0
         self.reserved_bytes = 0
         self._parser = MultipartParser(
             boundary,
@@ -233,12 +237,16 @@ class _Receiver:
         return len(self._pending)
 
     def feed(self, chunk: bytes) -> None:
+        self._num_received += len(chunk)
         self._parser.write(chunk)
+        # Boundaries, headers, and what precedes the first and follows the last boundary.
+        if self._num_received - self.num_bytes > _MAX_OVERHEAD_BYTES:
+            raise _too_large(self._spool.limits.max_bytes)
 
     def flush(self) -> None:
         if not self._pending:
             return
-        self._spool.reserve(len(self._pending))
+        self._spool.reserve(self._client, len(self._pending))
         self.reserved_bytes += len(self._pending)
         if self._file is None:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
@@ -322,7 +330,10 @@ def _too_large(max_bytes: int) -> UploadTooLarge:
 
 
 def _boundary(request: Request) -> bytes:
-    media_type, options = parse_options_header(request.headers.get("content-type", ""))
+    content_type = request.headers.get("content-type", "")
+    if len(content_type) > _MAX_CONTENT_TYPE_CHARS:
+        raise InvalidRequest(f"A Content-Type has at most {_MAX_CONTENT_TYPE_CHARS} characters")
+    media_type, options = parse_options_header(content_type)
     boundary = options.get(b"boundary", b"")
     if media_type != b"multipart/form-data":
         raise UnsupportedMedia("Send multipart/form-data with the video in the field `file`")

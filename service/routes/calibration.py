@@ -22,7 +22,7 @@ from vidlex.service.models.calibration import (
 )
 from vidlex.service.models.recent_statistics import RecentStatistics
 from vidlex.service.models.served_model import Vocabulary
-from vidlex.service.schemas.base import validate
+from vidlex.service.schemas.base import validator_of
 from vidlex.service.schemas.calibration import CalibrationBody, CalibrationView, LabelEffectView
 from vidlex.service.schemas.classify import ModelView
 
@@ -45,7 +45,7 @@ async def get_calibration(
 ) -> Response:
     context = context_of(request)
     recent = context.require_parts().recent_statistics
-    view = await context.in_label_thread(lambda: _view(vocabulary, calibration_of(vocabulary), recent, limit))
+    view = await context.in_label_thread(request, lambda: _view(vocabulary, calibration_of(vocabulary), recent, limit))
     return json_response(view)
 
 
@@ -63,7 +63,7 @@ async def put_calibration(
 ) -> Response:
     context = context_of(request)
     recent = context.require_parts().recent_statistics
-    body = validate(CalibrationBody, await context.spool.read_json(request))
+    body = await context.spool.read_json(request, validator_of(CalibrationBody))
 
     def work() -> CalibrationView:
         calibration = _fit(vocabulary, body, recent)
@@ -73,7 +73,7 @@ async def put_calibration(
             return _view(vocabulary, calibration, recent, limit, revision=revision)
         return _view(vocabulary, calibration, recent, limit, is_stored=False)
 
-    return json_response(await context.in_label_thread(work))
+    return json_response(await context.in_label_thread(request, work))
 
 
 @router.delete(
@@ -91,7 +91,7 @@ async def delete_calibration(request: Request, vocabulary: VocabularyOfRequest) 
         vocabulary.labeler.wait_for_index()
         return revision
 
-    revision = await context_of(request).in_label_thread(work)
+    revision = await context_of(request).in_label_thread(request, work)
     return Response(status_code=204, headers={REVISION_HEADER: str(revision)})
 
 

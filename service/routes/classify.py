@@ -5,19 +5,20 @@ from __future__ import annotations
 from time import monotonic
 from typing import Annotated, Any
 
-import anyio
 from fastapi import APIRouter, Header, Request
 from starlette.responses import Response
 
 from vidlex.service.errors import DeadlineExceeded, Overloaded
 from vidlex.service.http.caller import client_of
 from vidlex.service.http.context import context_of, namespace_of, using_vocabulary
-from vidlex.service.http.disconnect import disconnect_event
+from vidlex.service.http.disconnect import ClientLeft, watch_connection
 from vidlex.service.http.openapi.document import schema_ref
 from vidlex.service.http.openapi.headers import NAMESPACE_PARAMETER
+from vidlex.service.http.threads import run_in_thread
 from vidlex.service.routes.classification_views import classification_view, classify_options
 from vidlex.service.schemas.base import validate
 from vidlex.service.schemas.classify import ClassificationView, ClassifyParams
+from vidlex.service.sharing.requester import Requester
 from vidlex.service.tracing import record_stage
 
 router = APIRouter(tags=["classify"])
@@ -70,10 +71,11 @@ async def classify_video(request: Request, deadline_ms: Deadline = None) -> Resp
     # Checked before the upload, so that a request that cannot succeed is refused without reading the video.
     videos = context.require_parts().videos
     namespace_of(request)
+    client = client_of(request)
     if deadline_ms is not None:
-        context.admission.check_deadline(deadline_ms / 1000)
+        context.admission.check_deadline(client, deadline_ms / 1000)
     started = monotonic()
-    with context.admission.enter(client_of(request)) as entry:
+    with context.admission.enter(client) as entry:
         async with context.spool.receive(request) as upload:
             params = validate(ClassifyParams, {} if upload.params is None else upload.params)
             context.metrics.upload_bytes.inc(upload.num_bytes)
@@ -84,10 +86,11 @@ async def classify_video(request: Request, deadline_ms: Deadline = None) -> Resp
             wait_seconds = context.request_timeout_seconds
             if deadlines:
                 wait_seconds = min(wait_seconds, min(deadlines) / 1000 - (monotonic() - started))
-                context.admission.check_deadline(wait_seconds)
+                context.admission.check_deadline(client, wait_seconds)
             ends_at = monotonic() + wait_seconds
             with entry.admit():
-                async with using_vocabulary(request) as vocabulary, disconnect_event(request) as disconnected:
+                async with using_vocabulary(request) as vocabulary, watch_connection(request) as connection:
+                    requester = Requester(client, ends_at, connection.has_left)
 
                     def work() -> str:
                         result = videos.classify(
@@ -95,19 +98,18 @@ async def classify_video(request: Request, deadline_ms: Deadline = None) -> Resp
                             classify_options(params),
                             vocabulary,
                             sha256=upload.sha256,
-                            timeout_seconds=ends_at - monotonic(),
-                            cancelled=disconnected,
+                            requester=requester,
                         )
                         service = f"vidlex {request.app.version}"
                         view = classification_view(result, params, vocabulary, service=service)
                         return view.model_dump_json()
 
                     try:
-                        body = await anyio.to_thread.run_sync(work, limiter=context.video_threads)
+                        body = await run_in_thread(work, context.video_threads)
                     except Overloaded:
-                        if not disconnected.is_set():
-                            if deadlines and monotonic() - started >= min(deadlines) / 1000:
-                                raise DeadlineExceeded("The deadline passed before the result was complete") from None
-                            raise
-                        return Response(status_code=499)  # for the log and the metrics only
+                        if connection.has_left.is_set():
+                            raise ClientLeft from None
+                        if deadlines and monotonic() - started >= min(deadlines) / 1000:
+                            raise DeadlineExceeded("The deadline passed before the result was complete") from None
+                        raise
     return Response(body, media_type="application/json")

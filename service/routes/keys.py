@@ -11,11 +11,11 @@ from starlette.responses import Response
 from vidlex.service.access.access_control import AccessControl, create_key_record
 from vidlex.service.access.api_keys import ANY_NAMESPACE, KeyRecord
 from vidlex.service.errors import Forbidden, InvalidParameter
-from vidlex.service.http.caller import bound_namespace_of, quota_of
+from vidlex.service.http.caller import bound_namespace_of, principal_of
 from vidlex.service.http.context import context_of
 from vidlex.service.http.openapi.document import json_body
 from vidlex.service.http.responses import json_response
-from vidlex.service.schemas.base import validate
+from vidlex.service.schemas.base import validator_of
 from vidlex.service.schemas.keys import ApiKeyListView, ApiKeyView, NewApiKeyView, NewKeyBody
 
 router = APIRouter(tags=["keys"])
@@ -28,12 +28,13 @@ router = APIRouter(tags=["keys"])
     response_description="The key with its secret.",
     summary="Create an API key",
     description="Creates a key; its secret is in this response only. On a service without keys, the first key locks "
-    "out clients without one, and must have the scope `admin`, all namespaces and no expiry.",
+    "out clients without one, and must have the scope `admin`, all namespaces and no expiry. A key with a namespace, a "
+    "limit or an expiry creates only keys with at most its own, and shares its rate limit with them.",
     openapi_extra=json_body(NewKeyBody),
 )
 async def create_key(request: Request) -> Response:
     context, access = context_of(request), _access_of(request)
-    body = validate(NewKeyBody, await context.spool.read_json(request))
+    body = await context.spool.read_json(request, validator_of(NewKeyBody))
     namespace = None if body.namespace == ANY_NAMESPACE else body.namespace
     bound = bound_namespace_of(request)
     if bound is not None and namespace != bound:
@@ -51,14 +52,17 @@ async def create_key(request: Request) -> Response:
         else time.time_ns() // 1_000_000 + body.expires_in_seconds * 1000,
         requests_per_second=body.requests_per_second,
         burst=body.burst,
-        max_labels=min((quota for quota in (body.max_labels, quota_of(request)) if quota is not None), default=None),
+        max_labels=body.max_labels,
     )
+    creator = principal_of(request)
+    if creator is not None:
+        record = access.limit_new_key(record, creator.key_id)
 
     def work() -> None:
         access.store.add(record)
         access.refresh()
 
-    await context.in_label_thread(work)
+    await context.in_label_thread(request, work)
     return json_response(NewApiKeyView(**_view(record, None).model_dump(), key=text), 201)
 
 
@@ -71,7 +75,7 @@ async def create_key(request: Request) -> Response:
 )
 async def list_keys(request: Request) -> Response:
     access, bound = _access_of(request), bound_namespace_of(request)
-    records = await context_of(request).in_label_thread(access.store.list)
+    records = await context_of(request).in_label_thread(request, access.store.list)
     data = [_view(record, used) for record, used in records if bound is None or record.namespace == bound]
     return json_response(ApiKeyListView(data=data))
 
@@ -81,7 +85,8 @@ async def list_keys(request: Request) -> Response:
     status_code=204,
     response_description="The key is revoked.",
     summary="Revoke an API key",
-    description="Revokes a key on all replicas within a second.",
+    description="Revokes a key on all replicas within a second. 409 for the last key with the scope `admin`, all "
+    "namespaces and no expiry.",
 )
 async def revoke_key(
     request: Request, key_id: Annotated[str, Path(description="Id of the key.", examples=["051f58579272"])]
@@ -89,10 +94,9 @@ async def revoke_key(
     access, bound = _access_of(request), bound_namespace_of(request)
 
     def work() -> None:
-        access.store.revoke(key_id, namespace=bound)
-        access.refresh()
+        access.revoke(key_id, namespace=bound)
 
-    await context_of(request).in_label_thread(work)
+    await context_of(request).in_label_thread(request, work)
     return Response(status_code=204)
 
 

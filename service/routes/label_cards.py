@@ -12,14 +12,14 @@ from vidlex.service.bounds import MAX_PREVIEWS
 from vidlex.service.classification.cards import Card, card_of, preview
 from vidlex.service.errors import VidlexError
 from vidlex.service.http.context import VocabularyOfRequest, context_of
-from vidlex.service.http.label_bodies import for_valid_labels, parse_batch, parse_new_label
+from vidlex.service.http.label_bodies import for_valid_labels, parse_labels
 from vidlex.service.http.openapi.document import json_body
 from vidlex.service.http.openapi.headers import NAMESPACE_PARAMETER
 from vidlex.service.http.problems import problem_of, request_id_of
 from vidlex.service.http.responses import json_response
 from vidlex.service.models.served_model import Vocabulary
 from vidlex.service.routes.labels import LabelId
-from vidlex.service.schemas.base import ProblemView, WarningView, validate
+from vidlex.service.schemas.base import ProblemView, WarningView
 from vidlex.service.schemas.cards import (
     CardBatchView,
     CardFailureView,
@@ -44,7 +44,9 @@ router = APIRouter(tags=["labels"])
     openapi_extra=NAMESPACE_PARAMETER,
 )
 async def get_label_card(request: Request, label_id: LabelId, vocabulary: VocabularyOfRequest) -> Response:
-    card = await context_of(request).in_label_thread(lambda: card_of(vocabulary, label_id))
+    card = await context_of(request).while_connected(
+        request, lambda requester: card_of(vocabulary, label_id, requester)
+    )
     return json_response(_view(card, vocabulary))
 
 
@@ -59,17 +61,15 @@ async def get_label_card(request: Request, label_id: LabelId, vocabulary: Vocabu
 )
 async def preview_labels(request: Request, vocabulary: VocabularyOfRequest) -> Response:
     context = context_of(request)
-    body = await context.spool.read_json(request)
-    if isinstance(body, dict) and "labels" in body:
-        parsed = parse_batch(validate(PreviewBatchBody, body).labels)
-        results = await context.in_label_thread(
-            lambda: for_valid_labels(parsed, lambda labels: preview(vocabulary, labels))
-        )
+    sent = await context.spool.read_json(request, lambda body: parse_labels(body, PreviewBatchBody))
+    results = await context.while_connected(
+        request, lambda requester: for_valid_labels(sent.items, lambda labels: preview(vocabulary, labels, requester))
+    )
+    if sent.is_batch:
         request_id = request_id_of(request)
         items = [_item(i, result, vocabulary, request_id) for i, result in enumerate(results)]
         return json_response(CardBatchView(data=items))
-    new = parse_new_label(body)
-    (card,) = await context.in_label_thread(lambda: preview(vocabulary, [new]))
+    (card,) = results
     if isinstance(card, VidlexError):
         raise card
     return json_response(_view(card, vocabulary))

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Request
 from pydantic import Field
 from starlette.responses import Response
 
-from vidlex.service.bounds import DEFAULT_PAGE_SIZE, MAX_BATCH_LABELS, MAX_FILTER_CHARS, MAX_PAGE_SIZE
-from vidlex.service.errors import VidlexError
+from vidlex.service.bounds import (
+    DEFAULT_PAGE_SIZE,
+    MAX_BATCH_ANSWER_BYTES,
+    MAX_BATCH_JSON_VALUES,
+    MAX_BATCH_LABELS,
+    MAX_FILTER_CHARS,
+    MAX_PAGE_SIZE,
+)
 from vidlex.service.http.caller import quota_of
 from vidlex.service.http.conditional import is_not_modified, parse_if_match
 from vidlex.service.http.context import VocabularyOfRequest, context_of
-from vidlex.service.http.label_bodies import for_valid_labels, parse_batch, parse_label_changes, parse_new_label
+from vidlex.service.http.label_bodies import parse_label_changes, parse_labels
 from vidlex.service.http.openapi.document import json_body
 from vidlex.service.http.openapi.headers import NAMESPACE_PARAMETER, REVISION_HEADER, header_refs
 from vidlex.service.http.problems import problem_of, request_id_of
 from vidlex.service.http.responses import json_response
-from vidlex.service.labels.store.idempotency import MAX_KEY_CHARS, IdempotentRequest, StoredResponse
-from vidlex.service.labels.store.records import NewLabel
+from vidlex.service.labels.store.answers import Refusal
+from vidlex.service.labels.store.idempotency import MAX_KEY_CHARS
 from vidlex.service.models.served_model import Vocabulary
 from vidlex.service.registration.labeler import RegisteredLabel
+from vidlex.service.registration.registration import Outcome, Registration
 from vidlex.service.routes.label_views import etag_header, label_view, label_views
-from vidlex.service.schemas.base import ProblemView, validate
+from vidlex.service.schemas.base import ProblemView
 from vidlex.service.schemas.labels import (
     LabelBatchBody,
     LabelBatchView,
@@ -36,6 +42,7 @@ from vidlex.service.schemas.labels import (
     LabelView,
     NewLabelBody,
 )
+from vidlex.service.sharing.requester import Requester
 
 router = APIRouter(tags=["labels"])
 LabelId = Annotated[str, Path(description="Id of the label.", examples=["lbl_000000020000wn88xex5bvdb"])]
@@ -96,40 +103,31 @@ async def create_labels(
     ] = None,
 ) -> Response:
     context = context_of(request)
-    body = await context.spool.read_json(request)
-    path, request_id = request.url.path.rstrip("/"), request_id_of(request)
-    return_existing = if_exists == "return"
-    max_labels = quota_of(request)
-    if isinstance(body, dict) and "labels" in body:
-        parsed = parse_batch(validate(LabelBatchBody, body).labels)
+    sent = await context.spool.read_json(
+        request, lambda body: parse_labels(body, LabelBatchBody), max_values=MAX_BATCH_JSON_VALUES
+    )
+    registration = Registration(
+        labeler=vocabulary.labeler,
+        store=vocabulary.store,
+        items=sent.items,
+        is_batch=sent.is_batch,
+        return_existing=if_exists == "return",
+        max_labels=quota_of(request),
+        describe=lambda error: problem_of(error, request_id_of(request)),
+    )
+    path = request.url.path.rstrip("/")
 
-        def work(idempotent_request: IdempotentRequest | None) -> StoredResponse:
-            return _register_batch(
-                vocabulary, parsed, return_existing, idempotent_request, request_id, max_labels=max_labels
-            )
-    else:
-        new = parse_new_label(body)
-
-        def work(idempotent_request: IdempotentRequest | None) -> StoredResponse:
-            return _register_one(vocabulary, new, return_existing, idempotent_request, path, max_labels=max_labels)
-
-    def work_once() -> StoredResponse:
+    def work(requester: Requester) -> Response:
         if idempotency_key is None:
-            return work(None)
-        requests = vocabulary.store.idempotency
-        with requests.hold(idempotency_key, [if_exists, body]) as idempotent_request:
-            if idempotent_request.response is not None:
-                return replace(
-                    idempotent_request.response,
-                    headers=idempotent_request.response.headers | {"Idempotency-Replayed": "true"},
-                )
-            response = work(idempotent_request)
-            if not response.is_retryable:
-                requests.save_response(idempotent_request, response)
-            return response
+            outcomes, is_replayed = registration.run(requester), False
+        else:
+            outcomes, is_replayed = registration.run_once(requester, idempotency_key, [if_exists, sent.body])
+        response = _batch_response(outcomes, vocabulary) if sent.is_batch else _response(outcomes[0], vocabulary, path)
+        if is_replayed:
+            response.headers["Idempotency-Replayed"] = "true"
+        return response
 
-    response = await context.in_label_thread(work_once)
-    return Response(response.body, response.status, response.headers, "application/json")
+    return await context.while_connected(request, work)
 
 
 @router.get(
@@ -138,7 +136,7 @@ async def create_labels(
     response_description="A page of labels.",
     summary="List labels",
     description="Lists labels in the order of their creation, or with `prefix` in the order of the matching texts. "
-    "Filters can be combined.",
+    "Filters can be combined. A page of labels with much metadata ends before `limit`, with `has_more`.",
     openapi_extra=NAMESPACE_PARAMETER,
 )
 async def list_labels(
@@ -186,18 +184,20 @@ async def list_labels(
 ) -> Response:
     context, store = context_of(request), vocabulary.store
 
-    def work() -> LabelListView:
+    def work() -> Response:
         vocabulary.await_revision(min_revision, context.revision_wait_seconds)
         page = store.list(limit, after, category, q, parent=parent, prefix=prefix)
         data = label_views(page.data, vocabulary)
-        return LabelListView(
-            data=data,
-            has_more=page.has_more,
-            first_id=data[0].id if data else None,
-            last_id=data[-1].id if data else None,
+        return json_response(
+            LabelListView(
+                data=data,
+                has_more=page.has_more,
+                first_id=data[0].id if data else None,
+                last_id=data[-1].id if data else None,
+            )
         )
 
-    return json_response(await context.in_label_thread(work))
+    return await context.in_label_thread(request, work)
 
 
 @router.get(
@@ -226,7 +226,7 @@ async def get_label(
     ] = None,
 ) -> Response:
     store = vocabulary.store
-    label = await context_of(request).in_label_thread(lambda: label_view(store.get(label_id), vocabulary))
+    label = await context_of(request).in_label_thread(request, lambda: label_view(store.get(label_id), vocabulary))
     if is_not_modified(label.etag, if_none_match):
         return Response(status_code=304, headers=etag_header(label))
     return json_response(label, headers=etag_header(label))
@@ -248,13 +248,14 @@ async def update_label(
     if_match: IfMatch = None,
 ) -> Response:
     context = context_of(request)
-    changes = parse_label_changes(await context.spool.read_json(request))
+    changes = await context.spool.read_json(request, parse_label_changes)
     tags = parse_if_match(if_match)
 
-    def work() -> LabelView:
-        return label_view(vocabulary.labeler.update(label_id, changes, if_match=tags), vocabulary)
+    def work(requester: Requester) -> LabelView:
+        label = vocabulary.labeler.update(label_id, changes, if_match=tags, requester=requester)
+        return label_view(label, vocabulary)
 
-    label = await context.in_label_thread(work)
+    label = await context.while_connected(request, work)
     return json_response(label, headers=etag_header(label))
 
 
@@ -275,52 +276,25 @@ async def delete_label(
 ) -> Response:
     tags = parse_if_match(if_match)
     context, labeler = context_of(request), vocabulary.labeler
-    revision = await context.in_label_thread(lambda: labeler.remove(label_id, if_match=tags))
+    revision = await context.in_label_thread(request, lambda: labeler.remove(label_id, if_match=tags))
     return Response(status_code=204, headers={REVISION_HEADER: str(revision)})
 
 
-def _register_one(
-    vocabulary: Vocabulary,
-    new: NewLabel,
-    return_existing: bool,
-    idempotent_request: IdempotentRequest | None,
-    path: str,
-    *,
-    max_labels: int | None,
-) -> StoredResponse:
-    """Raises the error if the label was not registered."""
-    (outcome,) = vocabulary.labeler.register(
-        [new], return_existing=return_existing, idempotent_request=idempotent_request, max_labels=max_labels
-    )
-    if isinstance(outcome, VidlexError):
-        raise outcome
+def _response(outcome: Outcome, vocabulary: Vocabulary, path: str) -> Response:
+    assert isinstance(outcome, RegisteredLabel)  # the error of a single label was raised
     (label,) = label_views([outcome.label], vocabulary)
     headers = {"Location": f"{path}/{label.id}"} | etag_header(label)
-    return StoredResponse(201 if outcome.created else 200, headers, label.model_dump_json())
+    return json_response(label, headers=headers, status=201 if outcome.created else 200)
 
 
-def _register_batch(
-    vocabulary: Vocabulary,
-    parsed: Sequence[NewLabel | VidlexError],
-    return_existing: bool,
-    idempotent_request: IdempotentRequest | None,
-    request_id: str,
-    *,
-    max_labels: int | None,
-) -> StoredResponse:
-    results = for_valid_labels(
-        parsed,
-        lambda labels: vocabulary.labeler.register(
-            labels, return_existing=return_existing, idempotent_request=idempotent_request, max_labels=max_labels
-        ),
-    )
-    views = iter(label_views([r.label for r in results if isinstance(r, RegisteredLabel)], vocabulary))
+def _batch_response(outcomes: Sequence[Outcome], vocabulary: Vocabulary) -> Response:
+    labels = [outcome.label for outcome in outcomes if isinstance(outcome, RegisteredLabel)]
+    views = iter(label_views(labels, vocabulary, max_metadata_bytes=MAX_BATCH_ANSWER_BYTES))
     items: list[LabelResultView | LabelFailureView] = []
-    for i, result in enumerate(results):
-        if isinstance(result, VidlexError):
-            problem = ProblemView(**problem_of(result, request_id))
-            items.append(LabelFailureView(index=i, status=result.status, error=problem))
+    for i, outcome in enumerate(outcomes):
+        if isinstance(outcome, Refusal):
+            problem = ProblemView(**outcome.problem)
+            items.append(LabelFailureView(index=i, status=outcome.problem["status"], error=problem))
         else:
-            items.append(LabelResultView(index=i, status=201 if result.created else 200, label=next(views)))
-    is_retryable = any(item.status >= 500 for item in items)
-    return StoredResponse(200, {}, LabelBatchView(data=items).model_dump_json(), is_retryable)
+            items.append(LabelResultView(index=i, status=201 if outcome.created else 200, label=next(views)))
+    return json_response(LabelBatchView(data=items))

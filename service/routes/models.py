@@ -16,7 +16,7 @@ from vidlex.service.http.openapi.headers import NAMESPACE_PARAMETER
 from vidlex.service.http.responses import json_response
 from vidlex.service.models.model_diff import compare_models
 from vidlex.service.routes.model_views import model_diff_view, models_view
-from vidlex.service.schemas.base import validate
+from vidlex.service.schemas.base import validator_of
 from vidlex.service.schemas.models import DropModelBody, ModelDiffView, ModelsView, PrepareModelBody
 
 router = APIRouter(tags=["models"])
@@ -56,10 +56,10 @@ async def get_models(request: Request) -> Response:
 async def prepare_model(request: Request) -> Response:
     context = context_of(request)
     parts = context.require_parts()
-    body = validate(PrepareModelBody, await context.spool.read_json(request))
+    body = await context.spool.read_json(request, validator_of(PrepareModelBody))
     if not parts.may_load(body.model):
         raise InvalidParameter("The model is neither in the zoo nor in VIDLEX_ALLOWED_MODELS")
-    await context.in_label_thread(lambda: parts.models.prepare(body.model))
+    await context.in_label_thread(request, lambda: parts.models.prepare(body.model))
     return await _models_response(request, 202)
 
 
@@ -73,7 +73,7 @@ async def prepare_model(request: Request) -> Response:
 )
 async def activate_model(request: Request) -> Response:
     context = context_of(request)
-    await context.in_label_thread(context.require_parts().models.activate)
+    await context.in_label_thread(request, context.require_parts().models.activate)
     return await _models_response(request)
 
 
@@ -87,7 +87,7 @@ async def activate_model(request: Request) -> Response:
 )
 async def rollback_model(request: Request) -> Response:
     context = context_of(request)
-    await context.in_label_thread(context.require_parts().models.rollback)
+    await context.in_label_thread(request, context.require_parts().models.rollback)
     return await _models_response(request)
 
 
@@ -103,8 +103,8 @@ async def rollback_model(request: Request) -> Response:
 async def drop_model(request: Request) -> Response:
     context = context_of(request)
     models = context.require_parts().models
-    body = validate(DropModelBody, await context.spool.read_json(request))
-    await context.in_label_thread(lambda: models.drop(body.fingerprint))
+    body = await context.spool.read_json(request, validator_of(DropModelBody))
+    await context.in_label_thread(request, lambda: models.drop(body.fingerprint))
     return await _models_response(request)
 
 
@@ -135,11 +135,11 @@ async def diff_models(
         finally:
             other.release()
 
-    return json_response(await context.in_label_thread(work))
+    return json_response(await context.in_label_thread(request, work))
 
 
 async def _models_response(request: Request, status: int = 200) -> Response:
     context = context_of(request)
     models = context.require_parts().models
-    view = await context.in_label_thread(lambda: models_view(models.state(), models.count_labels()))
+    view = await context.in_label_thread(request, lambda: models_view(models.state(), models.count_labels()))
     return json_response(view, status)

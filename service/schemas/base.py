@@ -6,10 +6,11 @@ Units are part of the names; scores are 0 to 1. Bodies with unknown members are 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from vidlex.service.bounds import MAX_NAME_CHARS
 from vidlex.service.errors import InvalidParameter
@@ -39,6 +40,8 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Int64 = Annotated[int, Field(json_schema_extra={"format": "int64"})]
 Revision = Annotated[int, Field(ge=0, lt=2**63, json_schema_extra={"format": "int64"}), WHOLE]
 Milliseconds = Annotated[int, Field(ge=0, le=10**12, json_schema_extra={"format": "int64"}), WHOLE]
+Names = Annotated[list[Name], Field(fail_fast=True)]
+Texts = Annotated[list[str], Field(fail_fast=True)]
 _MAX_PROBLEMS = 100
 _MAX_POINTER_PART_CHARS = 64
 # By type of pydantic error whose message names Python types or classes.
@@ -54,6 +57,14 @@ _MESSAGES = {
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bounded(cls, value: object) -> object:
+        # pydantic makes an error for each unknown member.
+        if isinstance(value, dict) and len(value) > len(cls.model_fields) + _MAX_PROBLEMS:
+            raise ValueError("has too many members")
+        return value
 
 
 class View(BaseModel):
@@ -115,6 +126,10 @@ class ProblemView(View):
     current_revision: Int64 | None = _member("With `revision_not_reached`: the replica's revision.")
     max_bytes: Int64 | None = _member("With `upload_too_large`: the limit.")
     num_missing: int | None = _member("With `model_conflict`: labels that the prepared model has not encoded yet.")
+    limit: str | None = _member(
+        "With `share_exceeded` and `overloaded`: which limit was reached; the service's documents list them.",
+        examples=["queued_labels"],
+    )
     retry_after_ms: int | None = _member("When to retry, as in the header `Retry-After`.", ge=1000)
 
 
@@ -128,14 +143,19 @@ def problem_items(errors: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     return items
 
 
-def validate(model: type[BodyT], value: object) -> BodyT:
-    """Raises InvalidParameter with ``errors``."""
+def validate(model: type[BodyT], value: object, *, max_problems: int = _MAX_PROBLEMS) -> BodyT:
+    """Raises InvalidParameter with up to ``max_problems`` ``errors``."""
     try:
         return model.model_validate(value)
     except ValidationError as error:
         problems = problem_items(error.errors(include_url=False, include_input=False, include_context=False))
+        problems = problems[:max_problems]
         detail = "; ".join(f"{p['pointer'] or '/'}: {p['detail']}" for p in problems[:3])
         raise InvalidParameter(detail, errors=problems) from None
+
+
+def validator_of(model: type[BodyT]) -> Callable[[object], BodyT]:
+    return partial(validate, model)
 
 
 def _escape(part: object) -> str:

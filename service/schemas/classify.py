@@ -9,10 +9,11 @@ from vidlex.service.schemas.base import (
     WHOLE,
     Int64,
     Milliseconds,
-    Name,
+    Names,
     Probability,
     Revision,
     Strict,
+    Texts,
     View,
     WarningView,
 )
@@ -30,19 +31,19 @@ class ClassifyParams(Strict):
         json_schema_extra={"examples": [{"top_k": 3, "aggregate_by": "segments", "segment_ms": 1000}]}
     )
 
-    label_ids: list[str] | None = Field(
+    label_ids: Texts | None = Field(
         None, min_length=1, max_length=MAX_LABEL_IDS, description="Ids of the labels to score; null: all labels."
     )
-    candidate_labels: list[Name] | None = Field(
+    candidate_labels: Names | None = Field(
         None,
         min_length=1,
         max_length=MAX_CANDIDATES,
         description="Names to score instead of stored labels. Excludes `label_ids` and the categories.",
     )
-    include_categories: list[str] | None = Field(
+    include_categories: Texts | None = Field(
         None, min_length=1, max_length=100, description="Score only labels with one of these categories."
     )
-    exclude_categories: list[str] | None = Field(
+    exclude_categories: Texts | None = Field(
         None, min_length=1, max_length=100, description="Skip labels with one of these categories."
     )
     min_score: Probability = Field(0.0, description="Lowest score of a returned label.")

@@ -28,6 +28,6 @@ class ReadyView(View):
         "`stopping`: the service is shutting down."
     )
     checks: dict[str, CheckView] = Field(
-        description="By part: `store`, `schema`, `model`, `encoder`, `index`, `decoders`, and `start` until the start "
-        "is complete."
+        description="By part: `store`, `schema`, `model`, `encoder`, `index`, `decoders`, `isolation`, and `start` "
+        "until the start is complete."
     )

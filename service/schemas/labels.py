@@ -9,17 +9,18 @@ from vidlex.service.bounds import (
     MAX_BATCH_LABELS,
     MAX_CATEGORIES,
     MAX_METADATA_BYTES,
+    MAX_METADATA_KEYS,
     MAX_METADATA_LEVELS,
     MAX_PARENTS,
 )
-from vidlex.service.schemas.base import Int64, Name, Probability, ProblemView, Strict, View, WarningView
+from vidlex.service.schemas.base import Int64, Name, Names, Probability, ProblemView, Strict, Texts, View, WarningView
 
 _ALIASES = "Other names of the label, for lookups and filters; the model reads only `name`."
 _CATEGORIES = "Groups to filter by; case is ignored."
 _PARENTS = "Ids, names or aliases of existing labels."
 _METADATA = (
-    f"Any JSON object of at most {MAX_METADATA_BYTES} bytes and {MAX_METADATA_LEVELS} levels of objects and lists. The "
-    "service only stores it."
+    f"Any JSON object of at most {MAX_METADATA_BYTES} bytes, {MAX_METADATA_KEYS} keys and {MAX_METADATA_LEVELS} levels "
+    "of objects and lists. The service only stores it."
 )
 _THRESHOLD = "Lowest score at which the label matches a video; null: the model's default."
 
@@ -28,9 +29,9 @@ class NewLabelBody(Strict):
     """A label to register."""
 
     name: Name = Field(description="Text that the model encodes. Unique in the namespace, ignoring case.")
-    aliases: list[Name] = Field(default=[], max_length=MAX_ALIASES, description=_ALIASES, examples=[["goldie"]])
-    categories: list[str] = Field(default=[], max_length=MAX_CATEGORIES, description=_CATEGORIES, examples=[["animal"]])
-    parents: list[str] = Field(default=[], max_length=MAX_PARENTS, description=_PARENTS, examples=[["dog"]])
+    aliases: Names = Field(default=[], max_length=MAX_ALIASES, description=_ALIASES, examples=[["goldie"]])
+    categories: Texts = Field(default=[], max_length=MAX_CATEGORIES, description=_CATEGORIES, examples=[["animal"]])
+    parents: Texts = Field(default=[], max_length=MAX_PARENTS, description=_PARENTS, examples=[["dog"]])
     threshold: Probability | None = Field(None, description=_THRESHOLD)
     metadata: dict[str, Any] = Field(default={}, description=_METADATA, examples=[{"team": "pets"}])
 
@@ -41,9 +42,9 @@ class LabelChangesBody(Strict):
     model_config = ConfigDict(json_schema_extra={"minProperties": 1})
 
     name: Name | None = Field(None, description="New name; it is encoded.")
-    aliases: list[Name] | None = Field(None, max_length=MAX_ALIASES, description=_ALIASES)
-    categories: list[str] | None = Field(None, max_length=MAX_CATEGORIES, description=_CATEGORIES)
-    parents: list[str] | None = Field(None, max_length=MAX_PARENTS, description=_PARENTS)
+    aliases: Names | None = Field(None, max_length=MAX_ALIASES, description=_ALIASES)
+    categories: Texts | None = Field(None, max_length=MAX_CATEGORIES, description=_CATEGORIES)
+    parents: Texts | None = Field(None, max_length=MAX_PARENTS, description=_PARENTS)
     threshold: Probability | None = Field(None, description=_THRESHOLD)
     metadata: dict[str, Any] | None = Field(None, description=_METADATA)
 
@@ -90,7 +91,8 @@ class LabelView(View):
     )
     warnings: list[WarningView] = Field(
         description="`hub_label`: the label is close to nearly every video of the calibrated domain, or of those that "
-        "the model knows; its score tells them apart poorly."
+        "the model knows; its score tells them apart poorly. `metadata_not_shown`: the metadata, stored by an earlier "
+        "version, is too deeply nested to be sent, or the answer to a batch would be too large with it."
     )
     etag: str = Field(
         description="The entity tag without quotes, for `If-Match` and `If-None-Match`.", examples=["2-1a22d5fcb30"]

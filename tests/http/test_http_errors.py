@@ -144,11 +144,21 @@ def test_cross_site_requests_are_refused(client: TestClient, red: Path) -> None:
         # Browsers send no Sec-Fetch-Site to an http:// address that is not loopback.
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
+        {"Referer": "http://localhost:3000/page"},
+        # A browser adds what the user information of a URL says.
+        {"Origin": "http://localhost:3000", "Authorization": "Basic YTpi"},
     ],
 )
 def test_changes_by_other_origins_are_refused(client: TestClient, headers: dict[str, str]) -> None:
     assert_problem(client.post("/models:rollback", headers=headers), 403, "forbidden")
+    assert_problem(client.get("/models:diff", headers=headers), 403, "forbidden")
+    assert client.get("/", headers=headers).status_code == 200
+
+
+def test_links_of_other_sites_can_be_followed(client: TestClient) -> None:
+    headers = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
     assert client.get("/labels", headers=headers).status_code == 200
+    assert_problem(client.post("/models:rollback", headers=headers), 403, "forbidden")
 
 
 def test_changes_by_the_page_and_by_programs_are_accepted(client: TestClient) -> None:

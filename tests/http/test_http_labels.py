@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from support.serving import add, assert_problem, clear, serving
 from vidlex.model.dummy import DummyClassifier
-from vidlex.service.bounds import MAX_METADATA_LEVELS
+from vidlex.service.bounds import MAX_JSON_LEVELS, MAX_METADATA_LEVELS
 
 
 class Counting(DummyClassifier):
@@ -143,7 +143,7 @@ def test_metadata_size_and_values_are_limited(client: TestClient, metadata: dict
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b'{"name": NaN}', b"\xff\xfe", b"[" * 100_000, b'{"name": 1' + b"0" * 5000 + b"}"]
+    "content", [b"", b"{", b'{"name": NaN}', b"\xff\xfe", b"[" * 60, b'{"name": 1' + b"0" * 5000 + b"}"]
 )
 def test_invalid_json_is_malformed(client: TestClient, content: bytes) -> None:
     answer = client.post("/labels", content=content, headers={"Content-Type": "application/json"})
@@ -157,7 +157,9 @@ def test_metadata_is_nested_as_deeply_as_a_response_can_be(client: TestClient) -
     for num_levels in (MAX_METADATA_LEVELS, MAX_METADATA_LEVELS + 1, 300, 900):
         content = f'{{"name": "deep", "metadata": {nested(num_levels)}}}'
         answer = client.post("/labels", content=content, headers={"Content-Type": "application/json"})
-        if num_levels > MAX_METADATA_LEVELS:
+        if num_levels >= MAX_JSON_LEVELS:
+            assert_problem(answer, 413, "json_too_complex")
+        elif num_levels > MAX_METADATA_LEVELS:
             assert_problem(answer, 422, "invalid_parameter")
         else:
             assert answer.status_code == 201

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from support.processes import PATIENCE_SECONDS
 from support.serving import add, assert_problem, clear, serving
 from vidlex.model.dummy import DummyClassifier
+from vidlex.service.labels.embedded.server_files import ServerFiles
+from vidlex.service.labels.store.connection import connect_socket
 from vidlex.service.labels.store.idempotency import IdempotencyStore
 
 
@@ -155,7 +157,7 @@ def test_partly_failed_batch_is_resumed(client: TestClient) -> None:
 def test_retry_after_a_lost_response_creates_nothing(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """The label was stored, but not the response."""
     with monkeypatch.context() as patch:
-        patch.setattr(IdempotencyStore, "save_response", lambda *_: None)
+        patch.setattr(IdempotencyStore, "save_answer", lambda *_: None)
         first = post(client, "key-5", {"name": "red"})
     assert first.status_code == 201
     again = post(client, "key-5", {"name": "red"})
@@ -177,3 +179,54 @@ def test_label_quota(client: TestClient) -> None:
     assert [item["status"] for item in answer.json()["data"]] == [201] * 12 + [403]
     assert_problem(client.post("/labels", json={"name": "more"}), 403, "quota_exceeded")
     assert json.loads(answer.content)["data"][12]["error"]["code"] == "quota_exceeded"
+
+
+def kept_bytes(folder: Path) -> int:
+    """Of all requests with an Idempotency-Key in the store of a running service."""
+    client = connect_socket(str(ServerFiles(folder).last_socket()))
+    return sum(int(client.memory_usage(key) or 0) for key in client.scan_iter(match="*:request:*"))
+
+
+def test_a_kept_answer_does_not_grow_with_what_the_labels_contain(tmp_path: Path) -> None:
+    """A request of 20 KB about labels with 16 KB of metadata each kept 16 MB for a day."""
+    with serving(tmp_path) as client:
+        text = "x" * 16_000
+        names = [f"label {i}" for i in range(200)]
+        for start in range(0, 200, 100):
+            body = {"labels": [{"name": name, "metadata": {"text": text}} for name in names[start : start + 100]]}
+            assert post(client, f"fill {start}", body).status_code == 200
+        assert kept_bytes(tmp_path) < 200 * 200
+        asked = {"labels": [{"name": name} for name in [*names, ""]]}
+        first = post(client, "all", asked, "?if_exists=return")
+        assert len(first.content) > 200 * len(text)
+        assert [item["status"] for item in first.json()["data"]] == [200] * 200 + [422]
+        assert kept_bytes(tmp_path) < 2 * 200 * 200
+        again = post(client, "all", asked, "?if_exists=return")
+        assert again.content == first.content and again.headers["idempotency-replayed"] == "true"
+
+
+def test_a_replay_tells_what_was_created_even_if_it_is_gone(client: TestClient) -> None:
+    add(client, "animal")
+    body = {"name": "Red  dog", "aliases": ["R"], "parents": ["animal"], "metadata": {"a": [1.5, None]}}
+    first = post(client, "key-7", body)
+    assert client.delete(first.headers["location"]).status_code == 204
+    again = post(client, "key-7", body)
+    assert (again.status_code, again.headers["location"]) == (201, first.headers["location"])
+    assert again.json() | {"warnings": []} == first.json() | {"warnings": []}
+
+
+def test_a_replay_of_a_label_that_existed_shows_it_as_it_is(client: TestClient) -> None:
+    (red,) = add(client, "red")
+    first = post(client, "key-8", {"name": "Red"}, "?if_exists=return")
+    client.patch(f"/labels/{red['id']}", json={"threshold": 0.9})
+    again = post(client, "key-8", {"name": "Red"}, "?if_exists=return")
+    assert (first.status_code, again.status_code, again.json()["id"]) == (200, 200, red["id"])
+    assert (first.json()["threshold"], again.json()["threshold"]) == (None, 0.9)
+    assert client.delete(f"/labels/{red['id']}").status_code == 204
+    gone = assert_problem(post(client, "key-8", {"name": "Red"}, "?if_exists=return"), 404, "not_found")
+    assert "removed since" in gone["detail"]
+    batch = {"labels": [{"name": "blue"}]}
+    (blue,) = add(client, "blue")
+    assert post(client, "key-9", batch, "?if_exists=return").json()["data"][0]["label"]["id"] == blue["id"]
+    client.delete(f"/labels/{blue['id']}")
+    assert post(client, "key-9", batch, "?if_exists=return").json()["data"][0]["error"]["code"] == "not_found"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import anyio
 import pytest
 from starlette.requests import Request
 
-from vidlex.service.errors import Overloaded
+from vidlex.service.errors import Overloaded, ShareExceeded
+from vidlex.service.http.problems import AT_END_KEY
 from vidlex.service.http.uploads import Spool, UploadLimits
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -18,7 +20,8 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 
 def request_of(address: str, receive: Receive) -> Request:
     headers = [(b"content-type", b"application/json")]
-    return Request({"type": "http", "method": "POST", "headers": headers, "client": (address, 1)}, receive)  # type: ignore[arg-type]
+    scope = {"type": "http", "method": "POST", "headers": headers, "client": (address, 1), AT_END_KEY: ExitStack()}
+    return Request(scope, receive)  # type: ignore[arg-type]
 
 
 async def never() -> dict[str, Any]:
@@ -39,19 +42,21 @@ def test_one_client_holds_half_of_the_uploads(tmp_path: Path) -> None:
     async def run() -> None:
         async with anyio.create_task_group() as tasks:
             for _ in range(2):
-                tasks.start_soon(spool.read_json, request_of("10.0.0.1", never))
+                tasks.start_soon(spool.read_json, request_of("10.0.0.1", never), dict)
             await anyio.wait_all_tasks_blocked()
             assert spool.num_uploads == 2
-            with pytest.raises(Overloaded):
-                await spool.read_json(request_of("10.0.0.1", at_once))
-            assert await spool.read_json(request_of("10.0.0.2", at_once)) == {}
-            for _ in range(2):
-                tasks.start_soon(spool.read_json, request_of("10.0.0.2", never))
+            with pytest.raises(ShareExceeded) as share:
+                await spool.read_json(request_of("10.0.0.1", at_once), dict)
+            assert share.value.extra == {"limit": "uploads"}
+            assert await spool.read_json(request_of("10.0.0.2", at_once), dict) == {}
+            for address in ("10.0.0.2", "10.0.0.3"):
+                tasks.start_soon(spool.read_json, request_of(address, never), dict)
             await anyio.wait_all_tasks_blocked()
-            with pytest.raises(Overloaded):  # all places are taken
-                await spool.read_json(request_of("10.0.0.3", at_once))
+            with pytest.raises(Overloaded) as full:  # all places are taken
+                await spool.read_json(request_of("10.0.0.4", at_once), dict)
+            assert (full.value.code, full.value.extra) == ("overloaded", {"limit": "uploads"})
             tasks.cancel_scope.cancel()
         assert spool.num_uploads == 0
-        assert await spool.read_json(request_of("10.0.0.1", at_once)) == {}
+        assert await spool.read_json(request_of("10.0.0.1", at_once), dict) == {}
 
     anyio.run(run)

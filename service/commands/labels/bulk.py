@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from vidlex.service.bounds import MAX_BATCH_LABELS
+from vidlex.service.bounds import MAX_BATCH_JSON_VALUES, MAX_BATCH_LABELS
 from vidlex.service.commands.client import ServiceClient
 from vidlex.service.commands.output import progress, stderr
 
@@ -96,13 +96,15 @@ def _send(
 def _take(rest: Iterator[dict[str, Any]], size: int, overflow: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Up to ``size`` entries of at most MAX_BATCH_BYTES; an entry that does not fit is moved to ``overflow``."""
     batch: list[dict[str, Any]] = []
-    num_bytes = 0
+    num_bytes = num_values = 0
     while len(batch) < size:
         entry = overflow.pop() if overflow else next(rest, None)
         if entry is None:
             break
-        num_bytes += len(json.dumps(entry))
-        if batch and num_bytes > MAX_BATCH_BYTES:
+        text = json.dumps(entry)
+        num_bytes += len(text)
+        num_values += text.count(",") + text.count("[") + text.count("{")  # or more, because texts contain them too
+        if batch and (num_bytes > MAX_BATCH_BYTES or num_values > MAX_BATCH_JSON_VALUES // 2):
             overflow.append(entry)
             break
         batch.append(entry)

@@ -3,7 +3,8 @@
 .jsonl  one label per line: {"name": ..., "aliases": [...], "categories": [...], "parents": [names], "threshold": ...,
         "metadata": {...}}
 .json   a list of such objects, or {"labels": [...]}
-.csv    columns name, aliases, categories, parents, threshold, metadata; "|" separates the values of a list
+.csv    columns name, aliases, categories, parents, threshold, metadata; "|" separates the values of a list.
+        Cells that a spreadsheet would take for a formula begin with "'", which is removed when the file is read
 .txt    one name per line; empty lines and lines that start with "#" are skipped
 
 All formats except .json are streamed.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -27,6 +29,8 @@ FORMATS: tuple[FileFormat, ...] = ("jsonl", "json", "csv", "txt")
 LISTS = ("aliases", "categories", "parents")
 FIELDS = ("name", *LISTS, "threshold", "metadata")
 CELL_SEPARATOR = "|"
+# https://owasp.org/www-community/attacks/CSV_Injection
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
 _IGNORED = frozenset(
     {"object", "id", "created_at_ms", "updated_at_ms", "revision", "warnings", "etag"}
 )  # of GET /labels
@@ -125,11 +129,12 @@ def _read_csv(stream: TextIO) -> Iterator[dict[str, Any]]:
     if "name" not in columns:
         raise CommandError("line 1: a CSV file needs a header line with a column `name`")
     _require_known(columns, "line 1", "column")
-    for row in reader:
+    for raw in reader:
+        row = {column: _without_quote(raw[column] or "") for column in columns}
         entry: dict[str, Any] = {"name": row["name"]}
         for column in LISTS:
             if column in columns:
-                parts = [part.strip() for part in (row[column] or "").split(CELL_SEPARATOR)]
+                parts = [part.strip() for part in row[column].split(CELL_SEPARATOR)]
                 entry[column] = [part for part in parts if part]
         if "threshold" in columns:
             try:
@@ -147,7 +152,16 @@ def _csv_row(entry: dict[str, Any]) -> dict[str, Any]:
         if CELL_SEPARATOR in value:
             raise CommandError(f"{value!r} contains the list separator {CELL_SEPARATOR!r}; use another format")
     metadata = {"metadata": json.dumps(entry["metadata"], ensure_ascii=False)} if "metadata" in entry else {}
-    return entry | {key: CELL_SEPARATOR.join(entry[key]) for key in lists} | metadata
+    row = entry | {key: CELL_SEPARATOR.join(entry[key]) for key in lists} | metadata
+    return {key: _with_quote(value) if isinstance(value, str) else value for key, value in row.items()}
+
+
+def _with_quote(cell: str) -> str:
+    return f"'{cell}" if _FORMULA.match(cell) else cell
+
+
+def _without_quote(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def _entry(value: Any, where: str) -> dict[str, Any]:
@@ -168,5 +182,7 @@ def _require_known(names: Iterable[str], where: str, kind: str) -> None:
 def _loads(text: str, where: str) -> Any:
     try:
         return json.loads(text)
+    except RecursionError:
+        raise CommandError(f"{where} has too many levels of objects and lists") from None
     except ValueError as error:
         raise CommandError(f"{where} is not JSON: {error}") from None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vidlex.service.errors import (
+    ByteQuotaExceeded,
     DeadlineExceeded,
     EncodeFailed,
     Forbidden,
@@ -13,8 +14,11 @@ from vidlex.service.errors import (
     IdempotencyKeyReused,
     InvalidParameter,
     InvalidRequest,
+    JsonTooComplex,
+    LabelCorrupt,
     LabelExists,
     LabelTextInvalid,
+    LastAdminKey,
     ModelConflict,
     ModelLoading,
     NotFound,
@@ -26,39 +30,51 @@ from vidlex.service.errors import (
     RateLimited,
     ResolutionTooLarge,
     RevisionNotReached,
+    ShareExceeded,
     Stopping,
+    StorageFull,
+    StoreDenied,
+    StoreFull,
+    StoreLost,
+    StoreReadOnly,
     StoreUnavailable,
+    TooManyConnections,
     Unauthorized,
     UndecodableVideo,
     UnsupportedMedia,
     UploadTimeout,
     UploadTooLarge,
+    UriTooLong,
     VideoTooLong,
     VidlexError,
+    VolatileStore,
 )
 from vidlex.service.http.openapi.headers import header_refs
 from vidlex.service.http.problems import PROBLEM_TYPE
 
 Errors = tuple[type[VidlexError], ...]
 
-_PUBLIC: Errors = (Forbidden, VidlexError)
+_PUBLIC: Errors = (Forbidden, VidlexError, InvalidRequest, UriTooLong)
 _KEY: Errors = (*_PUBLIC, Unauthorized, RateLimited, ModelLoading)
-_COMMON: Errors = (*_KEY, InvalidRequest, Stopping, StoreUnavailable, Overloaded)
-_BODY: Errors = (InvalidParameter, UploadTimeout, UploadTooLarge, UnsupportedMedia)
+_STORE: Errors = (StoreUnavailable, StoreDenied, StoreFull, StoreLost, StoreReadOnly, VolatileStore)
+_COMMON: Errors = (*_KEY, *_STORE, TooManyConnections, Stopping, StorageFull, Overloaded, ShareExceeded)
+_BODY: Errors = (InvalidParameter, JsonTooComplex, UploadTimeout, UploadTooLarge, UnsupportedMedia)
 _TEXT: Errors = (LabelTextInvalid, EncodeFailed)
 _PARENT: Errors = (ParentNotFound, ParentCycle, PreconditionFailed)
 _IDEMPOTENCY: Errors = (IdempotencyInFlight, IdempotencyKeyReused)
+_QUOTA: Errors = (QuotaExceeded, ByteQuotaExceeded)
 _VIDEO: Errors = (UndecodableVideo, VideoTooLong, ResolutionTooLarge)
 _READ: Errors = (InvalidParameter, NotFound, RevisionNotReached)
+_LABEL: Errors = (LabelCorrupt, NotFound)
 
 # By operationId.
 ERRORS: dict[str, Errors] = {
-    "create_labels": (*_COMMON, *_BODY, *_TEXT, *_PARENT, *_IDEMPOTENCY, LabelExists, NotFound, QuotaExceeded),
+    "create_labels": (*_COMMON, *_BODY, *_TEXT, *_PARENT, *_IDEMPOTENCY, LabelExists, NotFound, *_QUOTA),
     "list_labels": (*_COMMON, *_READ, LabelTextInvalid),
-    "get_label": (*_COMMON, *_READ),
-    "update_label": (*_COMMON, *_BODY, *_TEXT, *_PARENT, LabelExists, NotFound),
-    "delete_label": (*_COMMON, InvalidParameter, NotFound, PreconditionFailed),
-    "get_label_card": (*_COMMON, *_READ, *_TEXT),
+    "get_label": (*_COMMON, *_READ, *_LABEL),
+    "update_label": (*_COMMON, *_BODY, *_TEXT, *_PARENT, *_LABEL, LabelExists, ByteQuotaExceeded),
+    "delete_label": (*_COMMON, *_LABEL, InvalidParameter, PreconditionFailed),
+    "get_label_card": (*_COMMON, *_READ, *_LABEL, *_TEXT),
     "preview_labels": (*_COMMON, *_BODY, *_TEXT, NotFound, RevisionNotReached),
     "classify_video": (*_COMMON, *_BODY, *_TEXT, *_VIDEO, NotFound, RevisionNotReached, DeadlineExceeded),
     "get_calibration": (*_COMMON, *_READ),
@@ -72,7 +88,7 @@ ERRORS: dict[str, Errors] = {
     "diff_models": (*_COMMON, *_READ, EncodeFailed, ModelConflict),
     "create_key": (*_COMMON, *_BODY),
     "list_keys": _COMMON,
-    "revoke_key": (*_COMMON, NotFound),
+    "revoke_key": (*_COMMON, LastAdminKey, NotFound),
     "get_liveness": _PUBLIC,
     "get_readiness": _PUBLIC,
     "get_metrics": _KEY,
@@ -87,17 +103,20 @@ _NAMES = {
     409: "Conflict",
     412: "PreconditionFailed",
     413: "ContentTooLarge",
+    414: "UriTooLong",
     415: "UnsupportedMediaType",
     422: "UnprocessableContent",
     429: "TooManyRequests",
     500: "InternalServerError",
     503: "ServiceUnavailable",
     504: "GatewayTimeout",
+    507: "InsufficientStorage",
 }
 _EXTRA_MEMBERS: dict[type[VidlexError], dict[str, Any]] = {
     InvalidParameter: {"errors": [{"pointer": "/name", "detail": "is missing"}]},
     LabelExists: {"existing_id": "lbl_000000020000wn88xex5bvdb"},
     RevisionNotReached: {"current_revision": 7},
+    ShareExceeded: {"limit": "requests"},
     UploadTooLarge: {"max_bytes": 536_870_912},
 }
 

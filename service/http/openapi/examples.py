@@ -180,6 +180,7 @@ _CHECKS = {
         "encoder": "the last forward pass succeeded",
         "index": "2 labels",
         "decoders": "4 of 4 alive",
+        "isolation": "full",
     }.items()
 }
 

