@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from vidlex.model.classifier import Classifier
 from vidlex.service.access.access_control import AccessControl, AccessOptions
+from vidlex.service.audit import AuditLog
 from vidlex.service.http import cors, problems, strict_query
 from vidlex.service.http.graceful_shutdown import GracefulShutdown
 from vidlex.service.http.guard import AccessGuard
@@ -40,6 +42,9 @@ def create_app(
     the reason, from another thread, if the service can never become ready. Raises KeyFileError and TracingUnavailable.
     """
     metrics = Metrics()
+    metrics.build.labels(_version(), platform.python_version()).set(1)
+    audit = AuditLog(settings.audit_log, settings.data_dir)
+    metrics.counter("vidlex_audit_failures", "Lines of the audit log that were lost", lambda: audit.num_failures)
     if tracer is None and settings.traces == "otlp":
         tracer = RequestTracer.over_http(version=_version())
     shutdown = shutdown or GracefulShutdown()
@@ -69,6 +74,7 @@ def create_app(
             await anyio.to_thread.run_sync(runtime.stop)
             if tracer is not None:
                 await anyio.to_thread.run_sync(tracer.close)
+            audit.close()
 
     register_gauges(metrics, lambda: running[0] if running else None, settings.namespace)
 
@@ -98,6 +104,7 @@ def create_app(
     app.add_middleware(
         RequestContext,
         metrics=metrics,
+        audit=audit,
         allowed_hosts=settings.resolve_allowed_hosts(),
         shutdown=shutdown,
         cors_origins=settings.cors_origins,

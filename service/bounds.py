@@ -16,6 +16,20 @@ MAX_METADATA_BYTES = 16_384
 MAX_METADATA_LEVELS = 32
 """Of nested objects and lists in the metadata, which a response contains a few levels deeper."""
 
+MAX_METADATA_KEYS = 1000
+"""Of all objects in the metadata."""
+MAX_JSON_LEVELS = 64
+"""Of a request's body."""
+MAX_JSON_VALUES = 50_000
+"""Of a request's body, other than a batch of labels."""
+MAX_BATCH_JSON_VALUES = 400_000
+MAX_PAGE_BYTES = 2 << 20
+"""After which a list of labels ends early."""
+MAX_BATCH_ANSWER_BYTES = 4 << 20
+"""Of the metadata in the answer to a batch of labels."""
+MAX_PATH_BYTES = 4096
+MAX_QUERY_BYTES = 16_384
+
 MAX_BATCH_LABELS = 1000
 MAX_PREVIEWS = 32
 MAX_CANDIDATES = 1000
@@ -26,3 +40,5 @@ MAX_FILTER_CHARS = 200
 """Of a query parameter that filters labels."""
 DEFAULT_MAX_LABELS = 1_000_000
 """Per namespace."""
+DEFAULT_MAX_NAMESPACE_BYTES = 2**30
+"""Of the names, categories and metadata of a namespace's labels."""

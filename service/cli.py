@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from vidlex.service.commands import (
+    backup,
     calibrate,
     classify,
     demo,
@@ -19,6 +20,7 @@ from vidlex.service.commands import (
     models,
     sample_videos,
     serve,
+    store,
     weights,
 )
 from vidlex.service.commands.experiments import bench, evaluate, training
@@ -64,6 +66,9 @@ app.command("calibrate")(calibrate.calibrate)
 app.command("samples")(sample_videos.samples)
 app.command("doctor")(doctor.doctor)
 app.command("migrate")(migrate.migrate)
+app.add_typer(store.app, name="store")
+app.command("backup")(backup.backup)
+app.command("restore")(backup.restore)
 app.add_typer(training.train, name="train")
 app.command("eval")(evaluate.evaluate)
 training.add_suite(app)

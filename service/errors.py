@@ -6,8 +6,11 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from typing import Any, ClassVar
+
+FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)  # of an OSError
 
 
 class VidlexError(Exception):
@@ -80,6 +83,10 @@ class ModelConflict(VidlexError):
     code, status, title = "model_conflict", 409, "The state of the models does not allow this"
 
 
+class LastAdminKey(VidlexError):
+    code, status, title = "last_admin_key", 409, "No other API key could manage the keys"
+
+
 class IdempotencyInFlight(VidlexError):
     code, status, title = "idempotency_in_flight", 409, "A request with this Idempotency-Key is in progress"
     retry_after_seconds = 1
@@ -91,6 +98,14 @@ class PreconditionFailed(VidlexError):
 
 class UploadTooLarge(VidlexError):
     code, status, title = "upload_too_large", 413, "The upload is too large"
+
+
+class JsonTooComplex(VidlexError):
+    code, status, title = "json_too_complex", 413, "The JSON has too many values or levels"
+
+
+class UriTooLong(VidlexError):
+    code, status, title = "uri_too_long", 414, "The path or the query is too long"
 
 
 class UnsupportedMedia(VidlexError):
@@ -135,9 +150,24 @@ class QuotaExceeded(VidlexError):
     code, status, title = "quota_exceeded", 403, "The label quota is exhausted"
 
 
+class ByteQuotaExceeded(VidlexError):
+    code, status, title = "byte_quota_exceeded", 403, "The namespace's quota of bytes is exhausted"
+
+
 class Overloaded(VidlexError):
     code, status, title = "overloaded", 429, "The service is overloaded"
     retry_after_seconds = 1
+
+
+class TooManyConnections(VidlexError):
+    code, status, title = "too_many_connections", 429, "Too many connections"
+    retry_after_seconds = 1
+
+
+class ShareExceeded(Overloaded):
+    """``limit`` names what the client has too much of; others are still served."""
+
+    code, title = "share_exceeded", "This client uses its share of the service"
 
 
 class RateLimited(VidlexError):
@@ -166,6 +196,35 @@ class EncodeFailed(VidlexError):
 class StoreUnavailable(VidlexError):
     code, status, title = "store_unavailable", 503, "The label store does not answer"
     retry_after_seconds = 2
+
+
+class StoreLost(StoreUnavailable):
+    code, title = "store_lost", "The label store has lost its data, or is another one than before"
+
+
+class StoreReadOnly(StoreUnavailable):
+    code, title = "store_read_only", "The label store accepts no writes"
+
+
+class StoreDenied(StoreUnavailable):
+    code, title = "store_access_denied", "The label store refuses this service's password or rights"
+
+
+class StoreFull(StoreUnavailable):
+    code, status, title = "store_full", 507, "The label store has no space left"
+
+
+class VolatileStore(StoreUnavailable):
+    code, title = "store_volatile", "The label store may lose labels"
+
+
+class LabelCorrupt(VidlexError):
+    code, status, title = "label_corrupt", 503, "The stored record of this label is damaged"
+    retry_after_seconds = 60
+
+
+class StorageFull(VidlexError):
+    code, status, title = "storage_full", 507, "The service has no space left on its disk"
 
 
 class ModelLoading(VidlexError):

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 Stage = Literal["upload", "queue", "decode", "encode", "match"]
@@ -21,6 +29,22 @@ class _CallbackCounter(Collector):
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         yield CounterMetricFamily(self._name, self._text, value=self._read())
+
+
+class CallbackGauges(Collector):
+    """A gauge with one label, whose values are read at each scrape."""
+
+    def __init__(self, name: str, text: str, label: str, read: Callable[[], Mapping[str, float]]) -> None:
+        self.name, self.label_names, self._text, self._read = name, (label,), text, read
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        family = GaugeMetricFamily(self.name, self._text, labels=self.label_names)
+        for value, number in self._read().items():
+            family.add_metric([value], number)
+        yield family
+
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the number of time series
 
 
 class Metrics:
@@ -38,15 +62,16 @@ class Metrics:
             ["code"],
             registry=self.registry,
         )
-        for code in ("overloaded", "rate_limited", "deadline_exceeded", "stopping"):
+        for code in ("overloaded", "share_exceeded", "rate_limited", "deadline_exceeded", "stopping"):
             self.refusals.labels(code)
         self.request_seconds = Histogram(
             "vidlex_request_seconds",
             "Duration of requests",
-            ["route"],
+            ["method", "route", "status"],
             buckets=_SECONDS_BUCKETS,
             registry=self.registry,
         )
+        self.build = Gauge("vidlex_build_info", "Always 1; what runs", ["version", "python"], registry=self.registry)
         self.stage_seconds = Histogram(
             "vidlex_stage_seconds",
             "Duration of the stages of a classification",
@@ -82,6 +107,10 @@ class Metrics:
 
     def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
         Gauge(name, text, registry=self.registry).set_function(read)
+
+    def gauges(self, name: str, text: str, label: str, read: Callable[[], Mapping[str, float]]) -> None:
+        """One gauge per value of ``label``; ``read`` bounds their number."""
+        self.registry.register(CallbackGauges(name, text, label, read))
 
     def counter(self, name: str, text: str, read: Callable[[], float]) -> None:
         self.registry.register(_CallbackCounter(name, text, read))

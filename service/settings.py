@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import json
 import os
 import re
@@ -16,7 +17,8 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from vidlex.model.specs import DEFAULT_MODEL
-from vidlex.service.bounds import DEFAULT_MAX_LABELS, NAMESPACE_PATTERN, NAMESPACE_RULE
+from vidlex.service.bounds import DEFAULT_MAX_LABELS, DEFAULT_MAX_NAMESPACE_BYTES, NAMESPACE_PATTERN, NAMESPACE_RULE
+from vidlex.service.machine.cpus import num_cpus
 
 ENV_PREFIX = "VIDLEX_"
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -27,6 +29,7 @@ _LIST_EXAMPLES = {
     "allowed_hosts": "tags.example",
     "allowed_models": "open_clip:ViT-B-32:openai",
     "cors_origins": "https://app.example",
+    "trusted_proxies": "10.0.0.5",
 }
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/?#@*\s]+")
 _PATTERN_RULES = {
@@ -67,7 +70,7 @@ def default_data_dir() -> Path:
 
 
 def _default_decode_workers() -> int:
-    return max(1, min(8, os.cpu_count() or 1))
+    return min(8, num_cpus())
 
 
 class Settings(BaseSettings):
@@ -79,16 +82,34 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="0: any free port")
     redis_url: SecretStr | None = Field(None, description="redis://, rediss:// or unix://; empty: an embedded store")
     redis_password_file: Path | None = Field(None, description="file with the password for redis_url")
+    allow_volatile_store: bool = Field(
+        False, description="accept a store that evicts labels or keeps no append-only file"
+    )
     namespace: str = Field("default", pattern=f"^{NAMESPACE_PATTERN}$", description="of requests that name none")
-    max_namespaces: int = Field(64, ge=1, description="namespaces in memory; the least recently used one is evicted")
+    max_namespaces: int = Field(64, ge=1, description="namespaces in memory; the client with the most loses one")
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="accepted Host headers, as a JSON list; empty: loopback names if host is one, else any"
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="origins whose web pages may use the service, as a JSON list; *: any; empty: none"
     )
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="addresses or networks whose X-Forwarded-For is believed, as a JSON list; empty: none"
+    )
+
+    # connections
+    max_connections: int = Field(4096, ge=16, description="connections of all clients")
+    max_connections_per_address: int = Field(1024, ge=1, description="connections of one address but a trusted proxy")
+    header_timeout_seconds: float = Field(20.0, gt=0, description="timeout of a request's line and headers")
+    keep_alive_seconds: int = Field(15, ge=1, description="how long a connection may wait for its next request")
+    send_timeout_seconds: float = Field(
+        30.0, gt=0, description="after which a client that takes less than 1 KiB/s of its response is disconnected"
+    )
 
     max_labels: int = Field(DEFAULT_MAX_LABELS, ge=1, description="labels per namespace")
+    max_namespace_bytes: int = Field(
+        DEFAULT_MAX_NAMESPACE_BYTES, ge=1, description="names and metadata of a namespace's labels, with 256 for each"
+    )
 
     # access
     api_keys_file: Path | None = Field(None, description="API keys in addition to the stored ones, one per line")
@@ -129,7 +150,7 @@ class Settings(BaseSettings):
 
     # uploads
     max_upload_bytes: int = Field(512 * 2**20, ge=1, description="of one upload")
-    max_spool_bytes: int = Field(4 * 2**30, ge=1, description="of all concurrent uploads")
+    max_spool_bytes: int = Field(4 * 2**30, ge=1, description="of all videos at work, half per client")
     max_json_bytes: int = Field(8 * 2**20, ge=1024, description="of one JSON body")
     upload_idle_seconds: float = Field(20.0, gt=0, description="timeout between two chunks of an upload")
     upload_timeout_seconds: float = Field(600.0, gt=0, description="timeout of one upload")
@@ -146,6 +167,14 @@ class Settings(BaseSettings):
         60.0, gt=0, description="timeout of decoding up to 32 frames, after which the decode process is killed"
     )
     decode_memory_bytes: int = Field(2 * 2**30, ge=2**28, description="address space of one decode process")
+    decode_total_memory_bytes: int | None = Field(
+        None,
+        ge=2**26,
+        description="memory of all files being decoded; default: half of the machine's or container's",
+    )
+    require_isolation: Literal["none", "partial", "full"] = Field(
+        "none", description="refuse to start with decode processes that are less isolated"
+    )
 
     decoder: Literal["auto", "pyav", "torchcodec"] = Field(
         "auto", description="auto: PyAV; torchcodec: PyAV where torchcodec cannot read a file"
@@ -153,14 +182,14 @@ class Settings(BaseSettings):
 
     # queues, caches and timeouts
     decode_workers: int = Field(
-        default_factory=_default_decode_workers, ge=1, le=256, description="decode processes; default: cores, at most 8"
+        default_factory=_default_decode_workers, ge=1, le=256, description="decode processes; default: CPUs, at most 8"
     )
-    max_waiting_videos: int = Field(64, ge=1, description="concurrent classify requests; further ones get 429")
-    max_waiting_uploads: int = Field(
-        128, ge=1, description="concurrent uploads, half of them per client; further ones get 429"
+    max_waiting_videos: int = Field(
+        64, ge=1, description="concurrent classify requests, half per client; further ones get 429"
     )
-    max_queued_frames: int = Field(4096, ge=1, description="decoded frames queued for the encoder")
-    max_queued_labels: int = Field(4096, ge=1, description="label names queued for the encoder")
+    max_waiting_uploads: int = Field(128, ge=1, description="concurrent uploads, half per client; further ones get 429")
+    max_queued_frames: int = Field(4096, ge=1, description="decoded frames queued for the encoder, half per client")
+    max_queued_labels: int = Field(8192, ge=1, description="label names queued for the encoder, half per client")
     max_batch_frames: int = Field(128, ge=1, description="frames per forward pass")
     max_batch_labels: int = Field(32, ge=1, description="labels per forward pass; videos are encoded in between")
     feature_cache_bytes: int = Field(64 * 2**20, ge=0, description="features of recent videos; 0: no cache")
@@ -175,7 +204,7 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(
         0.0,
         ge=0,
-        description="how long, at least, a shutdown answers new requests with 503 before the port closes",
+        description="how long a shutdown serves new requests while /readyz answers 503, so that proxies send no more",
     )
 
     # logs and traces
@@ -183,9 +212,13 @@ class Settings(BaseSettings):
         "info", description="the lowest level that is logged"
     )
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else json")
+    audit_log: Literal["file", "stdout", "off"] = Field(
+        "file",
+        description="changes and refusals with who made them, as JSON lines; file: audit.jsonl in the data folder",
+    )
     traces: Literal["off", "otlp"] = Field("off", description="otlp: export by OpenTelemetry, configured by OTEL_*")
 
-    @field_validator("allowed_hosts", "allowed_models", "cors_origins", mode="before")
+    @field_validator("allowed_hosts", "allowed_models", "cors_origins", "trusted_proxies", mode="before")
     @classmethod
     def _parse_list(cls, value: object, info: ValidationInfo) -> object:
         if isinstance(value, str):
@@ -204,6 +237,14 @@ class Settings(BaseSettings):
         if not all(map(_ORIGIN.fullmatch, origins)):
             raise ValueError("must contain origins such as https://app.example, without a path, or *")
         return origins
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _require_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            return tuple(str(ipaddress.ip_network(text)) for text in value)
+        except ValueError:
+            raise ValueError("must contain IP addresses, or networks such as 10.0.0.0/24") from None
 
     @field_validator("data_dir", "redis_password_file", "api_keys_file")
     @classmethod

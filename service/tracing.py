@@ -1,7 +1,7 @@
-"""OpenTelemetry traces: a span per request, with a child span per stage.
+"""The stages of a request: their times for its log line, and OpenTelemetry traces with a span per request and stage.
 
-Enabled by ``VIDLEX_TRACES=otlp`` and configured by the standard ``OTEL_*`` variables. When disabled, this module does
-not import OpenTelemetry. Spans never contain label texts, file names, paths, queries or exception messages.
+Traces are enabled by ``VIDLEX_TRACES=otlp`` and configured by the standard ``OTEL_*`` variables. When disabled, this
+module does not import OpenTelemetry. Spans never contain label texts, file names, paths, queries or exception messages.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class _Parent:
 
 
 _parent: ContextVar[_Parent | None] = ContextVar("vidlex_trace", default=None)
+_stage_seconds: ContextVar[dict[str, float] | None] = ContextVar("vidlex_stage_seconds", default=None)
 
 
 class RequestTracer:
@@ -122,7 +123,34 @@ class RequestSpan:
 
 
 @contextmanager
+def timing_stages() -> Iterator[dict[str, float]]:
+    """Sums the seconds of each stage within, also in threads that copy the context."""
+    seconds: dict[str, float] = {}
+    token = _stage_seconds.set(seconds)
+    try:
+        yield seconds
+    finally:
+        _stage_seconds.reset(token)
+
+
+def _add_seconds(name: str, seconds: float) -> None:
+    times = _stage_seconds.get()
+    if times is not None:
+        times[name] = times.get(name, 0.0) + seconds
+
+
+@contextmanager
 def stage(name: str, **attributes: Attribute) -> Iterator[None]:
+    started = time.monotonic()
+    try:
+        with _stage_span(name, **attributes):
+            yield
+    finally:
+        _add_seconds(name, time.monotonic() - started)
+
+
+@contextmanager
+def _stage_span(name: str, **attributes: Attribute) -> Iterator[None]:
     parent = _parent.get()
     if parent is None:
         yield
@@ -140,6 +168,7 @@ def stage(name: str, **attributes: Attribute) -> Iterator[None]:
 def record_stage(
     name: str, started: float, seconds: float, error: BaseException | None = None, **attributes: Attribute
 ) -> None:
+    _add_seconds(name, seconds)
     parent = _parent.get()
     if parent is None:
         return

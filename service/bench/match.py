@@ -18,7 +18,7 @@ from vidlex.service.classification.matching import ClassifyOptions, LabelNames, 
 from vidlex.service.labels.index.approximate import MIN_LABELS, RECALL_AT, ApproximateIndexBuilder
 from vidlex.service.labels.index.label_index import LabelIndex, Matches
 from vidlex.service.labels.index.vector_slabs import Storage
-from vidlex.service.labels.store.records import Label, NewLabel, make_label
+from vidlex.service.labels.store.indexed_label import IndexedLabel
 from vidlex.service.models.served_model import ModelFacts
 
 _TOP_K = 20
@@ -220,10 +220,9 @@ def _filled(
     return index, matrix
 
 
-def _label(number: int) -> Label:
+def _label(number: int) -> IndexedLabel:
     categories = ("even" if number % 2 == 0 else "odd", *(("tenth",) if number % 10 == 0 else ()))
-    new = NewLabel(f"label {number}", categories=categories)
-    return make_label(f"lbl_{number:024d}", new, created_at_ms=0, updated_at_ms=0, revision=1)
+    return IndexedLabel(f"lbl_{number:024d}", f"label {number}", categories, None)
 
 
 def _near(vector: NDArray[np.float32], seed: int) -> NDArray[np.float32]:

@@ -52,8 +52,8 @@ from vidlex.service.bench.harness import (
     report,
 )
 from vidlex.service.bench.load import write_videos
-from vidlex.service.bench.machine import num_cores
 from vidlex.service.bench.train_memory import memory_case
+from vidlex.service.machine.cpus import num_cpus
 
 AT_LEAST, AT_LEAST_CACHED = 1.5, 10.0
 MAX_WAITING_SHARE = 0.05
@@ -152,7 +152,7 @@ class _Bench:
         dataset = _PlainVideos(source, self.num_frames, self.geometry)
 
         def run_once() -> None:
-            loader = DataLoader(dataset, batch_size=self.batch_size, sampler=rows, num_workers=num_cores())
+            loader = DataLoader(dataset, batch_size=self.batch_size, sampler=rows, num_workers=num_cpus())
             self._train(name, cast(TrainingSource, _Loaded(source.labels, iter(loader), self.config.seed)))
 
         return run_once
@@ -197,7 +197,7 @@ def _cases(folder: Path, options: TrainOptions) -> list[Case]:
             timings=pair,
             ratios=(ratio(*pair, at_least=at_least),),
             figures=tuple(figures),
-            note=f"{num_cores()} decode processes on each side; all sides train {options.model}'s branch on "
+            note=f"{num_cpus()} decode processes on each side; all sides train {options.model}'s branch on "
             f"{bench.config.device}.",
         )
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import getpass
+import os
+import re
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -26,7 +31,10 @@ from vidlex.service.commands.output import (
 from vidlex.service.errors import VidlexError
 
 if TYPE_CHECKING:
+    import redis
+
     from vidlex.service.access.key_store import KeyStore
+    from vidlex.service.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="Create, list and revoke API keys.")
 
@@ -34,7 +42,14 @@ DirectFlag = Annotated[
     bool,
     typer.Option(
         "--direct",
-        help="Access the label store (VIDLEX_REDIS_URL or VIDLEX_DATA_DIR) instead of the service: for the first key.",
+        help="Access the label store (VIDLEX_REDIS_URL or --data-dir) instead of the service: for the first key.",
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        help="With --direct: the data folder of the service, if it has an embedded store. "
+        "Default: VIDLEX_DATA_DIR, else ~/.local/share/vidlex."
     ),
 ]
 
@@ -44,6 +59,7 @@ def create(
     *,
     url: UrlOption = DEFAULT_URL,
     direct: DirectFlag = False,
+    data_dir: DataDir = None,
     scope: Annotated[
         Literal["read", "write", "admin"],
         typer.Option(help="read: list and classify; write: also change labels; admin: everything."),
@@ -76,25 +92,37 @@ def create(
         "max_labels": max_labels,
     }
     body |= {key: value for key, value in given.items() if value is not None}
-    if direct:
-        created = _create_in_store(body)
+    settings = _direct_settings(direct, data_dir)
+    if settings is not None:
+        created = _create_in_store(settings, body, url)
     else:
         with ServiceClient(url) as client:
             created = client.call("POST", "/keys", json=body)
     if as_json:
         print_json(created)
     else:
+        if settings is not None:
+            stderr().print(f"in {escape(created['store'])}", soft_wrap=True)
+            if created["service_uses_it"] is False:
+                stderr().print(
+                    f"[bold yellow]The service at {escape(url)} uses another store: this key is not for it.[/] Name "
+                    "its folder with --data-dir, or its server with VIDLEX_REDIS_URL.",
+                    soft_wrap=True,
+                )
         facts = f"{created['scope']}, namespace {escape(created['namespace'])}"
         stderr().print(f"created key {created['id']} ({facts}). The secret is shown only once:", soft_wrap=True)
         print(created["key"])
 
 
 @app.command("list")
-def list_keys(url: UrlOption = DEFAULT_URL, direct: DirectFlag = False, as_json: JsonFlag = False) -> None:
+def list_keys(
+    url: UrlOption = DEFAULT_URL, direct: DirectFlag = False, data_dir: DataDir = None, as_json: JsonFlag = False
+) -> None:
     """List the keys, oldest first. With --json one key per line."""
     use_json(as_json)
-    if direct:
-        with _key_store() as store:
+    settings = _direct_settings(direct, data_dir)
+    if settings is not None:
+        with _key_store(settings) as store:
             rows = [{**vars(record), "digest": None, "last_used_at_ms": used} for record, used in store.list()]
             for row in rows:
                 row["namespace"] = row["namespace"] or "*"
@@ -118,12 +146,14 @@ def revoke(
     key_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of keys; see `vidlex keys list`.")],
     url: UrlOption = DEFAULT_URL,
     direct: DirectFlag = False,
+    data_dir: DataDir = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Revoke keys. All replicas reject them within one second."""
     use_json(as_json)
-    if direct:
-        with _key_store() as store:
+    settings = _direct_settings(direct, data_dir)
+    if settings is not None:
+        with _key_store(settings) as store:
             for key_id in key_ids:
                 store.revoke(key_id)
     else:
@@ -136,8 +166,25 @@ def revoke(
         print_text(f"revoked {escape(', '.join(key_ids))}")
 
 
-def _create_in_store(body: dict[str, Any]) -> dict[str, Any]:
+def _direct_settings(direct: bool, data_dir: Path | None) -> Settings | None:
+    """Of the store to access; None: over HTTP."""
+    from vidlex.service.commands.preflight import settings_or_error
+
+    if not direct:
+        if data_dir is not None:
+            raise CommandError("--data-dir is for --direct", exit_code=EXIT_USAGE)
+        return None
+    settings = settings_or_error(data_dir=data_dir)
+    if data_dir is not None and settings.redis_url is not None:
+        raise CommandError("--data-dir is not used: VIDLEX_REDIS_URL names the store", exit_code=EXIT_USAGE)
+    return settings
+
+
+def _create_in_store(settings: Settings, body: dict[str, Any], url: str) -> dict[str, Any]:
     from vidlex.service.access.access_control import create_key_record
+    from vidlex.service.access.key_store import KeyStore
+    from vidlex.service.commands.stores import shown_store
+    from vidlex.service.labels.store.identity import read_store_id
     from vidlex.service.labels.store.redis_keys import Keys
 
     seconds = body.pop("expires_in_seconds", None)
@@ -149,22 +196,58 @@ def _create_in_store(body: dict[str, Any]) -> dict[str, Any]:
         raise CommandError(str(error), exit_code=EXIT_USAGE) from None
     expires_at_ms = None if seconds is None else time.time_ns() // 1_000_000 + seconds * 1000
     record, secret = create_key_record(**{**body, "namespace": namespace, "expires_at_ms": expires_at_ms})
-    with _key_store() as store:
-        store.add(record)
-    return {"id": record.id, "scope": record.scope, "namespace": namespace or "*", "name": record.name, "key": secret}
+    shown = shown_store(settings)
+    with _opened(settings) as client:
+        KeyStore(client).add(record)
+        service_uses_it = _uses_store(url, read_store_id(client))
+    facts = {"id": record.id, "scope": record.scope, "namespace": namespace or "*", "name": record.name}
+    return facts | {"key": secret, "store": shown, "service_uses_it": service_uses_it}
+
+
+def _uses_store(url: str, store_id: str | None) -> bool | None:
+    """Whether the service at ``url`` uses this store; None if there is no service."""
+    import httpx
+
+    from vidlex.service.labels.store.identity import SHOWN_ID_CHARS
+
+    try:
+        answer = httpx.get(f"{url.rstrip('/')}/readyz", timeout=2.0, trust_env=False).json()
+        used = re.search(r"store ([0-9a-f]+)$", answer["checks"]["store"]["detail"])
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError):
+        return None
+    return None if used is None else used[1] == (store_id or "")[:SHOWN_ID_CHARS]
 
 
 @contextmanager
-def _key_store() -> Iterator[KeyStore]:
+def _key_store(settings: Settings) -> Iterator[KeyStore]:
     from vidlex.service.access.key_store import KeyStore
-    from vidlex.service.commands.preflight import settings_or_error
+
+    with _opened(settings) as client:
+        yield KeyStore(client)
+
+
+@contextmanager
+def _opened(settings: Settings) -> Iterator[redis.Redis]:
+    from vidlex.service.audit import AuditLog, recording
     from vidlex.service.commands.stores import shared_store
 
+    audit = AuditLog(settings.audit_log, settings.data_dir, stdout=sys.stderr)  # the key is on standard output
+    with recording() as changes:
+        try:
+            with shared_store(settings) as client:
+                yield client
+        except VidlexError as error:
+            raise CommandError(str(error)) from None
+        finally:
+            audit.write_changes(changes, {"command": "vidlex keys", "user": _user()})
+            audit.close()
+
+
+def _user() -> str:
     try:
-        with shared_store(settings_or_error()) as client:
-            yield KeyStore(client)
-    except VidlexError as error:
-        raise CommandError(str(error)) from None
+        return getpass.getuser()
+    except (KeyError, OSError):  # no name for the number
+        return str(os.getuid())
 
 
 def _format_time(time_ms: int | None) -> str:

@@ -50,6 +50,14 @@ def serve(
         bool | None,
         typer.Option("--insecure", help="Accept requests without an API key. Default: VIDLEX_INSECURE, else off."),
     ] = None,
+    allow_volatile_store: Annotated[
+        bool | None,
+        typer.Option(
+            "--allow-volatile-store",
+            help="Accept a store that evicts labels or keeps no append-only file. "
+            "Default: VIDLEX_ALLOW_VOLATILE_STORE, else off.",
+        ),
+    ] = None,
     fd: Annotated[int | None, typer.Option(help="Serve on this inherited listening socket.", hidden=True)] = None,
     parent: Annotated[int | None, typer.Option(help="Stop when this parent process exits.", hidden=True)] = None,
     as_json: JsonFlag = False,
@@ -62,7 +70,15 @@ def serve(
     use_json(as_json)
     if parent is not None:
         _terminate_with(parent)
-    settings = settings_or_error(host=host, port=port, data_dir=data_dir, model=model, device=device, insecure=insecure)
+    settings = settings_or_error(
+        host=host,
+        port=port,
+        data_dir=data_dir,
+        model=model,
+        device=device,
+        insecure=insecure,
+        allow_volatile_store=allow_volatile_store,
+    )
     check_service(settings)
     listener = _listener(settings, fd)
     bound_host, bound_port = listener.getsockname()[:2]

@@ -26,6 +26,8 @@ def pool_limits(settings: Settings) -> PoolLimits:
         max_waiting=settings.max_waiting_videos,
         timeout_seconds=settings.decode_timeout_seconds,
         memory_bytes=settings.decode_memory_bytes,
+        total_memory_bytes=settings.decode_total_memory_bytes,
+        required_isolation=settings.require_isolation,
         decode=DecodeLimits(
             max_bytes=settings.max_upload_bytes,
             max_pixels=settings.max_pixels,
@@ -36,6 +38,10 @@ def pool_limits(settings: Settings) -> PoolLimits:
             max_looks=settings.max_looks,
         ),
     )
+
+
+def num_spare_decoders(settings: Settings) -> int:
+    return max(2, settings.decode_workers // 2)
 
 
 def engine_limits(settings: Settings) -> EngineLimits:

@@ -35,7 +35,7 @@ from vidlex.service.models.recent_videos import RecentVideos
 from vidlex.service.models.registry import ModelRegistry
 from vidlex.service.models.served_model import ServedModel
 from vidlex.service.registration.label_cache import LabelCache
-from vidlex.service.runtime.limits import engine_limits, pool_limits, served_limits, upload_limits
+from vidlex.service.runtime.limits import engine_limits, num_spare_decoders, pool_limits, served_limits, upload_limits
 from vidlex.service.runtime.readiness import State, readiness
 from vidlex.service.runtime.store_connection import StartCancelled, StoreConnection
 from vidlex.service.schemas.health import ReadyView
@@ -84,7 +84,12 @@ class Runtime:
         self.label_cache = LabelCache(
             settings.label_cache_dir, settings.label_cache_bytes, on_lookup=metrics.on_label_lookup
         )
-        self.pool = DecodePool(settings.decode_workers, pool_limits(settings), decoder=settings.decoder)
+        self.pool = DecodePool(
+            settings.decode_workers,
+            pool_limits(settings),
+            num_spares=num_spare_decoders(settings),
+            decoder=settings.decoder,
+        )
         self.context = Context(
             spool=Spool(settings.uploads_dir, upload_limits(settings)),
             metrics=metrics,
@@ -144,9 +149,8 @@ class Runtime:
             self._store_connection.open()
             self._step = "reading the API keys"
             self._at_stop(self._access.close)
-            self._store_connection.retry_while_unavailable(
-                lambda: self._access.attach(KeyStore(self._store_connection.client))
-            )
+            keys = KeyStore(self._store_connection.client, guard=self._store_connection.guard.check)
+            self._store_connection.retry_while_unavailable(lambda: self._access.attach(keys))
             pointers = ModelPointerStore(self._store_connection.client)
             spec = self._store_connection.retry_while_unavailable(lambda: self._spec_to_serve(pointers))
             self._step = "loading the model"
@@ -250,11 +254,13 @@ class Runtime:
             is_stopping=self._shutdown.has_begun or self._stopping.is_set(),
             step=self._step,
             has_failed=self._has_failed,
-            is_store_available=self._store_connection.is_available,
+            store_problem=self._store_connection.problem,
+            store_id=self._store_connection.guard.shown_id,
             is_schema_checked=self._store_connection.is_schema_checked,
             model=model,
             num_decoders=self.pool.num_alive,
             max_decoders=self._settings.decode_workers,
             are_decoders_ok=self.pool.longest_outage_seconds < MAX_DECODER_OUTAGE_SECONDS,
+            isolation=self.pool.isolation,
         )
         return readiness(state)

@@ -53,6 +53,32 @@ def test_keys_are_created_listed_and_revoked(tmp_path: Path) -> None:
         assert revoked.exit_code == 0, revoked.output
         headers = {"X-API-Key": created["key"]}
         assert httpx.get(f"{url}/labels", headers=headers, timeout=60, trust_env=False).status_code == 401
+    entries = [json.loads(line) for line in (tmp_path / "data" / "audit.jsonl").read_text().splitlines()]
+    direct = [entry for entry in entries if entry.get("command") == "vidlex keys"]
+    assert [(entry["action"], entry["object"]) for entry in direct] == [
+        ("key.create", created["id"]),
+        ("key.create", second["id"]),
+    ]
+    assert all(entry["user"] and created["key"] not in json.dumps(entry) for entry in direct)
+
+
+def test_a_direct_key_names_its_store_and_warns_of_another_one(tmp_path: Path) -> None:
+    default = {"XDG_DATA_HOME": str(tmp_path / "home")}
+    with live_service(tmp_path / "data") as url:
+        # Without --data-dir it is written to the default folder, which this service does not use.
+        wrong = vidlex("keys", "create", "--direct", "--url", url, **default)
+        assert wrong.exit_code == 0, wrong.output
+        assert str(tmp_path / "home" / "vidlex") in wrong.stderr and "uses another store" in wrong.stderr
+        assert httpx.get(f"{url}/labels", timeout=60, trust_env=False).status_code == 200  # still open
+        folder = ("--data-dir", str(tmp_path / "data"))
+        right = vidlex("keys", "create", "--direct", "--scope", "admin", *folder, "--url", url, **default)
+        assert str(tmp_path / "data") in right.stderr and "another store" not in right.stderr, right.output
+        headers = {"X-API-Key": right.stdout.strip()}
+        until(lambda: httpx.get(f"{url}/labels", timeout=60, trust_env=False).status_code == 401)
+        assert httpx.get(f"{url}/labels", headers=headers, timeout=60, trust_env=False).status_code == 200
+        listed = vidlex("keys", "list", "--direct", "--json", *folder, **default)
+        assert len(listed.stdout.splitlines()) == 1
+    assert vidlex("keys", "list", *folder, **default).exit_code == 2  # it would be ignored
 
 
 def test_doctor_reports_risky_settings(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ MODEL_BASE = (
     "model.files",
     "model.seeds",
 )
-STORE = ("service.bounds", "service.errors", "service.labels.store")
+STORE = ("service.audit", "service.bounds", "service.errors", "service.labels.store")
 ARROWS: dict[str, tuple[str, ...]] = {
     "model.files": (),
     "model.seeds": (),
@@ -24,12 +24,18 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "model.scoring": (),
     "model.config": (),
     "model.specs": (),
-    "model.weights": ("model.specs",),
+    "model.weights": ("model.specs", "model.files"),
     "model.packed_linear": (),
     "model.calibration": ("model.scoring",),
     "model.classifier": ("model.scoring", "model.calibration", "model.types"),
     "model.dummy": ("model.classifier", "model.scoring", "model.calibration", "model.types"),
-    "model.checkpoint": ("model.config", "model.files", "model.scoring", "model.calibration", "model.types"),
+    "model.checkpoint": (
+        "model.config",
+        "model.files",
+        "model.scoring",
+        "model.calibration",
+        "model.types",
+    ),
     "model.decode": ("model.types",),
     "model.extensions": ("model.config",),
     "model.video": (*MODEL_BASE, "model.extensions"),
@@ -100,20 +106,28 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "migrations": (),
     "service.errors": (),
     "service.bounds": (),
-    "service.settings": ("service.bounds", "model.specs"),
+    # CPUs of this process; the label index, decode processes and settings size themselves by it.
+    "service.machine": (),
+    "service.settings": ("service.bounds", "service.machine", "model.specs"),
     "service.logs": (),
     "service.metrics": (),
     "service.tracing": (),
+    # What is recorded of changes, where they are stored.
+    "service.audit": (),
     "service.schemas": ("service.bounds", "service.errors"),
-    "service.labels.store": ("service.bounds", "service.errors"),
-    "service.labels.index": STORE,
+    "service.labels.store": ("service.audit", "service.bounds", "service.errors"),
+    # How clients share the queues and places of the service.
+    "service.sharing": ("service.errors",),
+    "service.labels.index": (*STORE, "service.machine"),
     "service.labels.embedded": STORE,
     "service.access": STORE,
-    "service.decode": ("service.errors", "model.types", "model.decode"),
-    "service.engine": ("service.errors", "model.classifier"),
-    "service.registration": (*STORE, "service.tracing", "service.labels.index", "service.engine"),
+    "service.backup": (*STORE, "service.access", "migrations"),
+    "service.decode": ("service.machine", "service.errors", "service.sharing", "model.types", "model.decode"),
+    "service.engine": ("service.errors", "service.sharing", "model.classifier"),
+    "service.registration": (*STORE, "service.sharing", "service.tracing", "service.labels.index", "service.engine"),
     "service.models": (
         *STORE,
+        "service.sharing",
         "service.labels.index",
         "service.engine",
         "service.registration",
@@ -124,6 +138,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "service.classification": (
         *STORE,
+        "service.sharing",
         "service.metrics",
         "service.tracing",
         "service.decode",
@@ -134,6 +149,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "service.http": (
         *STORE,
+        "service.sharing",
         "service.metrics",
         "service.schemas",
         "service.tracing",
@@ -143,6 +159,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "service.routes": (
         *STORE,
+        "service.sharing",
         "service.schemas",
         "service.tracing",
         "service.access",
@@ -154,6 +171,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     # The application, and the command line above it.
     "service.runtime": (
         *STORE,
+        "service.sharing",
         "service.labels",
         "service.access",
         "service.settings",
@@ -169,6 +187,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "migrations",
     ),
     "service.app": (
+        "service.audit",
         "service.runtime",
         "service.access",
         "service.errors",
@@ -183,6 +202,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "service.print_openapi": ("service.app", "service.settings"),
     "service.server": (
+        "service.machine",
         "service.access",
         "service.app",
         "service.http",
@@ -193,9 +213,11 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "service.__main__": ("service.server", "service.settings"),
     # Only the command line imports the benchmarks.
     "service.bench": (
+        "service.machine",
         "service.errors",
         "service.settings",
         "service.schemas",
+        "service.access",
         "service.labels",
         "service.models",
         "service.classification",
@@ -203,8 +225,11 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "migrations",
     ),
     "service.commands": (
+        "service.audit",
         "service.bounds",
         "service.access",
+        "service.backup",
+        "service.decode",
         "service.errors",
         "service.logs",
         "service.settings",
@@ -248,6 +273,7 @@ LARGE_FOLDERS = {
     "service/commands": "one command or group of commands per file, and their output",
     "service/http": "the way of a request to its route and back",
     "service/labels/store": "the label store: one Redis structure or operation per file",
+    "tests/attacks": "one kind of attack per file, against real servers and files",
     "tests/decode": "tests of decoding and of the decode processes, one part per file",
     "tests/fuzz": "hostile files by subject, and how they are mutated and sent",
     "tests/http": "tests of requests and their answers, one group of requests per file",

@@ -19,7 +19,7 @@ from vidlex.service.app import create_app
 from vidlex.service.cli import app as command_line
 from vidlex.service.http.guard import PUBLIC_PATHS, required_scope
 from vidlex.service.http.openapi.errors import ERRORS
-from vidlex.service.metrics import Metrics
+from vidlex.service.metrics import CallbackGauges, Metrics
 from vidlex.service.runtime.gauges import register_gauges
 from vidlex.service.schemas.result_warnings import RESULT_WARNINGS
 from vidlex.service.settings import ENV_PREFIX, Settings, load_settings
@@ -68,6 +68,8 @@ def metrics_table() -> str:
     metrics = Metrics()
     register_gauges(metrics, lambda: None, "default")
     label_names = {metric._name: metric._labelnames for metric in vars(metrics).values() if hasattr(metric, "_name")}
+    collectors = metrics.registry._collector_to_names
+    label_names |= {found.name: found.label_names for found in collectors if isinstance(found, CallbackGauges)}
     rows = []
     for family in metrics.registry.collect():
         if family.name.startswith("vidlex_"):

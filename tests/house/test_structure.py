@@ -147,6 +147,12 @@ def test_nothing_is_pickled() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_safetensors_are_written_in_one_place() -> None:
+    """``save_file`` writes 0600 under any umask; ``save_tensors`` writes files that the service's user can read."""
+    wrong = [str(i) for i in imports() if i.target == "safetensors.torch" and "save_file" in i.names]
+    assert len(wrong) == 1 and wrong[0].startswith("model.files"), wrong
+
+
 def definitions(code: ast.Module) -> set[str]:
     """Names that a module binds at its top level, without imports."""
     found: set[str] = set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import threading
 from collections.abc import Sequence
@@ -65,7 +66,7 @@ def test_readyz_reports_starting_until_ready(tmp_path: Path, red: Path) -> None:
         wait_until(lambda: client.get("/readyz").status_code == 200, "not ready")
         body = client.get("/readyz").json()
         assert body["status"] == "ready"
-        assert set(body["checks"]) == {"store", "schema", "model", "encoder", "index", "decoders"}
+        assert set(body["checks"]) == {"store", "schema", "model", "encoder", "index", "decoders", "isolation"}
 
 
 def test_model_that_fails_to_load_is_fatal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,13 +207,13 @@ def test_dead_engine_is_not_ready(tmp_path: Path, red: Path) -> None:
 def test_excess_requests_get_429_with_retry_after(tmp_path: Path, red: Path) -> None:
     classifier = Gated()
     classifier.gate.set()
-    with serving(tmp_path, classifier=classifier, max_waiting_videos=2) as client, ThreadPoolExecutor(4) as pool:
+    with serving(tmp_path, classifier=classifier, max_waiting_videos=4) as client, ThreadPoolExecutor(4) as pool:
         add(client, "red")
         classifier.gate.clear()
         busy = [pool.submit(classify, client, red) for _ in range(2)]
         wait_until(lambda: "vidlex_videos_at_work 2.0" in client.get("/metrics").text, "the requests are not running")
-        assert_problem(classify(client, red), 429, "overloaded")
-        assert 'vidlex_refusals_total{code="overloaded"} 1.0' in client.get("/metrics").text
+        assert assert_problem(classify(client, red), 429, "share_exceeded")["limit"] == "requests"
+        assert 'vidlex_refusals_total{code="share_exceeded"} 1.0' in client.get("/metrics").text
         assert client.get("/labels").status_code == 200  # labels are not queued behind videos
         classifier.gate.set()
         assert [future.result(PATIENCE_SECONDS).status_code for future in busy] == [200, 200]
@@ -241,7 +242,13 @@ def test_metrics_count_requests_and_work(tmp_path: Path, red: Path) -> None:
         assert lines['vidlex_requests_total{method="GET",route="unmatched",status="404"}'] == 3
         for stage in ("upload", "queue", "decode", "encode", "match"):
             assert lines[f'vidlex_stage_seconds_count{{stage="{stage}"}}'] == 1
-        assert lines["vidlex_labels"] == lines["vidlex_revision"] == 2
+        assert lines["vidlex_labels"] == lines['vidlex_revision{namespace="default"}'] == 2
+        seconds = 'vidlex_request_seconds_count{method="POST",route="/classify",status="200"}'
+        assert lines[seconds] == 1
+        assert not [name for name in lines if "_created" in name]
+        version = client.get("/openapi.json").json()["info"]["version"]
+        build = f'vidlex_build_info{{python="{platform.python_version()}",version="{version}"}}'
+        assert lines[build] == 1
         assert lines['vidlex_refusals_total{code="not_found"}'] == 4
         assert lines['vidlex_refusals_total{code="overloaded"}'] == 0
         assert (
@@ -297,7 +304,7 @@ def test_missing_decoder_is_not_ready(tmp_path: Path, red: Path, monkeypatch: py
         wait_until(lambda: client.get("/readyz").status_code == 200, "not ready again")
 
 
-def _no_process(*_: object) -> None:
+def _no_process(*_: object, **__: object) -> None:
     raise StartFailed("no more processes")
 
 

@@ -9,8 +9,8 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from vidlex.service.http import request_timeout
-from vidlex.service.http.request_timeout import RequestTimeoutProtocol
+from vidlex.service.http.connections import ConnectionLimits, Connections
+from vidlex.service.http.limited_protocol import protocol_of
 
 HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 TIMEOUT_SECONDS = 0.2
@@ -24,11 +24,12 @@ async def slow_app(scope: Any, receive: Any, send: Any) -> None:
 
 async def answer_to(*parts: bytes) -> bytes:
     """What the service sends until it closes the connection, or until it has been silent for a while."""
-    config = uvicorn.Config(slow_app, log_config=None, lifespan="off", ws="none", http=RequestTimeoutProtocol)
+    protocol = protocol_of(Connections(ConnectionLimits(head_seconds=TIMEOUT_SECONDS)))
+    config = uvicorn.Config(slow_app, log_config=None, lifespan="off", ws="none", http=protocol)
     config.load()
     state = ServerState()
     server = await asyncio.get_running_loop().create_server(
-        lambda: RequestTimeoutProtocol(config=config, server_state=state, app_state={}), "127.0.0.1", 0
+        lambda: protocol(config=config, server_state=state, app_state={}), "127.0.0.1", 0
     )
     async with server:
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
@@ -40,11 +41,6 @@ async def answer_to(*parts: bytes) -> bytes:
             received += await reader.read()
         writer.close()
     return received
-
-
-@pytest.fixture(autouse=True)
-def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_timeout, "REQUEST_HEAD_SECONDS", TIMEOUT_SECONDS)
 
 
 @pytest.mark.parametrize("parts", [(), (b"GET",), (HEAD,), (HEAD, b"X: y\r\n")])

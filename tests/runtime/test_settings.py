@@ -62,6 +62,8 @@ DEVICE_RULE = "must be auto, mps, cpu, cuda, cuda:all or a list such as cuda:0,c
         ("CORS_ORIGINS", '["app.example"]', ORIGINS_RULE),
         ("CORS_ORIGINS", '["https://app.example/"]', ORIGINS_RULE),
         ("CORS_ORIGINS", '["https://*.example"]', ORIGINS_RULE),
+        ("TRUSTED_PROXIES", "10.0.0.5", 'must be a JSON list, such as ["10.0.0.5"]'),
+        ("TRUSTED_PROXIES", '["proxy"]', "must contain IP addresses, or networks such as 10.0.0.0/24"),
         ("ALLOWED_MODELS", "{}", 'must be a JSON list, such as ["open_clip:ViT-B-32:openai"]'),
         ("LOG_LEVEL", "loud", "must be 'debug', 'info', 'warning' or 'error'"),
         ("DEVICE", "toaster", DEVICE_RULE),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -13,7 +14,7 @@ from vidlex.model.types import FrameBatch, FrameContent
 from vidlex.service.decode.pool import DecodeJob, DecodePool
 
 
-def decode_all(pool: DecodePool, path: Path, job: DecodeJob, *, wait_seconds: float | None = None) -> FrameBatch:
+def decode_all(pool: DecodePool, path: Path, job: DecodeJob, *, wait_seconds: float = math.inf) -> FrameBatch:
     """Raises what `DecodePool.decode_chunks` raises."""
     with pool.decode_chunks(path, job, wait_seconds=wait_seconds) as stream:
         return _joined(stream)

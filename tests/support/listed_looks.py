@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from vidlex.service.metrics import Metrics
 from vidlex.service.models.recent_statistics import RecentStatistics
 from vidlex.service.models.recent_videos import RecentVideos
 from vidlex.service.models.served_model import ModelFacts
+from vidlex.service.sharing.requester import Requester
 
 SIDE = 32
 
@@ -96,8 +96,7 @@ def extract(
         chosen,
         vocabulary,
         SamplingPlan.of(chosen, facts),
-        time.monotonic() + PATIENCE_SECONDS,
-        threading.Event(),
+        Requester(deadline=time.monotonic() + PATIENCE_SECONDS),
     )
     return extractor.extract(request, StageTimes())
 

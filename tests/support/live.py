@@ -49,6 +49,22 @@ def live_process(
     assert process.returncode in (0, -15), log.read_text()
 
 
+def refused_start(data_dir: Path, **environment: str) -> str:
+    """What `vidlex serve` prints when it refuses to start."""
+    command = [sys.executable, "-m", "vidlex.service.cli", "serve", "--port", "0", "--model", "dummy"]
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("VIDLEX_")}
+    done = subprocess.run(
+        [*command, "--data-dir", str(data_dir)],
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    return done.stderr
+
+
 def wait_ready(url: str, process: subprocess.Popen[str], log: Path) -> None:
     deadline = time.monotonic() + READY_TIMEOUT_SECONDS
     while time.monotonic() < deadline:

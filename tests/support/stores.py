@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from support.processes import until
 from vidlex.service.errors import VidlexError
 from vidlex.service.labels.embedded.server import EmbeddedStore
+from vidlex.service.labels.store.indexed_label import IndexedLabel
 from vidlex.service.labels.store.label_store import LabelStore
-from vidlex.service.labels.store.records import Label, NewLabel, make_label
+from vidlex.service.labels.store.records import Label, NewLabel
 
 FINGERPRINT = "encoder-1"
 DIM = 5
@@ -53,10 +54,9 @@ def label_id(number: int) -> str:
     return f"lbl_{number:024d}"
 
 
-def label_of(number: int, categories: tuple[str, ...] = (), name: str | None = None) -> Label:
+def label_of(number: int, categories: tuple[str, ...] = (), name: str | None = None) -> IndexedLabel:
     """A label that is in no store."""
-    new = NewLabel(name or f"label {number}", categories=categories)
-    return make_label(label_id(number), new, created_at_ms=0, updated_at_ms=0, revision=number)
+    return IndexedLabel(label_id(number), name or f"label {number}", categories, None)
 
 
 def add_label(store: LabelStore, new: NewLabel, vector: NDArray[np.float32] | None = None) -> Label:
