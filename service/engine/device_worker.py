@@ -32,8 +32,8 @@ STALE_SECONDS = 10.0
 STUCK_SECONDS = 180.0  # longer than any batch takes on a usable device
 # Target duration of a batch of labels: a few with a language model on a CPU, hundreds on a GPU.
 LABEL_BATCH_SECONDS = 1.0
-# Target duration of a batch of videos while several clients wait: a client's video is not to wait for the frames of
-# another one that would share its batch. More than any batch takes on a GPU.
+# Target duration of a batch of videos while several clients wait, and of labels while videos come: a client's video is
+# not to wait for the frames of another one that would share its batch, or for labels. More than a GPU needs for any.
 SHARED_BATCH_SECONDS = 0.25
 _INITIAL_LABEL_BATCH = 4
 _MAX_DETAIL_CHARS = 200
@@ -117,7 +117,10 @@ class DeviceWorker:
                         return
                     self._busy_since = time.monotonic()
                     if self._may_serve():
-                        self._batch = self._scheduler.next_batch(self._label_batch_size, self._shared_batch_frames)
+                        shared_labels = max(1, int(self._label_batch_size * SHARED_BATCH_SECONDS / LABEL_BATCH_SECONDS))
+                        self._batch = self._scheduler.next_batch(
+                            self._label_batch_size, shared_labels, self._shared_batch_frames
+                        )
                 if self._batch.labels:
                     self._process_labels(self._batch.labels)
                 elif self._batch.videos:

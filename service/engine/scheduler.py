@@ -7,6 +7,7 @@ queued when a device becomes free. Clients share each queue, and the batches, by
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from vidlex.service.sharing.shares import Shares
 
 ValueT = TypeVar("ValueT")
 
+_VIDEO_SECONDS = 5.0  # after a video, the next one is expected for this long
 _POLL_SECONDS = 0.1  # of the requester's ``cancelled``, an event of another thread
 
 
@@ -58,6 +60,7 @@ class Scheduler:
             limits.max_queued_labels, "queued_labels", "labels waiting to be encoded", fits_any=True
         )
         self._labels_next = False
+        self._videos_added_at = -math.inf
         self._num_waiting = 0  # threads that wait for room
 
     @property
@@ -93,6 +96,7 @@ class Scheduler:
             self._check_open()
             requester.check()
             self._frame_places.take(requester.client, num_frames)
+            self._videos_added_at = time.monotonic()
             for item in items:
                 self._videos.push(requester.client, item)
             self.condition.notify_all()  # a single notified worker could be one whose device fails
@@ -124,12 +128,16 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self._videos or self._labels)
 
-    def next_batch(self, max_labels: int, max_shared_frames: int) -> Batch:
-        """``max_shared_frames`` while videos of several clients are queued. The caller holds ``condition``."""
+    def next_batch(self, max_labels: int, max_shared_labels: int, max_shared_frames: int) -> Batch:
+        """``max_shared_labels`` while videos come too, ``max_shared_frames`` while those of several clients are queued.
+
+        The caller holds ``condition``.
+        """
         use_labels = bool(self._labels) and (self._labels_next or not self._videos)
         self._labels_next = not use_labels
         if use_labels:
-            slices, over = take_labels(self._labels, max_labels)
+            is_shared = time.monotonic() - self._videos_added_at < _VIDEO_SECONDS
+            slices, over = take_labels(self._labels, max_shared_labels if is_shared else max_labels)
             for item in over:
                 self._release_names(item)
                 set_exception(item.future, Overloaded("The labels waited too long for the encoder", limit="timeout"))
