@@ -62,6 +62,7 @@ class DeviceWorker:
         self._on_batch = on_batch
         self._batch = Batch()
         self._label_batch_size = min(_INITIAL_LABEL_BATCH, scheduler.limits.max_batch_labels)
+        self._shared_batch_labels = self._label_batch_size
         self._shared_batch_frames = scheduler.limits.max_batch_frames
         self._is_healthy = False
         self._succeeded_at = 0.0
@@ -117,9 +118,8 @@ class DeviceWorker:
                         return
                     self._busy_since = time.monotonic()
                     if self._may_serve():
-                        shared_labels = max(1, int(self._label_batch_size * SHARED_BATCH_SECONDS / LABEL_BATCH_SECONDS))
                         self._batch = self._scheduler.next_batch(
-                            self._label_batch_size, shared_labels, self._shared_batch_frames
+                            self._label_batch_size, self._shared_batch_labels, self._shared_batch_frames
                         )
                 if self._batch.labels:
                     self._process_labels(self._batch.labels)
@@ -178,6 +178,7 @@ class DeviceWorker:
         seconds_per_label = max(1e-6, time.monotonic() - started) / len(names)
         size = max(1, min(int(LABEL_BATCH_SECONDS / seconds_per_label), 4 * self._label_batch_size))
         self._label_batch_size = min(size, self._scheduler.limits.max_batch_labels)
+        self._shared_batch_labels = max(1, min(int(SHARED_BATCH_SECONDS / seconds_per_label), self._label_batch_size))
         self._scheduler.finish_labels(slices, results)
 
     def _describe_labels(self, names: Sequence[str]) -> list[DescribeResult]:

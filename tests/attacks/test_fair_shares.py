@@ -22,6 +22,7 @@ from support.processes import PATIENCE_SECONDS
 from support.raw_http import connect, head
 from support.serving import assert_problem, classify, colour_video, wait_until
 from vidlex.model.dummy import DummyClassifier
+from vidlex.service.bench.attacks import slow_video
 from vidlex.service.http.openapi.headers import NAMESPACE_HEADER
 
 GREEDY, MODEST = "127.0.0.2", "127.0.0.3"
@@ -249,23 +250,14 @@ def _seconds(answer: httpx.Response) -> float:
 
 
 def test_66_slow_files_of_one_client_do_not_keep_another_waiting(tmp_path: Path, red: Path) -> None:
-    """Each holds its decode process for seconds: every frame is intra-coded and large."""
-    rng = np.random.default_rng(0)
-
-    def noise(number: int) -> NDArray[np.uint8]:
-        return rng.integers(0, 256, (1080, 1920, 3), np.uint8)
-
-    from support import videos
-
-    slow = videos.write_video(
-        tmp_path / "slow.mp4", width=1920, height=1080, num_frames=24, gop=24, picture=noise, options={"crf": "12"}
-    ).read_bytes()
+    """Each holds its decode process for seconds: few bytes, but large frames, all of which are asked for."""
+    slow = slow_video(seconds=2.0)
     with listening(tmp_path / "data", decode_workers=2) as service, ExitStack() as stack:
         started = time.monotonic()
         with service.client(MODEST) as modest:
-            assert classify(modest, slow, num_frames=24, frame_policy="uniform").status_code == 200
+            assert classify(modest, slow, num_frames=20, frame_policy="uniform").status_code == 200
         slow_seconds = time.monotonic() - started
-        request = classify_request(slow, {"num_frames": 24, "frame_policy": "uniform"})
+        request = classify_request(slow, {"num_frames": 20, "frame_policy": "uniform"})
         open_all(stack, service.url, [request] * 66)
         wait_until(lambda: service.metric("vidlex_queued_videos") >= 20, "they are not queued")
         with service.client(MODEST) as modest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -61,10 +62,12 @@ def test_a_descriptor_gives_the_frames_of_the_path(tmp_path: Path, num_threads: 
 
 def test_no_descriptor_is_kept(tmp_path: Path) -> None:
     path = videos.write_video(tmp_path / "v.mp4")
+    decode_frames(path, geometry=GEOMETRY, num_frames=4)
+    gc.collect()  # what other tests have left is not closed in between
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(5):
         decode_frames(path, geometry=GEOMETRY, num_frames=4)
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
 def test_what_is_not_a_file_is_refused(tmp_path: Path) -> None:
