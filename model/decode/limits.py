@@ -50,13 +50,13 @@ def check_size(width: int, height: int, limits: DecodeLimits) -> None:
     if max(width, height) > limits.max_side or width * height > limits.max_pixels:
         raise DecodeError(
             "resolution_too_large",
-            f"The video is {width}x{height} pixels; at most {limits.max_side} on a side "
+            f"The video is {width} x {height} pixels; at most {limits.max_side} on a side "
             f"and {limits.max_pixels} in all are allowed.",
         )
     if min(width, height) > 0 and max(width, height) > limits.max_aspect_ratio * min(width, height):
         raise DecodeError(
             "resolution_too_large",
-            f"The video is {width}x{height} pixels; "
+            f"The video is {width} x {height} pixels; "
             f"one side may be at most {limits.max_aspect_ratio:g} times the other.",
         )
 

@@ -102,7 +102,7 @@ def check_composition(num_frames: int, width: int, height: int) -> None:
     if num_frames * width * height > MAX_COMPOSED_PIXELS:
         raise DecodeError(
             "video_too_long",
-            f"The animation has {num_frames} frames of {width}x{height} pixels; "
+            f"The animation has {num_frames} frames of {width} x {height} pixels; "
             f"at most {MAX_COMPOSED_PIXELS} pixels in all are allowed.",
         )
 
