@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
@@ -84,20 +85,21 @@ class PacketTable:
     rows: list[tuple[int, int, int, int, bool, bool]] = field(default_factory=list)
     num_without_time: int = 0
 
-    def add(self, packet: Any) -> None:
-        # Raises DecodeError for too many packets
-        time, dts = packet.pts, packet.dts
-        if time is None:
-            self.num_without_time += 1
-            time = dts
+    def add(self, packets: Iterable[Any]) -> None:
+        """Raises DecodeError for too many."""
+        rows, max_rows = self.rows, self.limits.max_file_frames
+        for packet in packets:
+            time, dts = packet.pts, packet.dts
             if time is None:
-                return
-        elif dts is None:
-            dts = time
-        rows = self.rows
-        rows.append((time, dts, packet.duration or 0, packet.size, packet.is_keyframe, packet.is_discard))
-        if len(rows) > self.limits.max_file_frames:
-            check_file_frames(len(rows), self.limits)
+                self.num_without_time += 1
+                time = dts
+                if time is None:
+                    continue
+            elif dts is None:
+                dts = time
+            rows.append((time, dts, packet.duration or 0, packet.size, packet.is_keyframe, packet.is_discard))
+            if len(rows) > max_rows:
+                check_file_frames(len(rows), self.limits)
 
     def index(
         self, time_base: Fraction, demuxer: str, *, reorders: bool, can_seek: bool = True, half_frame: float = 0.0

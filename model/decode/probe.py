@@ -185,8 +185,8 @@ def _first_frame(packets: Iterator[Any], table: PacketTable, decoder: Any, limit
     decoder.thread_count, decoder.thread_type = 1, "NONE"
     decoder.skip_frame, first, num_attempts = "NONKEY", None, 0
     for packet in packets:
-        table.add(packet)
-        if first is not None or not packet.is_keyframe or num_attempts == _MAX_KEYFRAME_ATTEMPTS:
+        table.add((packet,))
+        if not packet.is_keyframe:
             continue
         num_attempts += 1
         with contextlib.suppress(av.FFmpegError, ValueError):
@@ -195,6 +195,9 @@ def _first_frame(packets: Iterator[Any], table: PacketTable, decoder: Any, limit
             decoder.flush_buffers()
         if first is None:
             check_size(decoder.width, decoder.height, limits)
+        if first is not None or num_attempts == _MAX_KEYFRAME_ATTEMPTS:
+            break
+    table.add(packets)
     return first
 
 

@@ -312,12 +312,12 @@ def test_huge_pictures_are_rejected_by_their_header(tmp_path: Path, side: int, i
         assert error.code == "undecodable_video"
     else:
         assert error.code == "resolution_too_large"
-        assert f"{side}x{side}" in str(error)
+        assert f"{side} x {side}" in str(error)
 
 
 LIMITED = [
-    (DecodeLimits(max_side=159), "resolution_too_large", "160x96"),
-    (DecodeLimits(max_pixels=160 * 96 - 1), "resolution_too_large", "160x96"),
+    (DecodeLimits(max_side=159), "resolution_too_large", "160 x 96"),
+    (DecodeLimits(max_pixels=160 * 96 - 1), "resolution_too_large", "160 x 96"),
     (DecodeLimits(max_aspect_ratio=1.5), "resolution_too_large", "1.5 times"),
     (DecodeLimits(max_duration_ms=2900), "video_too_long", "2.9 s"),
     (DecodeLimits(max_file_frames=29), "video_too_long", "30 frames"),
