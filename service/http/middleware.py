@@ -107,7 +107,7 @@ class RequestContext:
                 await discard_body(scope, receive_and_count)
                 await error_response(error, request_id)(scope, receive, send_with_headers)
             finally:
-                self._log.finish(scope, facts, monotonic() - started)
+                await self._log.finish(scope, facts, monotonic() - started)
 
     def _check_origin(self, scope: Scope, headers: Headers) -> None:
         """Raises Forbidden for other web sites, which could use a service on loopback that requires no key.

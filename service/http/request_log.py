@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import anyio
 import structlog
 from starlette.types import Scope
 
 from vidlex.service.audit import AuditLog, Changes
 from vidlex.service.http.guard import READ_ONLY_POSTS, SAFE_METHODS, unversioned_path
 from vidlex.service.http.problems import CODE_KEY, REQUEST_ID_KEY
+from vidlex.service.http.threads import run_in_thread
 from vidlex.service.metrics import Metrics
 from vidlex.service.tracing import RequestSpan
 
@@ -36,8 +38,9 @@ class RequestLog:
     def __init__(self, metrics: Metrics, audit: AuditLog) -> None:
         self._metrics = metrics
         self._audit = audit
+        self._audit_threads = anyio.CapacityLimiter(1)
 
-    def finish(self, scope: Scope, facts: RequestFacts, seconds: float) -> None:
+    async def finish(self, scope: Scope, facts: RequestFacts, seconds: float) -> None:
         route, method, status = route_of(scope), method_of(scope), facts.status or _DISCONNECTED
         code = scope.get(CODE_KEY)
         if facts.span is not None:
@@ -66,13 +69,16 @@ class RequestLog:
             "status": status,
             "code": code,
         }
-        self._write_audit(scope, outcome, facts.changes)
+        await self._write_audit(scope, outcome, facts.changes)
 
-    def _write_audit(self, scope: Scope, outcome: Mapping[str, Any], changes: Changes) -> None:
+    async def _write_audit(self, scope: Scope, outcome: Mapping[str, Any], changes: Changes) -> None:
         key_id, status = outcome["key_id"], outcome["status"]
         if key_id is not None and self._audit.is_first_use(key_id, outcome["address"]):
             self._audit.write("key.use", outcome)
-        self._audit.write_changes(changes, outcome)
+        if changes.made:
+            # A thousand labels with metadata are megabytes, too much for the event loop
+            with anyio.CancelScope(shield=True):
+                await run_in_thread(lambda: self._audit.write_changes(changes, outcome), self._audit_threads)
         if status in (401, 403):
             self._audit.write("access.refused", outcome)
         elif 400 <= status != 429 and not changes.made and _may_change(scope):
