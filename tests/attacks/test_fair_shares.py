@@ -36,10 +36,12 @@ class SlowLabels(DummyClassifier):
         super().__init__()
         self.gate = threading.Event()
         self.names: list[str] = []
+        self.num_stuck = 0
 
     def encode_labels(self, names: Sequence[str]) -> NDArray[np.float32]:
         self.names += names
         if any(name.startswith("new") for name in names):
+            self.num_stuck = len(names)
             assert self.gate.wait(PATIENCE_SECONDS)
         return super().encode_labels(names)
 
@@ -118,10 +120,10 @@ def test_names_of_clients_that_left_are_dropped(
             open_all(stack, service.url, requests)
             wait_until(lambda: scheduler.queued_labels >= (8 if kind == "rename" else 64), "nothing is queued")
             assert scheduler.queued_labels <= 4096, "a client has half of the places"
-        in_batch = len(classifier.names)  # the encoder has them, and is stuck with them
+            wait_until(lambda: classifier.num_stuck > 0, "the encoder has no batch")
         wait_until(
-            lambda: scheduler.queued_labels <= in_batch and service.metric("vidlex_videos_at_work") == 0,
-            f"{scheduler.queued_labels} names are queued for clients that left",
+            lambda: scheduler.queued_labels <= classifier.num_stuck and service.metric("vidlex_videos_at_work") == 0,
+            "names are queued for clients that left",
             DROPPED_WITHIN_SECONDS,
         )
         classifier.gate.set()
