@@ -8,7 +8,7 @@ cuda='^(nvidia-[a-z0-9-]*|cuda-[a-z0-9-]*)=='
 # Only torch.compile needs triton (1 GB), and nothing here compiles.
 triton='^triton=='
 # Of the extra "train", which the images leave out.
-training='^(absl-py|cloudpickle|contourpy|cycler|fonttools|google-crc32c|grpcio|joblib|kiwisolver|markdown|matplotlib|narwhals|pyparsing|python-dateutil|resvg-py|scikit-learn|scipy|tensorboard|tensorboard-data-server|threadpoolctl|tzdata|werkzeug)=='
+training='^(absl-py|cloudpickle|contourpy|cycler|fonttools|google-crc32c|grpcio|joblib|kiwisolver|markdown|matplotlib|narwhals|pyparsing|resvg-py|scikit-learn|scipy|tensorboard|tensorboard-data-server|threadpoolctl|tzdata|werkzeug)=='
 # python_full_version < "3.11.3" only; the images have Python 3.12.
 older='^async-timeout=='
 runtime() { sed '/^# --- development/,$d' | grep -E '^[a-z0-9]' | grep -vE "$training|$triton|$older"; }
