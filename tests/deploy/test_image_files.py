@@ -89,7 +89,7 @@ def test_weights_import_only_what_their_stage_copies() -> None:
 @pytest.mark.parametrize("image", ["cpu", "cuda"])
 def test_the_images_packages_are_what_the_service_needs(image: str) -> None:
     found = set(packages(image)) | set(packages("torch"))
-    wanted = needed("server", "otel") - NOT_USED
+    wanted = needed("server", "otel", "bulk") - NOT_USED
     is_cuda = {name for name in wanted if re.match("(nvidia|cuda)-", name)}
     assert found == (wanted if image == "cuda" else wanted - is_cuda)
     assert bool(is_cuda) and {"fastapi", "redis", "faiss-cpu", "av", "uvicorn", "setuptools", "torch"} <= found
