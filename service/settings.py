@@ -23,7 +23,7 @@ from vidlex.service.machine.cpus import num_cpus
 ENV_PREFIX = "VIDLEX_"
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 # Not settings of the service
-_READ_ELSEWHERE = {"VIDLEX_CACHE_DIR", "VIDLEX_WHEELS", "VIDLEX_URL", "VIDLEX_API_KEY"}
+_READ_ELSEWHERE = {"VIDLEX_CACHE_DIR", "VIDLEX_WHEELS", "VIDLEX_URL", "VIDLEX_API_KEY", "VIDLEX_CA_FILE"}
 _JSON_LIST_RULE = 'must be a JSON list, such as ["{}"]'
 _LIST_EXAMPLES = {
     "allowed_hosts": "tags.example",

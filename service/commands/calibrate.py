@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vidlex.model.specs import DEFAULT_MODEL
-from vidlex.service.commands.client import DEFAULT_URL, ServiceClient, UrlOption
+from vidlex.service.commands.connection import DEFAULT_URL, UrlOption, connected
 from vidlex.service.commands.experiments.dataclass_options import is_user_error
 from vidlex.service.commands.extras import require
 from vidlex.service.commands.output import (
@@ -29,6 +29,7 @@ from vidlex.service.commands.preflight import require_model, settings_or_error
 if TYPE_CHECKING:
     from vidlex.model.calibration.statistics import DomainStatistics
     from vidlex.model.classifier import Classifier
+    from vidlex.service.schemas.classify import ModelView
 
 
 def calibrate(
@@ -75,21 +76,21 @@ def calibrate(
         raise CommandError("give videos, --recent, --show or --remove", exit_code=EXIT_USAGE)
     if labelled is not None and not sources:
         raise CommandError("--labelled needs SRC", exit_code=EXIT_USAGE)
-    options: dict[str, Any] = {} if namespace is None else {"headers": {"X-Vidlex-Namespace": namespace}}
-    with ServiceClient(url) as client:
+    with connected(url, namespace=namespace) as client:
         if remove:
-            client.call("DELETE", "/calibration", **options)
-            found = client.call("GET", "/calibration", params={"limit": 0}, **options)
+            client.delete_calibration()
+            view = client.calibration(limit=0)
         elif show:
-            found = client.call("GET", "/calibration", params={"limit": limit}, **options)
+            view = client.calibration(limit=limit)
         else:
             if sources:
-                served = client.call("GET", "/calibration", params={"limit": 0}, **options)["model"]
+                served = client.calibration(limit=0).model
                 body = _statistics(sources, labelled, served, model=model, device=device, num_frames=num_frames)
             else:
                 body = {"source": "recent"}
             body["dry_run"] = dry_run
-            found = client.call("PUT", "/calibration", params={"limit": limit}, json=body, **options)
+            view = client.calibrate(body, limit=limit)
+    found = view.model_dump(mode="json")
     if as_json:
         print_json(found)
     else:
@@ -99,7 +100,7 @@ def calibrate(
 def _statistics(
     sources: list[Path],
     labelled: Path | None,
-    served: dict[str, Any],
+    served: ModelView,
     *,
     model: str | None,
     device: str | None,
@@ -121,9 +122,9 @@ def _statistics(
         check_num_videos(len(files))
         with progress("loading the model", total=None) as bar:
             classifier = load_classifier(settings.model, device=list_devices(settings.device)[0])
-            if classifier.fingerprint != served["fingerprint"]:
+            if classifier.fingerprint != served.fingerprint:
                 raise CommandError(
-                    f"the service serves {served['id']} ({served['fingerprint']}), not {settings.model} "
+                    f"the service serves {served.id} ({served.fingerprint}), not {settings.model} "
                     f"({classifier.fingerprint}): name it with --model"
                 )
             bar.update(bar.task_ids[0], description="encoding", total=len(files))

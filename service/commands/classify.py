@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from vidlex.service.commands.client import DEFAULT_URL, ServiceClient, UrlOption
+from vidlex.service.client.errors import VidlexClientError
+from vidlex.service.commands.connection import DEFAULT_URL, UrlOption, command_error, connected
 from vidlex.service.commands.output import (
+    EXIT_USAGE,
     CommandError,
     JsonFlag,
     print_error,
@@ -23,6 +26,9 @@ from vidlex.service.commands.output import (
     stdout,
     use_json,
 )
+
+if TYPE_CHECKING:
+    from vidlex.service.client.client import Client
 
 BAR_WIDTH = 24
 MAX_STRETCHES = 3  # per label
@@ -81,6 +87,7 @@ def classify(
     If a file fails, the others are still classified, and the exit code is that of the failure.
     """
     use_json(as_json)
+    _refuse_many(files)
     given: dict[str, Any] = {
         "candidate_labels": label,
         "include_categories": include_category,
@@ -95,7 +102,7 @@ def classify(
     params: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     params |= {"top_k": top_k, "min_score": min_score, "aggregate_by": aggregate_by}
     num_failed, exit_code = 0, 0
-    with ServiceClient(url) as client:
+    with connected(url) as client:
         for path, answer in _answers(client, files, params, jobs):
             if isinstance(answer, CommandError):
                 num_failed, exit_code = num_failed + 1, max(exit_code, answer.exit_code)
@@ -176,15 +183,15 @@ def _summary(answer: dict[str, Any]) -> str:
 
 
 def _answers(
-    client: ServiceClient, files: Sequence[Path], params: dict[str, Any], jobs: int
+    client: Client, files: Sequence[Path], params: dict[str, Any], jobs: int
 ) -> Iterator[tuple[Path, dict[str, Any] | CommandError]]:
     """Answers in the order of the files, from at most ``jobs`` concurrent requests."""
 
     def classify_file(path: Path) -> dict[str, Any] | CommandError:
         try:
-            return client.classify(path, params)
-        except CommandError as error:
-            return error
+            return client.classify(path, **params).model_dump(mode="json")
+        except VidlexClientError as error:
+            return command_error(error)
 
     with progress("classifying", total=len(files)) as bar, ThreadPoolExecutor(min(jobs, len(files))) as pool:
         try:
@@ -195,6 +202,15 @@ def _answers(
                 bar.start()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _refuse_many(files: Sequence[Path]) -> None:
+    """Raises CommandError for a folder and for an address, which `vidlex tag` reads."""
+    for path in files:
+        address = re.match(r"[a-z][a-z0-9+.-]*:/", str(path))
+        if address or path.is_dir():
+            what = "an address" if address else "a folder"
+            raise CommandError(f"{path} is {what}: use `vidlex tag SRC... --out tags.parquet`", exit_code=EXIT_USAGE)
 
 
 def _with_file(error: CommandError, path: Path) -> CommandError:

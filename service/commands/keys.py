@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
-from urllib.parse import quote
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from vidlex.service.commands.client import DEFAULT_URL, ServiceClient, UrlOption
+from vidlex.service.client.errors import VidlexClientError
+from vidlex.service.commands.connection import DEFAULT_URL, UrlOption, connected
 from vidlex.service.commands.output import (
     EXIT_USAGE,
     CommandError,
@@ -96,8 +96,8 @@ def create(
     if settings is not None:
         created = _create_in_store(settings, body, url)
     else:
-        with ServiceClient(url) as client:
-            created = client.call("POST", "/keys", json=body)
+        with connected(url) as client:
+            created = client.create_key(**body).model_dump(mode="json")
     if as_json:
         print_json(created)
     else:
@@ -128,8 +128,8 @@ def list_keys(
                 row["namespace"] = row["namespace"] or "*"
                 del row["digest"]
     else:
-        with ServiceClient(url) as client:
-            rows = client.call("GET", "/keys")["data"]
+        with connected(url) as client:
+            rows = [key.model_dump(mode="json") for key in client.list_keys()]
     if as_json:
         for row in rows:
             print_json(row)
@@ -157,9 +157,9 @@ def revoke(
             for key_id in key_ids:
                 store.revoke(key_id)
     else:
-        with ServiceClient(url) as client:
+        with connected(url) as client:
             for key_id in key_ids:
-                client.call("DELETE", f"/keys/{quote(key_id, safe='')}")
+                client.revoke_key(key_id)
     if as_json:
         print_json({"revoked": key_ids})
     else:
@@ -206,14 +206,14 @@ def _create_in_store(settings: Settings, body: dict[str, Any], url: str) -> dict
 
 def _uses_store(url: str, store_id: str | None) -> bool | None:
     """Whether the service at ``url`` uses this store; None if there is no service."""
-    import httpx
-
+    from vidlex.service.client.client import Client
+    from vidlex.service.client.config import NO_WAIT
     from vidlex.service.labels.store.identity import SHOWN_ID_CHARS
 
     try:
-        answer = httpx.get(f"{url.rstrip('/')}/readyz", timeout=2.0, trust_env=False).json()
-        used = re.search(r"store ([0-9a-f]+)$", answer["checks"]["store"]["detail"])
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError):
+        with Client(url, timeout_seconds=2.0, connect_seconds=2.0, retries=NO_WAIT) as client:
+            used = re.search(r"store ([0-9a-f]+)$", client.ready().checks["store"].detail)
+    except (VidlexClientError, LookupError):
         return None
     return None if used is None else used[1] == (store_id or "")[:SHOWN_ID_CHARS]
 

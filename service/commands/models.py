@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from vidlex.service.commands.client import DEFAULT_URL, ServiceClient, UrlOption
+from vidlex.service.commands.connection import DEFAULT_URL, UrlOption, connected
 from vidlex.service.commands.output import CommandError, JsonFlag, print_json, print_text, progress, stdout, use_json
 
+if TYPE_CHECKING:
+    from vidlex.service.client.client import Client
+    from vidlex.service.schemas.models import ModelsView
+
 POLL_SECONDS = 0.5
-ROLES = ("served", "previous", "prepared")
 
 app = typer.Typer(no_args_is_help=True, help="Replace the model of a running service without a restart.")
 
@@ -21,9 +25,7 @@ app = typer.Typer(no_args_is_help=True, help="Replace the model of a running ser
 @app.command("list")
 def list_models(url: UrlOption = DEFAULT_URL, as_json: JsonFlag = False) -> None:
     """List the loaded models and the number of labels that each has encoded."""
-    use_json(as_json)
-    with ServiceClient(url) as client:
-        _show(client.call("GET", "/models"), as_json=as_json)
+    _change(lambda client: client.models(), url, as_json=as_json)
 
 
 @app.command("reembed")
@@ -38,8 +40,8 @@ def reembed(
     Safe to interrupt and repeat: encoding continues where it stopped.
     """
     use_json(as_json)
-    with ServiceClient(url) as client:
-        state = client.call("POST", "/models:prepare", json={"model": model})
+    with connected(url) as client:
+        state = client.prepare_model(model)
         if wait:
             state = _wait(client, model)
         _show(state, as_json=as_json)
@@ -53,8 +55,8 @@ def diff(
 ) -> None:
     """Compare the prepared model (or the previous one) with the served one on recently classified videos."""
     use_json(as_json)
-    with ServiceClient(url) as client:
-        found = client.call("GET", "/models:diff", params={"limit": limit})
+    with connected(url) as client:
+        found = client.diff_models(limit=limit).model_dump(mode="json")
     if as_json:
         print_json(found)
         return
@@ -73,13 +75,13 @@ def diff(
 @app.command("activate")
 def activate(url: UrlOption = DEFAULT_URL, as_json: JsonFlag = False) -> None:
     """Serve the prepared model. Fails until all labels are encoded."""
-    _post("/models:activate", url, as_json=as_json)
+    _change(lambda client: client.activate_model(), url, as_json=as_json)
 
 
 @app.command("rollback")
 def rollback(url: UrlOption = DEFAULT_URL, as_json: JsonFlag = False) -> None:
     """Serve the previous model again."""
-    _post("/models:rollback", url, as_json=as_json)
+    _change(lambda client: client.rollback_model(), url, as_json=as_json)
 
 
 @app.command("drop")
@@ -89,43 +91,42 @@ def drop(
     as_json: JsonFlag = False,
 ) -> None:
     """Unload a model that is not served, and delete its vectors."""
-    _post("/models:drop", url, as_json=as_json, json={"fingerprint": fingerprint})
+    _change(lambda client: client.drop_model(fingerprint), url, as_json=as_json)
 
 
-def _post(path: str, url: str, *, as_json: bool, **options: Any) -> None:
+def _change(request: Callable[[Client], ModelsView], url: str, *, as_json: bool) -> None:
     use_json(as_json)
-    with ServiceClient(url) as client:
-        _show(client.call("POST", path, **options), as_json=as_json)
+    with connected(url) as client:
+        _show(request(client), as_json=as_json)
 
 
-def _wait(client: ServiceClient, model: str) -> dict[str, Any]:
+def _wait(client: Client, model: str) -> ModelsView:
     with progress("encoding labels", total=None) as bar:
         while True:
-            state: dict[str, Any] = client.call("GET", "/models")
-            if state["problem"] is not None:
-                raise CommandError(f"{model}: {state['problem']}")
-            prepared = state["prepared"]
+            state = client.models()
+            if state.problem is not None:
+                raise CommandError(f"{model}: {state.problem}")
+            prepared = state.prepared
             if prepared is not None:
-                bar.update(bar.task_ids[0], completed=prepared["num_encoded"], total=state["num_labels"])
-                if prepared["complete"]:
+                bar.update(bar.task_ids[0], completed=prepared.num_encoded, total=state.num_labels)
+                if prepared.complete:
                     return state
-            elif state["loading"] is None:
+            elif state.loading is None:
                 raise CommandError(f"{model} is no longer being prepared")
             time.sleep(POLL_SECONDS)
 
 
-def _show(state: dict[str, Any], *, as_json: bool) -> None:
+def _show(state: ModelsView, *, as_json: bool) -> None:
     if as_json:
-        print_json(state)
+        print_json(state.model_dump(mode="json"))
         return
     table = Table("", "model", "fingerprint", "labels encoded")
-    for role in ROLES:
-        model = state[role]
+    for role, model in (("served", state.served), ("previous", state.previous), ("prepared", state.prepared)):
         if model is not None:
-            encoded = f"{model['num_encoded']} of {state['num_labels']}"
-            if model["num_refused"]:
-                encoded += f", {model['num_refused']} failed"
-            table.add_row(role, escape(model["model"]), model["fingerprint"], encoded)
+            encoded = f"{model.num_encoded} of {state.num_labels}"
+            if model.num_refused:
+                encoded += f", {model.num_refused} failed"
+            table.add_row(role, escape(model.model), model.fingerprint, encoded)
     stdout().print(table)
-    if state["loading"]:
-        print_text(f"loading {escape(state['loading'])}")
+    if state.loading:
+        print_text(f"loading {escape(state.loading)}")

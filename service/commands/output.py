@@ -34,6 +34,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from vidlex.service.commands.extras import missing_extra
+from vidlex.service.labels.files import LabelFileError, UnknownFormat
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -73,6 +74,9 @@ class RootGroup(TyperGroup):
         except CommandError as error:
             print_error(error)
             raise typer.Exit(error.exit_code) from None
+        except LabelFileError as error:
+            print_error(failure := CommandError(str(error), exit_code=_exit_code_of(error)))
+            raise typer.Exit(failure.exit_code) from None
         except ModuleNotFoundError as error:
             missing = missing_extra(error)
             if missing is None:
@@ -96,6 +100,10 @@ class RootGroup(TyperGroup):
                 break
             words.append(word)
         return " ".join(words)
+
+
+def _exit_code_of(error: LabelFileError) -> int:
+    return EXIT_USAGE if isinstance(error, UnknownFormat) else EXIT_FAILED
 
 
 def print_error(error: CommandError) -> None:

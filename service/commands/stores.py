@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from vidlex.service.commands.output import CommandError
 from vidlex.service.errors import VidlexError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import redis
 
     from vidlex.service.settings import Settings
@@ -25,37 +27,40 @@ def log_to_stderr() -> None:
 @contextmanager
 def opened_store(settings: Settings) -> Iterator[redis.Redis]:
     """A client of the configured server, or of an embedded server that runs for the duration of the block."""
-    from vidlex.service.labels.embedded.server import EmbeddedStore
-    from vidlex.service.labels.store.connection import connect_url
+    from vidlex.service.labels.embedded.direct import own_store
 
+    with _opened(own_store, settings) as client:
+        yield client
+
+
+@contextmanager
+def shared_store(settings: Settings) -> Iterator[redis.Redis]:
+    """Like ``opened_store``, but connects to the embedded server of a running service if there is one."""
+    from vidlex.service.labels.embedded.direct import direct_store
+
+    with _opened(direct_store, settings) as client:
+        yield client
+
+
+@contextmanager
+def _opened(
+    connect: Callable[[Path, str | None, str | None], AbstractContextManager[redis.Redis]], settings: Settings
+) -> Iterator[redis.Redis]:
     log_to_stderr()
-    if settings.redis_url is not None:
-        client = connect_url(settings.redis_url.get_secret_value(), settings.redis_password)
+    url = None if settings.redis_url is None else settings.redis_url.get_secret_value()
+    with ExitStack() as stack:
         try:
-            yield client
-        finally:
-            client.close()
-        return
-    store = EmbeddedStore(settings.data_dir)
-    try:
-        store.start()
-    except VidlexError as error:
-        raise CommandError(str(error)) from None
-    try:
-        yield store.client()
-    finally:
-        store.stop()
+            client = stack.enter_context(connect(settings.data_dir, url, settings.redis_password))
+        except VidlexError as error:
+            raise CommandError(str(error)) from None
+        yield client
 
 
 def uses_running_store(settings: Settings) -> bool:
     """Whether a running service has started the embedded server of this data folder."""
-    from vidlex.service.labels.embedded.server_files import ServerFiles
+    from vidlex.service.labels.embedded.direct import is_served
 
-    if settings.redis_url is not None:
-        return False
-    files = ServerFiles(settings.data_dir)
-    socket = files.last_socket()
-    return socket is not None and socket.exists() and files.server_is_locked()
+    return settings.redis_url is None and is_served(settings.data_dir)
 
 
 def shown_store(settings: Settings) -> str:
@@ -66,20 +71,3 @@ def shown_store(settings: Settings) -> str:
         return f"the label store at {location_of(settings.redis_url.get_secret_value())} (VIDLEX_REDIS_URL)"
     state = "of a running service" if uses_running_store(settings) else "which no running service uses"
     return f"the label store in the data folder {settings.data_dir}, {state}"
-
-
-@contextmanager
-def shared_store(settings: Settings) -> Iterator[redis.Redis]:
-    """Like ``opened_store``, but connects to the embedded server of a running service if there is one."""
-    from vidlex.service.labels.embedded.server_files import ServerFiles
-    from vidlex.service.labels.store.connection import connect_socket
-
-    if not uses_running_store(settings):
-        with opened_store(settings) as client:
-            yield client
-        return
-    client = connect_socket(str(ServerFiles(settings.data_dir).last_socket()))
-    try:
-        yield client
-    finally:
-        client.close()

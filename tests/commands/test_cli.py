@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from vidlex.service.cli import app
-from vidlex.service.commands.client import describe
+from vidlex.service.commands.connection import describe
 from vidlex.service.commands.demo import find_samples, mean_precision
-from vidlex.service.commands.labels.files import format_of, read, write
-from vidlex.service.commands.output import CommandError
+from vidlex.service.labels.files import LabelFileError, format_of, read, write
 
 runner = CliRunner()
 
@@ -97,7 +96,7 @@ def test_interrupt_exits_with_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vidlex.service.commands.labels.app.ServiceClient", interrupt)
+    monkeypatch.setattr("vidlex.service.commands.labels.app.connected", interrupt)
     assert runner.invoke(app, ["labels", "list"]).exit_code == 130
 
 
@@ -150,7 +149,7 @@ def test_text_file_is_a_list_of_names() -> None:
     ],
 )
 def test_invalid_file_names_the_line(text: str, kind: Any, words: str) -> None:
-    with pytest.raises(CommandError, match=words):
+    with pytest.raises(LabelFileError, match=words):
         parse(text, kind)
 
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
 from vidlex.model.files import replace_atomically
-from vidlex.service.commands.client import DEFAULT_URL, ServiceClient, UrlOption, describe
+from vidlex.service.client.errors import VidlexClientError
+from vidlex.service.commands.connection import DEFAULT_URL, UrlOption, command_error, connected, describe
 from vidlex.service.commands.labels import cards
 from vidlex.service.commands.labels.bulk import register
-from vidlex.service.commands.labels.files import format_of, opened, read, write
 from vidlex.service.commands.labels.sync import FileArgument, FormatOption, apply, diff
 from vidlex.service.commands.labels.verify import verify
 from vidlex.service.commands.output import (
@@ -31,6 +31,10 @@ from vidlex.service.commands.output import (
     stdout,
     use_json,
 )
+from vidlex.service.labels.files import format_of, opened, read, write
+
+if TYPE_CHECKING:
+    from vidlex.service.schemas.labels import LabelView
 
 app = typer.Typer(no_args_is_help=True, help="List and change the labels of a running service.")
 
@@ -66,7 +70,7 @@ def add(
         raise CommandError("--alias requires a single NAME", exit_code=EXIT_USAGE)
     common = {"aliases": alias, "categories": category, "parents": parent, "threshold": threshold}
     entries = [{"name": name, **{key: value for key, value in common.items() if value is not None}} for name in names]
-    with ServiceClient(url) as client:
+    with connected(url) as client:
         _finish(register(client, entries, if_exists=if_exists), as_json=as_json)
 
 
@@ -88,8 +92,9 @@ def list_labels(
     """List the labels, oldest first. With --json one label per line."""
     use_json(as_json)
     rows: list[dict[str, Any]] = []
-    with ServiceClient(url) as client:
-        for count, label in enumerate(client.labels(category=category, parent=parent, prefix=prefix, q=query), 1):
+    with connected(url) as client:
+        found = client.labels(category=category, parent=parent, prefix=prefix, q=query)
+        for count, label in enumerate(_documents(found), 1):
             if as_json:
                 print_json(label)
             else:
@@ -104,8 +109,8 @@ def list_labels(
 def show(label: Reference, url: UrlOption = DEFAULT_URL, as_json: JsonFlag = False) -> None:
     """Show all fields of a label."""
     use_json(as_json)
-    with ServiceClient(url) as client:
-        found = client.find_label(label)
+    with connected(url) as client:
+        found = client.find_label(label).model_dump(mode="json")
     if as_json:
         print_json(found)
         return
@@ -122,18 +127,18 @@ def remove(
     """Remove labels. If one does not exist, the others are still removed."""
     use_json(as_json)
     failures: list[CommandError] = []
-    with ServiceClient(url) as client:
+    with connected(url) as client:
         for reference in labels:
             try:
                 found = client.find_label(reference)
-                client.call("DELETE", f"/labels/{found['id']}")
-            except CommandError as error:
-                failures.append(error)
+                client.delete_label(found.id)
+            except VidlexClientError as error:
+                failures.append(command_error(error))
                 continue
             if as_json:
-                print_json({"id": found["id"], "name": found["name"], "deleted": True})
+                print_json({"id": found.id, "name": found.name, "deleted": True})
             else:
-                print_text(f"removed {escape(found['name'])} ({found['id']})")
+                print_text(f"removed {escape(found.name)} ({found.id})")
     raise_last(failures)
 
 
@@ -148,7 +153,7 @@ def import_labels(
     """Register the labels of a file. Safe to repeat: existing labels are not changed."""
     use_json(as_json)
     kind = format_of(file, file_format)
-    with opened(file) as stream, ServiceClient(url) as client:
+    with opened(file) as stream, connected(url) as client:
         results = register(
             client, read(stream, kind), if_exists=if_exists, read_fraction=_read_fraction_of(file, stream)
         )
@@ -175,16 +180,16 @@ def export(
     """Write the labels to a file for `vidlex labels import`."""
     use_json(as_json)
     kind = format_of(file, file_format)
-    with ServiceClient(url) as client:
+    with connected(url) as client:
         if str(file) == "-":
-            write(sys.stdout, client.labels(), kind)
+            write(sys.stdout, _documents(client.labels()), kind)
             return
         try:
             with (
                 replace_atomically(file, is_shared=True) as temporary,
                 temporary.open("w", encoding="utf-8", newline="") as stream,
             ):
-                num_labels = write(stream, client.labels(), kind)
+                num_labels = write(stream, _documents(client.labels()), kind)
         except OSError as error:
             raise CommandError(f"{file}: {error.strerror or error}") from None
     if as_json:
@@ -195,6 +200,10 @@ def export(
 
 app.command("diff")(diff)
 app.command("apply")(apply)
+
+
+def _documents(labels: Iterable[LabelView]) -> Iterator[dict[str, Any]]:
+    return (label.model_dump(mode="json") for label in labels)
 
 
 def _finish(results: Iterable[dict[str, Any]], *, as_json: bool, quiet: bool = False) -> None:

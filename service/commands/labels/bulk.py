@@ -7,11 +7,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vidlex.service.bounds import MAX_BATCH_JSON_VALUES, MAX_BATCH_LABELS
-from vidlex.service.commands.client import ServiceClient
 from vidlex.service.commands.output import progress, stderr
+
+if TYPE_CHECKING:
+    from vidlex.service.client.calls import IfExists
+    from vidlex.service.client.client import Client
 
 # Small, because each new label is encoded, and a slow encoder must not exceed the client's timeout.
 FIRST_BATCH = 50
@@ -25,10 +28,10 @@ ReadFraction = Callable[[], float | None]
 
 
 def register(
-    client: ServiceClient,
+    client: Client,
     entries: Iterable[dict[str, Any]],
     *,
-    if_exists: str,
+    if_exists: IfExists,
     read_fraction: ReadFraction = lambda: None,
 ) -> Iterator[dict[str, Any]]:
     """Register labels. Yields {"name", "status", "label"} or {"name", "status", "error": problem} per entry.
@@ -73,7 +76,7 @@ def _spooled(entries: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _send(
-    client: ServiceClient, entries: Iterable[dict[str, Any]], if_exists: str, rate: _Rate
+    client: Client, entries: Iterable[dict[str, Any]], if_exists: IfExists, rate: _Rate
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     size = FIRST_BATCH
     rest = iter(entries)
@@ -81,7 +84,7 @@ def _send(
         overflow: list[dict[str, Any]] = []
         while batch := _take(rest, size, overflow):
             started = time.monotonic()
-            answer = client.call("POST", "/labels", params={"if_exists": if_exists}, json={"labels": batch})
+            results = client.create_labels(batch, if_exists=if_exists)
             seconds = time.monotonic() - started
             if seconds < FAST_SECONDS:
                 size = min(MAX_BATCH_LABELS, size * 2)
@@ -90,7 +93,8 @@ def _send(
             rate.add(len(batch))
             bar.update(bar.task_ids[0], description=f"registering labels: {rate.describe()}", completed=rate.num_done)
             rate.print_at_intervals()
-            yield from zip(batch, answer["data"], strict=True)
+            for entry, result in zip(batch, results, strict=True):
+                yield entry, result.model_dump(mode="json")
 
 
 def _take(rest: Iterator[dict[str, Any]], size: int, overflow: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from vidlex.service.bounds import MAX_PREVIEWS
-from vidlex.service.commands.client import DEFAULT_URL, ServiceClient, UrlOption, describe
+from vidlex.service.commands.connection import DEFAULT_URL, UrlOption, connected, describe
 from vidlex.service.commands.output import CommandError, JsonFlag, print_json, print_text, raise_last, use_json
+
+if TYPE_CHECKING:
+    from vidlex.service.schemas.cards import CardView
 
 
 def card(
@@ -19,8 +22,8 @@ def card(
 ) -> None:
     """Show how the model encodes a stored label, and the most similar labels."""
     use_json(as_json)
-    with ServiceClient(url) as client:
-        found = client.call("GET", f"/labels/{client.find_label(label)['id']}/card")
+    with connected(url) as client:
+        found = client.label_card(client.find_label(label).id)
     _show(found, as_json=as_json)
 
 
@@ -32,27 +35,27 @@ def preview(
     """Show the cards of labels without storing them."""
     use_json(as_json)
     failures: list[CommandError] = []
-    with ServiceClient(url) as client:
+    with connected(url) as client:
         for start in range(0, len(names), MAX_PREVIEWS):
             batch = names[start : start + MAX_PREVIEWS]
-            answer = client.call("POST", "/labels:preview", json={"labels": [{"name": name} for name in batch]})
-            for name, item in zip(batch, answer["data"], strict=True):
-                if item["error"]:
-                    failures.append(CommandError(f"{name}: {describe(item['error'])}", problem=item["error"]))
+            for name, item in zip(batch, client.preview_labels(batch), strict=True):
+                if item.card is None:
+                    problem = item.error.model_dump(mode="json")
+                    failures.append(CommandError(f"{name}: {describe(problem)}", problem=problem))
                 else:
-                    _show(item["card"], as_json=as_json)
+                    _show(item.card, as_json=as_json)
     raise_last(failures)
 
 
-def _show(found: dict[str, Any], *, as_json: bool) -> None:
+def _show(found: CardView, *, as_json: bool) -> None:
     if as_json:
-        print_json(found)
+        print_json(found.model_dump(mode="json"))
         return
-    lines = [f"[bold]{escape(found['name'])}[/]" + (f" ({found['id']})" if found["id"] else "")]
-    lines += [f"  prompt      {escape(repr(text))}" for text in found["prompts"]]
-    for number, texts in enumerate(found["attributes"], 1):
+    lines = [f"[bold]{escape(found.name)}[/]" + (f" ({found.id})" if found.id else "")]
+    lines += [f"  prompt      {escape(repr(text))}" for text in found.prompts]
+    for number, texts in enumerate(found.attributes, 1):
         lines.append(f"  prefix {number}    {escape(' | '.join(text.strip() for text in texts))}")
-    for near in found["neighbours"]:
-        lines.append(f"  similar     {near['similarity']:.3f} {escape(near['name'])} ({near['id']})")
-    lines += [f"  [yellow]warning[/]     {escape(item['detail'])} ({item['code']})" for item in found["warnings"]]
+    for near in found.neighbours:
+        lines.append(f"  similar     {near.similarity:.3f} {escape(near.name)} ({near.id})")
+    lines += [f"  [yellow]warning[/]     {escape(item.detail)} ({item.code})" for item in found.warnings]
     print_text("\n".join(lines))

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
 
-from vidlex.service.commands.client import DEFAULT_URL, ServiceClient, UrlOption, describe
+from vidlex.service.client.errors import VidlexClientError
+from vidlex.service.commands.connection import DEFAULT_URL, UrlOption, command_error, connected, describe
 from vidlex.service.commands.labels.bulk import register
-from vidlex.service.commands.labels.files import LISTS, FileFormat, format_of, opened, read_declared
 from vidlex.service.commands.output import (
     EXIT_FAILED,
     CommandError,
@@ -27,7 +27,11 @@ from vidlex.service.commands.output import (
     use_json,
 )
 from vidlex.service.errors import LabelTextInvalid
+from vidlex.service.labels.files import LISTS, FileFormat, LabelFileError, format_of, opened, read_declared
 from vidlex.service.labels.store.names import display_name, fold
+
+if TYPE_CHECKING:
+    from vidlex.service.client.client import Client
 
 EXIT_DIFFERENT = 1
 EXIT_DIFF_FAILED = 2
@@ -68,12 +72,14 @@ def diff(
     """Show what `apply --prune` would change. Exit code: 0 no differences; 1 differences; 2 or more on errors."""
     use_json(as_json)
     try:
-        with ServiceClient(url) as client:
+        with connected(url) as client:
             changes = list(_compare(client, file, file_format))
     except CommandError as error:
         if error.exit_code == EXIT_FAILED:
             error.exit_code = EXIT_DIFF_FAILED
         raise
+    except LabelFileError as error:
+        raise CommandError(str(error), exit_code=EXIT_DIFF_FAILED) from None
     _print_changes(changes, as_json=as_json)
     if not as_json:
         print_text(_planned(changes))
@@ -92,7 +98,7 @@ def apply(
 ) -> None:
     """Add and change labels as declared in the file. Safe to repeat."""
     use_json(as_json)
-    with ServiceClient(url) as client:
+    with connected(url) as client:
         changes = list(_compare(client, file, file_format))
         selected = [change for change in changes if prune or change.kind != "removed"]
         _print_changes(selected, as_json=as_json)
@@ -104,7 +110,7 @@ def apply(
     raise_last([error for _, error in failed])
 
 
-def _compare(client: ServiceClient, file: Path, file_format: FileFormat | None) -> Iterator[Change]:
+def _compare(client: Client, file: Path, file_format: FileFormat | None) -> Iterator[Change]:
     """Holds all labels of the file and the service in memory."""
     declared: dict[str, dict[str, Any]] = {}
     with opened(file) as stream:
@@ -113,7 +119,8 @@ def _compare(client: ServiceClient, file: Path, file_format: FileFormat | None) 
             if key in declared:
                 raise CommandError(f"{file} contains {entry['name']!r} twice")
             declared[key] = entry
-    stored = {fold(label["name"]): label for label in client.labels()}
+    labels = (label.model_dump(mode="json") for label in client.labels())
+    stored = {fold(label["name"]): label for label in labels}
     owners = {fold(text): key for key, label in stored.items() for text in (label["name"], *label["aliases"])}
     for key, label in stored.items():
         if key not in declared:
@@ -157,7 +164,7 @@ def _stored_value(label: dict[str, Any], name: str) -> Any:
     return [parent["name"] for parent in label[name]] if name == "parents" else label[name]
 
 
-def _apply_changes(client: ServiceClient, changes: list[Change]) -> list[tuple[Change, CommandError]]:
+def _apply_changes(client: Client, changes: list[Change]) -> list[tuple[Change, CommandError]]:
     """Remove, change and add labels, and repeat for failures that another change may resolve, while any succeeds.
 
     Returns the changes that failed.
@@ -181,12 +188,15 @@ def _apply_changes(client: ServiceClient, changes: list[Change]) -> list[tuple[C
         remaining = [change for change, error in failed if _is_retryable(error)]
 
 
-def _apply_one(client: ServiceClient, change: Change) -> CommandError | None:
-    method = "DELETE" if change.kind == "removed" else "PATCH"
+def _apply_one(client: Client, change: Change) -> CommandError | None:
+    label_id = change.label["id"]
     try:
-        client.call(method, f"/labels/{change.label['id']}", json=change.entry or None)
-    except CommandError as error:
-        return error if error.problem is None else _failure(change.name, error.problem)
+        if change.kind == "removed":
+            client.delete_label(label_id)
+        else:
+            client.update_label(label_id, **change.entry)
+    except VidlexClientError as error:
+        return command_error(error, about=change.name)
     return None
 
 

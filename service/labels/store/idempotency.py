@@ -20,6 +20,7 @@ from typing import Any
 import redis
 
 from vidlex.service.errors import IdempotencyInFlight, IdempotencyKeyReused, InvalidParameter, StoreUnavailable
+from vidlex.service.labels.store import request_bytes
 from vidlex.service.labels.store.answers import (
     Answer,
     CreatedLabel,
@@ -47,6 +48,8 @@ class IdempotentRequest:
     request_key: str
     lease_key: str
     token: str
+    bytes_key: str
+    is_new: bool = True
     answer: Answer | None = None
     # Of earlier, interrupted attempts, by index in the request:
     created: dict[int, CreatedLabel] = field(default_factory=dict)
@@ -61,26 +64,37 @@ class IdempotentRequest:
         if labels:
             fields = {f"{_ITEM}{index}": created_to_json(CreatedLabel.of(label)) for index, label in labels.items()}
             pipe.hset(self.request_key, mapping=fields)
+            request_bytes.count(pipe, self.bytes_key, sum(map(len, fields.values())))
 
 
 class IdempotencyStore:
     """The requests of one namespace. Thread-safe. Every method raises StoreUnavailable."""
 
-    def __init__(self, client: redis.Redis, keys: Keys, *, lease_seconds: float = LEASE_SECONDS) -> None:
+    def __init__(
+        self,
+        client: redis.Redis,
+        keys: Keys,
+        *,
+        lease_seconds: float = LEASE_SECONDS,
+        max_bytes: int = request_bytes.DEFAULT_MAX_BYTES,
+    ) -> None:
         self._client = typed_client(client)
         self._keys = keys
         self._lease_ms = int(lease_seconds * 1000)
+        self._max_bytes = max_bytes
 
     @contextmanager
     def hold(self, key: str, body: Any) -> Iterator[IdempotentRequest]:
         """Hold the request's lease while the block runs. ``body`` is parsed JSON.
 
-        Raises InvalidParameter, IdempotencyKeyReused (the key had another body), IdempotencyInFlight.
+        Raises InvalidParameter, IdempotencyKeyReused (the key had another body), IdempotencyInFlight, and
+        ByteQuotaExceeded (a new key, while the others of the last day take too much).
         """
         if not (0 < len(key) <= MAX_KEY_CHARS and key.isascii() and key.isprintable()):
             raise InvalidParameter(f"An Idempotency-Key is 1 to {MAX_KEY_CHARS} printable ASCII characters")
         digest = hashlib.sha256(key.encode()).hexdigest()
-        request = IdempotentRequest(self._keys.request(digest), self._keys.lease(digest), random_token())
+        keys = self._keys
+        request = IdempotentRequest(keys.request(digest), keys.lease(digest), random_token(), keys.requests)
         body_digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
         if self._read(request, body_digest):
             yield request
@@ -93,10 +107,7 @@ class IdempotencyStore:
         renewer.start()
         try:
             if not self._read(request, body_digest):
-                with store_errors(), self._client.pipeline(transaction=True) as pipe:
-                    pipe.hset(request.request_key, "body", body_digest)
-                    pipe.expire(request.request_key, RETENTION_SECONDS)
-                    pipe.execute()
+                self._write_new(request, body_digest)
             yield request
         except BaseException:
             self._delete_if_nothing_created(request)
@@ -106,23 +117,37 @@ class IdempotencyStore:
             renewer.join()
             self._write_if_leased(request, lambda pipe: pipe.delete(request.lease_key))
 
+    def _write_new(self, request: IdempotentRequest, body_digest: str) -> None:
+        with store_errors(), self._client.pipeline(transaction=True) as pipe:
+            if request.is_new:
+                expired = request_bytes.check(self._client, request.bytes_key, self._max_bytes)
+                if expired:
+                    pipe.hdel(request.bytes_key, *expired)
+                request_bytes.count(pipe, request.bytes_key, request_bytes.OVERHEAD_BYTES)
+            pipe.hset(request.request_key, "body", body_digest)
+            pipe.expire(request.request_key, RETENTION_SECONDS)
+            pipe.execute()
+
     def save_answer(self, request: IdempotentRequest, answer: Answer) -> None:
         with store_errors():
             body_digest = self._client.hget(request.request_key, "body")
         if body_digest is None:
             return
-        fields: dict[str, Value] = {"body": body_digest, "answer": pack_answer(answer)}
+        packed = pack_answer(answer)
+        fields: dict[str, Value] = {"body": body_digest, "answer": packed}
 
         def queue(pipe: RedisWrites) -> None:
             pipe.delete(request.request_key)  # the answer contains the labels stored there
             pipe.hset(request.request_key, mapping=fields)
             pipe.expire(request.request_key, RETENTION_SECONDS)
+            request_bytes.count(pipe, request.bytes_key, len(packed))
 
         self._write_if_leased(request, queue)
 
     def _read(self, request: IdempotentRequest, body_digest: str) -> bool:
         with store_errors():
             known = {k.decode(): v for k, v in self._client.hgetall(request.request_key).items()}
+        request.is_new = not known
         if known and known.get("body") != body_digest.encode():
             raise IdempotencyKeyReused("This Idempotency-Key was used with another body; use a new key")
         for name, raw in known.items():
@@ -137,7 +162,12 @@ class IdempotencyStore:
         # A rejected request may be corrected and sent again with the same key.
         with suppress(StoreUnavailable), store_errors():
             if self._client.hlen(request.request_key) == 1:
-                self._write_if_leased(request, lambda pipe: pipe.delete(request.request_key))
+                self._write_if_leased(request, lambda pipe: self._delete(pipe, request))
+
+    @staticmethod
+    def _delete(pipe: RedisWrites, request: IdempotentRequest) -> None:
+        pipe.delete(request.request_key)
+        request_bytes.count(pipe, request.bytes_key, -request_bytes.OVERHEAD_BYTES)
 
     def _renew_lease(self, request: IdempotentRequest, ended: threading.Event) -> None:
         while not ended.wait(self._lease_ms / 3000):

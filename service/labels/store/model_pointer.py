@@ -10,7 +10,7 @@ import redis
 
 from vidlex.service.labels.store.connection import store_errors
 from vidlex.service.labels.store.redis_keys import MODEL_POINTER_KEY
-from vidlex.service.labels.store.redis_types import typed_client
+from vidlex.service.labels.store.redis_types import Guard, accept_any, typed_client
 
 _log = logging.getLogger(__name__)
 
@@ -43,10 +43,11 @@ class ModelPointer:
 
 
 class ModelPointerStore:
-    """Thread-safe. Every method raises StoreUnavailable."""
+    """Thread-safe. Every method raises StoreUnavailable. ``guard`` may refuse writes to the server."""
 
-    def __init__(self, client: redis.Redis) -> None:
+    def __init__(self, client: redis.Redis, *, guard: Guard = accept_any) -> None:
         self._client = typed_client(client)
+        self._guard = guard
 
     def get(self) -> ModelPointer | None:
         with store_errors():
@@ -55,6 +56,7 @@ class ModelPointerStore:
     def compare_and_set(self, expected: ModelPointer | None, new: ModelPointer) -> bool:
         with store_errors(), self._client.pipeline(transaction=True) as pipe:
             pipe.watch(MODEL_POINTER_KEY)
+            self._guard(pipe)
             if _parse(pipe.get(MODEL_POINTER_KEY)) != expected:
                 return False
             pipe.multi()

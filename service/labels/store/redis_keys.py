@@ -13,6 +13,7 @@
     vidlex:{NAMESPACE}:calibrations           hash     encoder fingerprint -> a calibration (see calibrations.py)
     vidlex:{NAMESPACE}:quarantine             hash     label id -> damaged record that a repair has set aside
     vidlex:{NAMESPACE}:request:<digest>       hash     state of a request with an Idempotency-Key; expires after a day
+    vidlex:{NAMESPACE}:requests               hash     hour -> bytes written for such requests (see request_bytes.py)
     vidlex:{NAMESPACE}:lease:<digest>         string   token of the request's current worker; expires after seconds
     vidlex:{NAMESPACE}:turn                   string   token of the writer with priority; expires after two seconds
 
@@ -46,7 +47,17 @@ RESTORE_LOCK_KEY = "vidlex-schema:{schema}:restore-lock"
 CHANGES_KEY_PATTERN = f"{PREFIX}:{{*}}:changes"  # for SCAN: one key of every namespace with a write
 
 PlainKind = Literal[
-    "changes", "names", "records", "order", "texts", "generations", "bytes", "calibrations", "quarantine", "turn"
+    "changes",
+    "names",
+    "records",
+    "order",
+    "texts",
+    "generations",
+    "bytes",
+    "calibrations",
+    "quarantine",
+    "requests",
+    "turn",
 ]
 KindWithArgument = Literal["category", "children", "vectors", "request", "lease"]
 _PLAIN_KINDS = frozenset(get_args(PlainKind))
@@ -127,6 +138,10 @@ class Keys:
 
     def children(self, label_id: str) -> str:
         return self._key("children", label_id)
+
+    @property
+    def requests(self) -> str:
+        return self._key("requests")
 
     def request(self, digest: str) -> str:
         return self._key("request", digest)

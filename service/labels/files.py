@@ -1,4 +1,4 @@
-"""Files of labels, read by `vidlex labels import`, `diff` and `apply` and written by `vidlex labels export`.
+"""Files of labels, read by `vidlex labels import`, `diff` and `apply` and by bulk runs, written by `labels export`.
 
 .jsonl  one label per line: {"name": ..., "aliases": [...], "categories": [...], "parents": [names], "threshold": ...,
         "metadata": {...}}
@@ -22,8 +22,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from vidlex.service.commands.output import EXIT_USAGE, CommandError
-
 FileFormat = Literal["jsonl", "json", "csv", "txt"]
 FORMATS: tuple[FileFormat, ...] = ("jsonl", "json", "csv", "txt")
 LISTS = ("aliases", "categories", "parents")
@@ -37,6 +35,13 @@ _IGNORED = frozenset(
 _EMPTY: dict[str, Any] = {"aliases": [], "categories": [], "parents": [], "threshold": None, "metadata": {}}
 
 
+class LabelFileError(Exception):
+    """The file cannot be read or written, or is not valid."""
+
+
+class UnknownFormat(LabelFileError): ...
+
+
 def format_of(path: Path, chosen: FileFormat | None) -> FileFormat:
     """The chosen format, else that of the suffix; JSON Lines for "-"."""
     if chosen is not None:
@@ -46,12 +51,12 @@ def format_of(path: Path, chosen: FileFormat | None) -> FileFormat:
     for known in FORMATS:
         if path.suffix.lower() == f".{known}":
             return known
-    raise CommandError(f"{path}: unknown format; set --format to one of {', '.join(FORMATS)}", exit_code=EXIT_USAGE)
+    raise UnknownFormat(f"{path}: unknown format; set --format to one of {', '.join(FORMATS)}")
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[TextIO]:
-    """Open a label file, or standard input for "-". Raises CommandError for unreadable files."""
+    """Open a label file, or standard input for "-". Raises LabelFileError for unreadable files."""
     try:
         if str(path) == "-":
             yield io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", newline="\n")
@@ -59,11 +64,11 @@ def opened(path: Path) -> Iterator[TextIO]:
         with path.open(encoding="utf-8-sig", newline="\n") as stream:
             yield stream
     except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+        raise LabelFileError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def read(stream: TextIO, kind: FileFormat) -> Iterator[dict[str, Any]]:
-    """Labels in the format of ``POST /labels``. Raises CommandError with the line number."""
+    """Labels in the format of ``POST /labels``. Raises LabelFileError with the line number."""
     if kind == "txt":
         lines = (line.strip() for line in stream)
         yield from ({"name": line} for line in lines if line and not line.startswith("#"))
@@ -74,7 +79,7 @@ def read(stream: TextIO, kind: FileFormat) -> Iterator[dict[str, Any]]:
         document = _loads(stream.read(), "the file")
         entries = document.get("labels", document.get("data")) if isinstance(document, dict) else document
         if not isinstance(entries, list):
-            raise CommandError('the file must contain a list of labels, or {"labels": [...]}')
+            raise LabelFileError('the file must contain a list of labels, or {"labels": [...]}')
         yield from (_entry(entry, f"entry {number}") for number, entry in enumerate(entries, 1))
     else:
         for number, line in enumerate(stream, 1):
@@ -127,7 +132,7 @@ def _read_csv(stream: TextIO) -> Iterator[dict[str, Any]]:
     reader = csv.DictReader(stream)
     columns = reader.fieldnames or ()
     if "name" not in columns:
-        raise CommandError("line 1: a CSV file needs a header line with a column `name`")
+        raise LabelFileError("line 1: a CSV file needs a header line with a column `name`")
     _require_known(columns, "line 1", "column")
     for raw in reader:
         row = {column: _without_quote(raw[column] or "") for column in columns}
@@ -140,7 +145,8 @@ def _read_csv(stream: TextIO) -> Iterator[dict[str, Any]]:
             try:
                 entry["threshold"] = float(row["threshold"]) if row["threshold"] else None
             except ValueError:
-                raise CommandError(f"line {reader.line_num}: threshold {row['threshold']!r} is not a number") from None
+                problem = f"threshold {row['threshold']!r} is not a number"
+                raise LabelFileError(f"line {reader.line_num}: {problem}") from None
         if "metadata" in columns:
             entry["metadata"] = _loads(row["metadata"], f"line {reader.line_num}, metadata") if row["metadata"] else {}
         yield entry
@@ -150,7 +156,7 @@ def _csv_row(entry: dict[str, Any]) -> dict[str, Any]:
     lists = [key for key in LISTS if key in entry]
     for value in (part for key in lists for part in entry[key]):
         if CELL_SEPARATOR in value:
-            raise CommandError(f"{value!r} contains the list separator {CELL_SEPARATOR!r}; use another format")
+            raise LabelFileError(f"{value!r} contains the list separator {CELL_SEPARATOR!r}; use another format")
     metadata = {"metadata": json.dumps(entry["metadata"], ensure_ascii=False)} if "metadata" in entry else {}
     row = entry | {key: CELL_SEPARATOR.join(entry[key]) for key in lists} | metadata
     return {key: _with_quote(value) if isinstance(value, str) else value for key, value in row.items()}
@@ -168,7 +174,7 @@ def _entry(value: Any, where: str) -> dict[str, Any]:
     if isinstance(value, str):
         return {"name": value}
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        raise CommandError(f"{where}: a label must be a name, or an object with a `name`")
+        raise LabelFileError(f"{where}: a label must be a name, or an object with a `name`")
     _require_known(value, where, "member")
     return {key: value[key] for key in FIELDS if value.get(key) is not None}
 
@@ -176,13 +182,13 @@ def _entry(value: Any, where: str) -> dict[str, Any]:
 def _require_known(names: Iterable[str], where: str, kind: str) -> None:
     for name in names:
         if name and name not in FIELDS and name not in _IGNORED:  # a trailing comma makes an empty column
-            raise CommandError(f"{where}: unknown {kind} {name!r}; known: {', '.join(FIELDS)}")
+            raise LabelFileError(f"{where}: unknown {kind} {name!r}; known: {', '.join(FIELDS)}")
 
 
 def _loads(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except RecursionError:
-        raise CommandError(f"{where} has too many levels of objects and lists") from None
+        raise LabelFileError(f"{where} has too many levels of objects and lists") from None
     except ValueError as error:
-        raise CommandError(f"{where} is not JSON: {error}") from None
+        raise LabelFileError(f"{where} is not JSON: {error}") from None
