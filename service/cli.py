@@ -21,6 +21,7 @@ from vidlex.service.commands import (
     sample_videos,
     serve,
     store,
+    tag,
     weights,
 )
 from vidlex.service.commands.experiments import bench, evaluate, training
@@ -62,6 +63,7 @@ app.add_typer(models.app, name="models")
 for command in (models.reembed, models.activate, models.rollback):
     labels_app.command(command.__name__)(command)
 app.command("classify")(classify.classify)
+app.command("tag")(tag.tag)
 app.command("calibrate")(calibrate.calibrate)
 app.command("samples")(sample_videos.samples)
 app.command("doctor")(doctor.doctor)

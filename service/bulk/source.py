@@ -13,3 +13,4 @@ class VideoSource:
     uri: str
     client_id: str | None = None  # of a list file with a column ``id``
     metadata: Mapping[str, str] = field(default_factory=dict)  # further columns of a list file
+    version: str | None = None  # of the content, where a listing says it: "SIZE:TIME" or "SIZE:ETAG"
