@@ -18,6 +18,7 @@ from vidlex.model.scoring import Scorer
 from vidlex.model.text.label_encoder import LabelEncoder
 from vidlex.model.types import FrameGeometry
 from vidlex.model.video.encoder import VideoEncoder
+from vidlex.model.video.pauses import pause
 from vidlex.model.video.precision import Precision, choose_encoder
 
 MAX_FRAMES_PER_PASS = 256  # bounds the memory of a request
@@ -70,6 +71,7 @@ class TorchClassifier:
                 features = self._encoder.encode_video(stacked.to(self.device)).cpu().numpy()  # [B, D]
                 for i, feature in zip(chunk, features, strict=True):
                     out[i] = feature
+                pause()
         return np.stack([f for f in out if f is not None])
 
     def check_label(self, name: str) -> None:

@@ -27,6 +27,10 @@ MAX_PAGE_BYTES = 2 << 20
 """After which a list of labels ends early."""
 MAX_BATCH_ANSWER_BYTES = 4 << 20
 """Of the metadata in the answer to a batch of labels."""
+MAX_SCORED_LABELS = 100_000
+"""In the answer to a video."""
+MAX_CLASSIFICATION_BYTES = 16 << 20
+"""After which the labels of the answer to a video end early."""
 MAX_PATH_BYTES = 4096
 MAX_QUERY_BYTES = 16_384
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vidlex.model.packed_linear import PackedLinear
 from vidlex.model.video.encoder import VideoEncoder
+from vidlex.model.video.pauses import pause
 from vidlex.model.video.temporal import TemporalAttention, interpolate_time_embedding
 
 _QUICK_GELU_FACTOR = 1.702  # QuickGELU(x) = x * sigmoid(1.702 x) = SiLU(1.702 x) / 1.702
@@ -155,11 +156,14 @@ class FastVideoEncoder:
         for chunk in torch.split(pictures, self.max_frames_per_pass):
             x = self._embed(chunk)  # [n, 1 + P, width]
             for block in self.first_blocks:
+                self._pause()
                 x = block(x)
             if self.branch:
                 tokens.append(x.clone())
             for block in self.last_blocks[:-1]:
+                self._pause()
                 x = block(x)
+            self._pause()
             features.append(self._project(self.last_blocks[-1].first_token(x)[:, 0]))  # [n, D]
         frame_mean = torch.cat(features).view(b, t, -1).mean(dim=1)  # [B, D]
         if not self.branch:
@@ -167,14 +171,20 @@ class FastVideoEncoder:
         x = torch.cat(tokens)  # [B * T, 1 + P, width]
         x[:, 0] += self.tmp_embedding
         for temporal, block in self.branch[:-1]:
+            self._pause()
             x = temporal(x.view(b, t, *x.shape[1:])).flatten(0, 1)
             for chunk in torch.split(x, self.max_frames_per_pass):
+                self._pause()
                 block(chunk)  # in place
         temporal, block = self.branch[-1]
         x = temporal(x.view(b, t, *x.shape[1:])).flatten(0, 1)
         first_tokens = torch.cat([block.first_token(chunk)[:, 0] for chunk in torch.split(x, self.max_frames_per_pass)])
         tmp = self._project(first_tokens).view(b, t, -1).mean(dim=1)  # [B, D]
         return self._normalize(self.tmp_weight * tmp + (1 - self.tmp_weight) * frame_mean, frame_mean)
+
+    def _pause(self) -> None:
+        if self.device.type == "cpu":  # a CUDA graph would record what is done in between
+            pause()
 
     def _normalize(self, feature: Tensor, frame_mean: Tensor) -> Tensor:  # unit vectors [B, D] or [B, 2D]
         return F.normalize(feature, dim=-1) if self.head is None else self.head(feature, frame_mean)

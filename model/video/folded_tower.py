@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vidlex.model.packed_linear import cpu_supports_bfloat16
 from vidlex.model.video.encoder import VideoEncoder
+from vidlex.model.video.pauses import pause
 from vidlex.model.video.still_motion import MOTION_STAGE, Maps, StillMotionEncoder
 
 
@@ -53,7 +54,11 @@ class FoldedEncoder:
     def encode_video(self, frames: Tensor) -> Tensor:
         b, t = frames.shape[:2]  # of [B, T, H, W, 3] uint8
         pictures = frames.to(self.device).flatten(0, 1).permute(0, 3, 1, 2)
-        parts = [self.run_tower(part) for part in torch.split(pictures, self.encoder.max_frames_per_pass)]
+        parts = []
+        for part in torch.split(pictures, self.encoder.max_frames_per_pass):
+            parts.append(self.run_tower(part))
+            if self.device.type == "cpu":
+                pause()
         return self.encoder.combine(parts, b, t)
 
     def run_tower(self, pictures: Tensor) -> Maps:  # [n, 3, H, W] uint8

@@ -35,7 +35,8 @@ from vidlex.service.errors import Overloaded, VidlexError
 from vidlex.service.metrics import Metrics
 from vidlex.service.models.recent_statistics import RecentStatistics
 from vidlex.service.models.recent_videos import RecentVideos
-from vidlex.service.models.served_model import ModelFacts, Vocabulary
+from vidlex.service.models.scoring_vocabulary import ScoringVocabulary
+from vidlex.service.models.served_model import ModelFacts
 from vidlex.service.sharing.requester import Requester
 from vidlex.service.tracing import record_stage
 
@@ -74,7 +75,7 @@ class VideoRequest:
     path: Path
     sha256: str
     options: ClassifyOptions
-    vocabulary: Vocabulary
+    vocabulary: ScoringVocabulary
     plan: SamplingPlan
     requester: Requester
 

@@ -16,7 +16,8 @@ from vidlex.service.classification.stretches import Stretch, Timeline
 from vidlex.service.errors import InvalidParameter
 from vidlex.service.labels.store.indexed_label import IndexedLabel
 from vidlex.service.models.applied_calibration import AppliedCalibration, as_applied, scorer_of
-from vidlex.service.models.served_model import ModelFacts, Vocabulary
+from vidlex.service.models.scoring_vocabulary import ScoringVocabulary
+from vidlex.service.models.served_model import ModelFacts
 from vidlex.service.sharing.requester import Requester
 
 MAX_SEGMENT_SCORES = 500_000  # labels times segments in one response
@@ -183,7 +184,7 @@ class ScoredLabel:
 def match(
     features: NDArray[np.float32],
     options: ClassifyOptions,
-    vocabulary: Vocabulary,
+    vocabulary: ScoringVocabulary,
     timeline: Timeline,
     requester: Requester | None = None,
 ) -> tuple[Similarities, list[ScoredLabel]]:
@@ -201,7 +202,7 @@ def match(
 def compare(
     features: NDArray[np.float32],
     options: ClassifyOptions,
-    vocabulary: Vocabulary,
+    vocabulary: ScoringVocabulary,
     requester: Requester | None = None,
     *,
     max_held: int | None = MAX_HELD,
@@ -211,6 +212,7 @@ def compare(
     Raises InvalidParameter for unknown label ids, VocabularyChanged, and what ``Labeler.candidates`` raises.
     """
     if options.candidate_labels is not None:
+        assert vocabulary.labeler is not None, "candidate labels need an encoder"
         names, vectors = vocabulary.labeler.candidates(options.candidate_labels, requester)
         # One inner product per label and segment, as in the index, so that no result depends on the other labels.
         similarity = np.vecdot(vectors[None], features[:, None])

@@ -24,6 +24,8 @@ _SPARE_AFTER_SECONDS = 0.1
 # What a file takes at least, until it has taken more: so that a client's second file does not come before the first
 # one of another.
 _FIRST_CHARGE_SECONDS = 0.1
+# After this time in progress a file goes behind those of other clients, and the service itself.
+_LONG_SECONDS = 1.0
 
 
 @dataclass(eq=False, kw_only=True)
@@ -31,6 +33,7 @@ class QueuedFile:
     client: str
     started: float = field(default=0.0, init=False)  # time.monotonic
     charged_seconds: float = field(default=0.0, init=False)
+    is_behind: bool = field(default=False, init=False)
 
 
 FileT = TypeVar("FileT", bound=QueuedFile)
@@ -105,11 +108,15 @@ class FileQueue(Generic[FileT]):
             return None, _IDLE_SECONDS
         return self._queued.take(lambda client, _: not self._in_progress[client]), _IDLE_SECONDS
 
-    def charge(self, file: FileT) -> None:
-        """Call it now and then while the file is in progress."""
+    def charge(self, file: FileT) -> bool:
+        """Call it now and then while the file is in progress. True once: when its process is to go after others."""
         seconds = time.monotonic() - file.started
         if seconds > file.charged_seconds:
             self._charge(file, seconds)
+        if file.is_behind or seconds < _LONG_SECONDS or len(self._unfinished) < 2:
+            return False
+        file.is_behind = True
+        return True
 
     def finish(self, file: FileT) -> None:
         self._charge(file, time.monotonic() - file.started)

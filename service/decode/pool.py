@@ -12,7 +12,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import Context, copy_context
@@ -47,8 +47,6 @@ _log = structlog.get_logger("vidlex.decode")
 
 _NUM_SLOTS = 2  # chunks in shared memory: one in use, one that the process writes
 _MAX_CHUNK_BYTES = 8 * 2**20
-# The service and files of clients that have no other one in progress go before long files.
-_WORKER_NICENESS = 10
 
 
 @dataclass(frozen=True)
@@ -116,6 +114,7 @@ class DecodePool:
         self._lock = threading.Lock()
         self._num_threads = num_threads
         self._num_restarts = 0
+        self.busy_seconds = 0.0  # of all processes together: how long they were waited for
         # The first ``num_workers`` slots are workers, the others spares.
         self._processes: list[DecodeProcess | None] = [None] * num_slots
         self._streams: list[ChunkStream | None] = [None] * num_slots  # of the files in progress
@@ -263,17 +262,16 @@ class DecodePool:
 
     def _start_process(self, slot: int) -> None:
         try:
-            self._processes[slot] = self._new_process(slot)
+            self._processes[slot] = self._new_process()
         except StartFailed as error:
             self._initial_starts[slot].set_exception(error)
         else:
             self._missing_since[slot] = None
             self._initial_starts[slot].set_result(None)
 
-    def _new_process(self, slot: int) -> DecodeProcess:
+    def _new_process(self) -> DecodeProcess:
         limits = self._limits
-        setup = {**self._setup, "niceness": _WORKER_NICENESS if slot < self._num_workers else 0}
-        return DecodeProcess(setup, limits.start_timeout_seconds, required_isolation=limits.required_isolation)
+        return DecodeProcess(self._setup, limits.start_timeout_seconds, required_isolation=limits.required_isolation)
 
     def _ensure_process(self, slot: int) -> None:
         process = self._processes[slot]
@@ -285,7 +283,7 @@ class DecodePool:
         if process is not None:
             process.kill()
         try:
-            self._processes[slot] = self._new_process(slot)
+            self._processes[slot] = self._new_process()
             self._missing_since[slot] = None
             if process is not None:
                 with self._lock:
@@ -367,7 +365,7 @@ class DecodePool:
         )
 
         def must_stop() -> bool:
-            self._tasks.charge(task)
+            self._charge(process, task)
             return stream.is_over
 
         process.num_jobs += 1
@@ -376,13 +374,24 @@ class DecodePool:
                 process.send(request, [descriptor, file])
         finally:
             os.close(descriptor)
-        while (reply := process.receive(limits.timeout_seconds, give_up=must_stop)) is not None:
+        while (reply := self._receive(process, must_stop)) is not None:
             if "timestamps_ms" not in reply:
                 reader.finish(reply)
                 stream.end()
                 return
             if not stream.offer(reader.chunk(reply)):
                 break
-            self._tasks.charge(task)
+            self._charge(process, task)
             process.send({"next": True})  # the chunk before is not in use any more
         process.drop_file()
+
+    def _charge(self, process: DecodeProcess, task: _Task) -> None:
+        if self._tasks.charge(task):
+            process.lower_priority()
+
+    def _receive(self, process: DecodeProcess, must_stop: Callable[[], bool]) -> dict[str, Any] | None:
+        started = time.monotonic()
+        reply = process.receive(self._limits.timeout_seconds, give_up=must_stop)
+        with self._lock:
+            self.busy_seconds += time.monotonic() - started
+        return reply

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from vidlex.service.decode import wire
 from vidlex.service.decode.isolation.report import Isolation, IsolationLevel, isolation_of
+from vidlex.service.decode.priority import Priority
 from vidlex.service.decode.replies import decoder_name
 from vidlex.service.decode.usage import usage_of
 from vidlex.service.errors import UndecodableVideo, UnsupportedMedia
@@ -90,6 +91,7 @@ class DecodeProcess:
             except OSError as error:
                 self._channel.close()
                 raise StartFailed(str(error)) from error
+        self._priority = Priority(self.pid)
         try:
             with _beacon() as beacon:
                 wire.send(self._channel, {**setup, "beacon": beacon})
@@ -121,7 +123,9 @@ class DecodeProcess:
 
     def send(self, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
         """Raises ProcessCrashed, after which the process is dead. ``descriptors`` come with a new file."""
-        self.is_busy = self.is_busy or bool(descriptors)
+        if descriptors:
+            self.is_busy = True
+            self._priority.begin_file()
         try:
             wire.send(self._channel, message, descriptors=descriptors)
         except wire.WireClosed as error:
@@ -140,12 +144,18 @@ class DecodeProcess:
                     raise wire.WireTimeout
             message = wire.receive(self._channel, deadline=deadline)[0]
             self.is_busy = "timestamps_ms" in message
+            if not self.is_busy:
+                self._priority.end_file()
             return message
         except wire.WireTimeout as error:
             self.kill()
             raise ProcessTimeout from error
         except wire.WireClosed as error:
             raise self._crashed(error) from error
+
+    def lower_priority(self) -> None:
+        """For the rest of the file in progress."""
+        self._priority.lower()
 
     def drop_file(self) -> None:
         """Tell it to drop its file after the current chunk, and kill it if it does not."""
@@ -170,6 +180,7 @@ class DecodeProcess:
             self._process.kill()
             self._process.wait()
             self._channel.close()
+            self._priority.close()
 
     def end(self, excess: Excess) -> None:
         """Kill it; its owner learns the reason from the next ``send`` or ``receive``."""

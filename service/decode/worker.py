@@ -4,6 +4,8 @@ Started by `service.decode.pool`, it restricts itself and then decodes one file 
 first chunk of frames, and each ``next`` of the pool with another one, with the end or with an error. After ``stop`` it
 drops the file. The chunks take turns in the slots of the shared memory, so that it fills one while the other is used.
 
+Each file has a thread of its own, whose priority the service may lower (`service.decode.priority`).
+
 Before it loads native code it gives up core dumps, writing files, address space beyond a limit and the network; before
 it sees the first file, everything else that is not open yet (`service.decode.isolation`): it gets files as descriptors.
 It dies with its parent. Standard library only outside `_load`, for a short start.
@@ -21,8 +23,10 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vidlex.service.decode import wire
@@ -40,20 +44,12 @@ Message = dict[str, Any]
 Serve = Callable[[Message, int], "Iterator[FrameBatch | Message]"]
 
 
-def _lower_priority(niceness: int) -> None:
-    os.nice(niceness)
-    # Where each session is scheduled as a group, niceness counts within the group only.
-    with contextlib.suppress(OSError):
-        Path("/proc/self/autogroup").write_text(str(niceness), encoding="ascii")
-
-
 def main() -> None:
     channel = socket.socket(fileno=int(sys.argv[1]))
     setup, _ = wire.receive(channel)
     service_pid = int(sys.argv[2])
     for number in (signal.SIGINT, signal.SIGHUP):  # the parent handles Ctrl-C in the terminal
         signal.signal(number, signal.SIG_IGN)
-    _lower_priority(int(setup["niceness"]))
     _limit_resources(int(setup["memory_bytes"]))
     missing = lockdown.enter(service_pid, int(setup["max_threads"]))
     try:
@@ -76,9 +72,25 @@ def main() -> None:
             try:
                 with mmap.mmap(frames, num_bytes) as memory:
                     os.close(frames)
-                    wire.send(channel, _send_chunks(channel, serve(request, file), memory, request))
+                    last = _in_thread(partial(_send_chunks, channel, serve(request, file), memory, request))
+                    wire.send(channel, last)
             finally:
                 os.close(file)
+
+
+def _in_thread(work: Callable[[], Message]) -> Message:
+    done: Future[Message] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    thread = threading.Thread(target=run, name="file")
+    thread.start()
+    thread.join()
+    return done.result()
 
 
 def _slot_bytes(request: Message) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
@@ -55,9 +56,13 @@ class LabelSlice:
     names: list[str]
 
 
-def take_labels(queue: FairQueue[LabelItem[Any]], max_names: int) -> tuple[list[LabelSlice], list[LabelItem[Any]]]:
-    """Return (batch, dropped): slices of requests of one kind, the least served clients' first, and the expired or
-    cancelled requests.
+def take_labels(
+    queue: FairQueue[LabelItem[Any]],
+    max_names: int,
+    accepts: Callable[[LabelItem[Any]], bool] = lambda item: True,
+) -> tuple[list[LabelSlice], list[LabelItem[Any]]]:
+    """Return (batch, dropped): slices of accepted requests of one kind, the least served clients' first, and the
+    expired or cancelled requests.
 
     A request with names left moves to the end of its client's.
     """
@@ -65,7 +70,7 @@ def take_labels(queue: FairQueue[LabelItem[Any]], max_names: int) -> tuple[list[
     dropped: list[LabelItem[Any]] = []
 
     def is_same_kind(client: str, item: LabelItem[Any]) -> bool:
-        return not batch or item.kind == batch[0].item.kind
+        return accepts(item) and (not batch or item.kind == batch[0].item.kind)
 
     while max_names and (item := queue.take(is_same_kind)) is not None:
         if item.is_over:

@@ -10,7 +10,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from vidlex.service.engine.label_queue import DescribeResult, LabelItem, LabelRe
 from vidlex.service.engine.video_queue import VideoItem, take_videos
 from vidlex.service.errors import EncodeFailed, Overloaded, ShareExceeded, VidlexError
 from vidlex.service.sharing.fair_queue import FairQueue
+from vidlex.service.sharing.requester import BACKGROUND
 from vidlex.service.sharing.shares import Shares
 
 ValueT = TypeVar("ValueT")
@@ -137,15 +138,40 @@ class Scheduler:
         self._labels_next = not use_labels
         if use_labels:
             is_shared = time.monotonic() - self._videos_added_at < _VIDEO_SECONDS
-            slices, over = take_labels(self._labels, max_shared_labels if is_shared else max_labels)
-            for item in over:
-                self._release_names(item)
-                set_exception(item.future, Overloaded("The labels waited too long for the encoder", limit="timeout"))
-            return Batch(labels=slices)
+            return self._take_labels(max_shared_labels if is_shared else max_labels)
         max_frames = self.limits.max_batch_frames
         if self._videos.num_clients > 1:
             max_frames = min(max_frames, max_shared_frames)
-        videos, dropped = take_videos(self._videos, max_frames)
+        return self._take_videos(max_frames)
+
+    def next_short_batch(self, in_progress: Sequence[VideoItem], max_labels: int, max_frames: int) -> Batch:
+        """For other clients than those of ``in_progress``, with no video longer than half of it.
+
+        The caller holds ``condition``.
+        """
+        clients = {BACKGROUND, *(item.requester.client for item in in_progress)}
+        longest = sum(item.num_frames for item in in_progress) // 2
+        for is_labels in (self._labels_next, not self._labels_next):
+            if is_labels:
+                batch = self._take_labels(max_labels, lambda item: item.requester.client not in clients)
+            else:
+                batch = self._take_videos(
+                    max_frames, lambda item: item.requester.client not in clients and item.num_frames <= longest
+                )
+            if batch.labels or batch.videos:
+                self._labels_next = not is_labels
+                return batch
+        return Batch()
+
+    def _take_labels(self, max_names: int, accepts: Callable[[LabelItem[Any]], bool] = lambda item: True) -> Batch:
+        slices, over = take_labels(self._labels, max_names, accepts)
+        for item in over:
+            self._release_names(item)
+            set_exception(item.future, Overloaded("The labels waited too long for the encoder", limit="timeout"))
+        return Batch(labels=slices)
+
+    def _take_videos(self, max_frames: int, accepts: Callable[[VideoItem], bool] = lambda item: True) -> Batch:
+        videos, dropped = take_videos(self._videos, max_frames, accepts)
         self._release_frames([*videos, *(video for video, _ in dropped)])
         for video, error in dropped:
             set_exception(video.future, error)

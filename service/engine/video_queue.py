@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
@@ -40,12 +41,14 @@ class VideoItem:
 
 
 def take_videos(
-    queue: FairQueue[VideoItem], max_frames: int
+    queue: FairQueue[VideoItem],
+    max_frames: int,
+    accepts: Callable[[VideoItem], bool] = lambda item: True,
 ) -> tuple[list[VideoItem], list[tuple[VideoItem, Overloaded]]]:
     """Return (batch, dropped).
 
-    The batch holds the valid videos of the least served clients: at most ``max_frames``, unless a single one is longer.
-    Expired and cancelled videos are dropped with their error.
+    The batch holds the valid, accepted videos of the least served clients: at most ``max_frames``, unless a single one
+    is longer. Expired and cancelled videos are dropped with their error.
     """
     batch: list[VideoItem] = []
     dropped: list[tuple[VideoItem, Overloaded]] = []
@@ -53,7 +56,7 @@ def take_videos(
     now = time.monotonic()
 
     def fits(client: str, item: VideoItem) -> bool:
-        return not batch or num_frames + item.num_frames <= max_frames
+        return accepts(item) and (not batch or num_frames + item.num_frames <= max_frames)
 
     while (item := queue.take(fits)) is not None:
         if item.requester.cancelled.is_set():

@@ -22,6 +22,7 @@ from vidlex.service.errors import ModelConflict, NotFound, StoreUnavailable, Vid
 from vidlex.service.labels.store.indexed_label import IndexedLabel
 from vidlex.service.labels.store.model_pointer import ModelName, ModelPointer, ModelPointerStore
 from vidlex.service.labels.store.namespaces import count_labels, count_vectors, list_namespaces
+from vidlex.service.labels.store.redis_types import Guard, accept_any
 from vidlex.service.models.served_model import ModelClosed, ServedModel, Vocabulary
 from vidlex.service.sharing.requester import BACKGROUND
 
@@ -44,13 +45,22 @@ class RegistryState:
 class ModelRegistry:
     """``start`` first, ``close`` last. Thread-safe.
 
-    ``load(spec)`` returns a started model; it may take minutes and raise any exception.
+    ``load(spec)`` returns a started model; it may take minutes and raise any exception. ``guard`` may refuse writes to
+    the store.
     """
 
-    def __init__(self, configured: str, client: redis.Redis, load: Callable[[str], ServedModel], served: ServedModel):
+    def __init__(
+        self,
+        configured: str,
+        client: redis.Redis,
+        load: Callable[[str], ServedModel],
+        served: ServedModel,
+        *,
+        guard: Guard = accept_any,
+    ) -> None:
         self._configured = configured
         self._client = client
-        self._pointers = ModelPointerStore(client)
+        self._pointers = ModelPointerStore(client, guard=guard)
         self._load = load
         self._served = served
         self._loaded: dict[str, ServedModel] = {}

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from vidlex.service.bounds import MAX_CLASSIFICATION_BYTES, MAX_SCORED_LABELS
 from vidlex.service.classification.classifier import Classification
 from vidlex.service.classification.matching import ClassifyOptions, ScoredLabel
 from vidlex.service.models.served_model import Vocabulary
@@ -17,6 +20,10 @@ from vidlex.service.schemas.classify import (
     VideoView,
 )
 
+_NUM_RANKED = MAX_SCORED_LABELS + 1  # one more tells that some were left out
+# At least what they take in the answer, without texts.
+_LABEL_BYTES, _SEGMENT_BYTES, _STRETCH_BYTES = 256, 72, 96
+
 
 def classify_options(params: ClassifyParams) -> ClassifyOptions:
     return ClassifyOptions(
@@ -25,7 +32,7 @@ def classify_options(params: ClassifyParams) -> ClassifyOptions:
         include_categories=params.include_categories,
         exclude_categories=params.exclude_categories,
         min_score=params.min_score,
-        top_k=params.top_k,
+        top_k=min(params.top_k or _NUM_RANKED, _NUM_RANKED),
         num_frames=params.num_frames,
         frame_policy=params.frame_policy,
         aggregate_by=params.aggregate_by,
@@ -39,8 +46,13 @@ def classify_options(params: ClassifyParams) -> ClassifyOptions:
 def classification_view(
     result: Classification, params: ClassifyParams, vocabulary: Vocabulary, *, service: str
 ) -> ClassificationView:
-    """``service``: its name and version."""
+    """``service``: its name and version. Labels beyond MAX_SCORED_LABELS and MAX_CLASSIFICATION_BYTES are left out."""
     features, times = result.features, result.times
+    labels = _that_fit(result)
+    warnings = [*result.warnings]
+    if len(labels) < len(result.labels):
+        detail = f"The answer has {len(labels)} labels; those with lower scores were left out"
+        warnings.append(("labels_left_out", detail))
     video = features.video
     return ClassificationView(
         video=VideoView(
@@ -61,7 +73,7 @@ def classification_view(
             frames_blank=features.num_blank,
             timestamps_ms=list(features.timestamps_ms),
         ),
-        labels=[_scored_label_view(scored, result) for scored in result.labels],
+        labels=[_scored_label_view(scored, result) for scored in labels],
         model=ModelView(id=result.facts.id, fingerprint=result.facts.fingerprint),
         calibration=result.calibration,
         vocabulary_revision=result.revision,
@@ -72,9 +84,20 @@ def classification_view(
             queue_ms=_ms(times.queue_seconds),
             cached=result.cached,
         ),
-        warnings=[WarningView(code=code, detail=detail) for code, detail in result.warnings],
+        warnings=[WarningView(code=code, detail=detail) for code, detail in warnings],
         receipt=receipt_view(result, params, vocabulary, service=service),
     )
+
+
+def _that_fit(result: Classification) -> Sequence[ScoredLabel]:
+    num_bytes = 0
+    for number, scored in enumerate(result.labels[:MAX_SCORED_LABELS]):
+        texts = (scored.name, *(scored.label.categories if scored.label is not None else ()))
+        num_bytes += _LABEL_BYTES + sum(len(text.encode()) for text in texts)
+        num_bytes += _SEGMENT_BYTES * len(scored.segment_scores) + _STRETCH_BYTES * len(scored.stretches)
+        if number and num_bytes > MAX_CLASSIFICATION_BYTES:
+            return result.labels[:number]
+    return result.labels[:MAX_SCORED_LABELS]
 
 
 def _scored_label_view(scored: ScoredLabel, result: Classification) -> ScoredLabelView:

@@ -15,14 +15,16 @@ from contextlib import ExitStack
 import structlog
 
 from vidlex.model.classifier import Classifier
-from vidlex.model.dummy import create_dummy
 from vidlex.model.specs import list_zoo
 from vidlex.service.access.access_control import AccessControl
 from vidlex.service.access.key_store import KeyStore
 from vidlex.service.classification.classifier import VideoClassifier
 from vidlex.service.classification.features import FeatureCache
+from vidlex.service.decode.limits import pool_limits
 from vidlex.service.decode.pool import DecodePool
 from vidlex.service.engine.engine import Engine
+from vidlex.service.engine.limits import engine_limits
+from vidlex.service.engine.loading import import_encoders, load_copies
 from vidlex.service.errors import NoApiKeys
 from vidlex.service.http.admission import Admission
 from vidlex.service.http.context import Context, Parts
@@ -35,7 +37,7 @@ from vidlex.service.models.recent_videos import RecentVideos
 from vidlex.service.models.registry import ModelRegistry
 from vidlex.service.models.served_model import ServedModel
 from vidlex.service.registration.label_cache import LabelCache
-from vidlex.service.runtime.limits import engine_limits, num_spare_decoders, pool_limits, served_limits, upload_limits
+from vidlex.service.runtime.limits import num_spare_decoders, served_limits, upload_limits
 from vidlex.service.runtime.readiness import State, readiness
 from vidlex.service.runtime.store_connection import StartCancelled, StoreConnection
 from vidlex.service.schemas.health import ReadyView
@@ -167,7 +169,8 @@ class Runtime:
             self._pause(0.02)
             if not model.engine.is_alive:
                 raise RuntimeError("the engine's threads have ended")
-        models = ModelRegistry(self._settings.model, self._store_connection.client, self._load, model)
+        store = self._store_connection
+        models = ModelRegistry(self._settings.model, store.client, self._load, model, guard=store.guard.check)
         self._models = models
         self._at_stop(models.close)
         self._store_connection.retry_while_unavailable(models.start)
@@ -186,9 +189,9 @@ class Runtime:
             raise StartCancelled
 
     def _import_encoders(self) -> None:
-        # torch takes seconds to import; the store is opened at the same time.
-        if self._classifier_override is None and create_dummy(self._settings.model) is None:
-            import vidlex.model.factory  # noqa: F401
+        # torch takes seconds to import; the store is opened at the same time, and /livez is answered.
+        if self._classifier_override is None:
+            import_encoders(self._settings.model)
 
     def _spec_to_serve(self, pointers: ModelPointerStore) -> str:
         pointer = pointers.get()
@@ -199,14 +202,7 @@ class Runtime:
     def _load_copies(self, spec: str) -> list[Classifier]:
         if self._classifier_override is not None and spec == self._settings.model:
             return [self._classifier_override]
-        dummies = [create_dummy(spec) for _ in self._settings.device.split(",")]
-        if dummies[0] is not None:
-            return [dummy for dummy in dummies if dummy is not None]
-        # Imported here so that the service answers /livez while torch loads.
-        from vidlex.model.factory import list_devices, load_classifier
-
-        devices = list_devices(self._settings.device)
-        return [load_classifier(spec, device=device, precision=self._settings.precision) for device in devices]
+        return load_copies(spec, device=self._settings.device, precision=self._settings.precision)
 
     def _load(self, spec: str) -> ServedModel:
         copies = self._load_copies(spec)

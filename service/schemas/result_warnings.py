@@ -39,6 +39,10 @@ RESULT_WARNINGS: dict[str, ResultWarning] = {
     "labels_not_encoded": ResultWarning(
         "some labels were left out, because the model has not encoded them (yet)", "repeat the request later"
     ),
+    "labels_left_out": ResultWarning(
+        "the answer would be too long; the labels with the lowest scores were left out",
+        "a higher `min_score`, filters by category, or a higher `segment_ms`",
+    ),
     "store_unavailable": ResultWarning(
         "the label store does not answer; the labels may be outdated", "repair the store; `/readyz` shows its state"
     ),

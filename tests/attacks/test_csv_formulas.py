@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from vidlex.service.commands.labels.files import read, read_declared, write
+from vidlex.service.labels.files import read, read_declared, write
 
 FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n")
 NAMES = [

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,48 @@ def test_files_of_requests_that_were_given_up_leave_the_queue(movie: Path, endle
 def _decode_for(pool: DecodePool, path: Path, requester: Requester) -> None:
     with pool.decode_chunks(path, JOB, requester=requester):
         pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a niceness of their own on Linux only")
+def test_a_long_file_goes_behind_and_the_next_one_does_not(tmp_path: Path) -> None:
+    long = write_made_up(tmp_path / "long.mp4", [LOOK], duration_ms=1000, seconds_per_chunk=0.05, num_repeats=2000)
+    asking = {client: Requester(client) for client in ("greedy", "modest")}
+
+    def read(client: str) -> None:
+        with suppress(Overloaded):  # cancelled
+            while True:
+                decode_for(asking[client])
+
+    def decode_for(requester: Requester) -> None:
+        with pool.decode_chunks(long, JOB, requester=requester) as stream:
+            for _ in stream:
+                pass
+
+    with DecodePool(1, entry=HOOKS) as pool, ThreadPoolExecutor(2) as threads:
+        try:
+            task = threads.submit(read, "greedy")
+            until(lambda: niceness_of_files(pool) == {0})
+            threads.submit(read, "modest")
+            until(lambda: niceness_of_files(pool) == {10})
+            asking["greedy"].cancelled.set()
+            task.result(PATIENCE_SECONDS)
+            until(lambda: niceness_of_files(pool) == {0})
+        finally:
+            for requester in asking.values():
+                requester.cancelled.set()
+
+
+def niceness_of_files(pool: DecodePool) -> set[int]:
+    """Of the threads that decode them, and of their processes' groups if there are any. Empty without a file."""
+    found: set[int] = set()
+    for pid in worker_pids(pool):
+        with suppress(FileNotFoundError, ProcessLookupError):  # one that kept its file for too long was replaced
+            for thread in {int(folder.name) for folder in Path(f"/proc/{pid}/task").iterdir()} - {pid}:
+                found.add(os.getpriority(os.PRIO_PROCESS, thread))
+            group = Path(f"/proc/{pid}/autogroup")
+            if found and group.exists():  # such as "/autogroup-7 nice 0"
+                found.add(int(group.read_text().split()[-1]))
+    return found
 
 
 def test_spares_do_nothing_while_processes_become_free() -> None:

@@ -223,7 +223,7 @@ def test_readiness_names_the_failing_device(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(
         "vidlex.service.runtime.runtime.Runtime._import_encoders", lambda self: None
     )  # it would call create_dummy
-    monkeypatch.setattr("vidlex.service.runtime.runtime.create_dummy", lambda spec: next(copies))
+    monkeypatch.setattr("vidlex.service.engine.loading.create_dummy", lambda spec: next(copies))
     monkeypatch.setattr("vidlex.service.engine.device_worker.STALE_SECONDS", 0.05)
     app = create_app(settings_for(tmp_path, device="cpu,cpu"))
     red = colour_video(tmp_path / "red.mp4", "red")

@@ -130,6 +130,42 @@ def test_empty_vocabulary_gives_a_warning(client: TestClient, red: Path) -> None
     assert [warning["code"] for warning in body["warnings"]] == ["vocabulary_empty"]
 
 
+VIEWS = "vidlex.service.routes.classification_views"
+
+
+@pytest.mark.parametrize("top_k", [0, 20, 1000])
+@pytest.mark.parametrize("aggregate_by", ["video", "segments"])
+def test_a_long_answer_ends_early(
+    client: TestClient, red: Path, monkeypatch: pytest.MonkeyPatch, top_k: int, aggregate_by: str
+) -> None:
+    """The vocabulary may have a million labels, and the client may not read."""
+    names = ["red", *(f"{'x' * 100} {i}" for i in range(40))]
+    asking = {"candidate_labels": names, "top_k": top_k, "aggregate_by": aggregate_by, "segment_ms": 500}
+    whole = classify(client, red, **asking)
+    assert len(whole.json()["labels"]) == (top_k if top_k == 20 else len(names))
+    assert not whole.json()["warnings"]
+    monkeypatch.setattr(f"{VIEWS}.MAX_CLASSIFICATION_BYTES", 4000)
+    short = classify(client, red, **asking)
+    labels = short.json()["labels"]
+    assert labels == whole.json()["labels"][: len(labels)] and labels[0]["name"] == "red"
+    assert len(short.content) < 4000 + len(json.dumps(whole.json()["labels"][0])) + 2000
+    (warning,) = short.json()["warnings"]
+    assert warning["code"] == "labels_left_out" and f"{len(labels)} labels" in warning["detail"]
+
+
+def test_an_answer_has_a_bounded_number_of_labels(
+    client: TestClient, red: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"label {i}" for i in range(12)]
+    monkeypatch.setattr(f"{VIEWS}.MAX_SCORED_LABELS", 10)
+    monkeypatch.setattr(f"{VIEWS}._NUM_RANKED", 11)
+    for top_k, num, codes in ((10, 10, []), (11, 10, ["labels_left_out"]), (0, 10, ["labels_left_out"]), (3, 3, [])):
+        body = classify(client, red, candidate_labels=names, top_k=top_k).json()
+        assert len(body["labels"]) == num
+        assert [warning["code"] for warning in body["warnings"]] == codes
+    assert len(classify(client, red, candidate_labels=names[:10], top_k=0).json()["labels"]) == 10
+
+
 def test_candidate_labels_are_scored_and_not_stored(client: TestClient, red: Path) -> None:
     add(client, "stored")
     body = classify(client, red, candidate_labels=["Red", "blue", "red", "blue"]).json()

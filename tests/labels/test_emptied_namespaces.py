@@ -102,7 +102,7 @@ def test_over_http(tmp_path: Path) -> None:
         clear(client)
         left = {key for key in store.keys("*") if b"{default}" not in key} - before
         (request,) = [key for key in left if b":request:" in key]
-        assert left == {b"vidlex:{short-lived}:changes", request}
+        assert left == {b"vidlex:{short-lived}:changes", b"vidlex:{short-lived}:requests", request}
         assert all(store.ttl(key) > 0 for key in left)
 
 

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from support.processes import PATIENCE_SECONDS, until
 from vidlex.model.classifier import LabelDescription
 from vidlex.model.dummy import DummyClassifier
+from vidlex.model.video.pauses import pause
 from vidlex.service.engine.engine import Engine
 from vidlex.service.engine.label_queue import LabelResult
 from vidlex.service.engine.scheduler import EngineLimits
-from vidlex.service.errors import Overloaded
+from vidlex.service.errors import EncodeFailed, Overloaded
 from vidlex.service.sharing.requester import Requester
 
 SIDE = 32
@@ -202,6 +203,69 @@ def test_a_short_video_does_not_share_its_batch_with_long_ones_on_a_slow_device(
             future.result(PATIENCE_SECONDS)
     batches = [number for number in classifier.videos if number < 100]
     assert len(batches) == 3, "each alone"
+
+
+class Stepwise(Recording):
+    """A frame takes 20 ms, and a video of 64 or more pauses as an encoder does on a CPU."""
+
+    def encode_video(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        for _ in range(sum(map(len, frames)) // 4):
+            time.sleep(0.08)
+            pause()
+        return super().encode_video(frames)
+
+
+def test_a_short_video_and_a_label_of_others_do_not_wait_for_a_long_video() -> None:
+    """Before, the frames of one chunk of a long video were one pass that nothing interrupted."""
+    with behind_a_gate(EngineLimits(), Stepwise(), frames(100, 8)) as (engine, classifier, threads):
+        classifier.videos.clear()
+        futures = []
+        for value, num, client in ((1, 64, "greedy"), (2, 8, "greedy"), (3, 40, "long too"), (4, 8, "modest")):
+            queued = engine.scheduler.queued_frames
+            futures.append(threads.submit(engine.encode_video, frames(value, num), requester=Requester(client)))
+            until(lambda expected=queued + num: engine.scheduler.queued_frames == expected)  # type: ignore[misc]
+        label = threads.submit(engine.encode_labels, ["red"], requester=Requester("third"))
+        until(lambda: engine.scheduler.queued_labels == 2)
+        classifier.gate.set()
+        futures[0].add_done_callback(lambda _: classifier.names.append("long video"))
+        vectors = [future.result(PATIENCE_SECONDS).vector for future in futures]
+        label.result(PATIENCE_SECONDS)
+    assert classifier.videos[:2] == [4, 1], "neither another one of its client nor one that is nearly as long"
+    assert classifier.names == ["gate", "red", "long video"]
+    np.testing.assert_array_equal(np.stack(vectors), DummyClassifier().encode_video([frames(v) for v in (1, 2, 3, 4)]))
+
+
+def test_a_long_video_is_not_interrupted_for_ever() -> None:
+    with behind_a_gate(EngineLimits(), Stepwise(), frames(100, 8)) as (engine, classifier, threads):
+        classifier.videos.clear()
+        futures = [threads.submit(engine.encode_video, frames(1, 32), requester=Requester("long"))]
+        until(lambda: engine.scheduler.queued_frames == 32)
+        for number in range(24):  # three times the frames of the long one
+            futures.append(threads.submit(engine.encode_video, frames(2, 4), requester=Requester(f"client {number}")))
+        until(lambda: engine.scheduler.queued_frames == 32 + 24 * 4)
+        classifier.gate.set()
+        for future in futures:
+            future.result(PATIENCE_SECONDS)
+    assert 1 <= classifier.videos.index(1) < 24
+
+
+def test_a_video_that_fails_in_a_pause_fails_alone() -> None:
+    class Failing(Stepwise):
+        def encode_video(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+            if any((video == 9).all() for video in frames):
+                raise ValueError("bad")
+            return super().encode_video(frames)
+
+    with behind_a_gate(EngineLimits(), Failing(), frames(100, 8)) as (engine, classifier, threads):
+        long = threads.submit(engine.encode_video, frames(1, 32), requester=Requester("long"))
+        until(lambda: engine.scheduler.queued_frames == 32)
+        bad = threads.submit(engine.encode_video, frames(9, 4), requester=Requester("bad"))
+        until(lambda: engine.scheduler.queued_frames == 36)
+        classifier.gate.set()
+        with pytest.raises(EncodeFailed):
+            bad.result(PATIENCE_SECONDS)
+        assert np.isfinite(long.result(PATIENCE_SECONDS).vector).all()
+        assert np.isfinite(engine.encode_video(frames(1)).vector).all()
 
 
 def test_a_client_with_its_share_of_the_frames_waits_and_others_do_not() -> None:
