@@ -54,7 +54,7 @@ class ClassifyOptions(BenchOptions):
 
 
 @dataclass(frozen=True)
-class _ServedModel:
+class ServedModel:
     name: str
     spec: str  # as for `vidlex serve --model`
     clip_folder: Path  # in open_clip's layout, for the plain service
@@ -67,13 +67,19 @@ def run(options: ClassifyOptions) -> Report:
         count, seconds = (2, 0.4) if options.quick else (options.num_distinct_videos, options.video_seconds)
         videos = write_videos(folder / "videos", count=count, seconds=seconds)
         cases = []
-        for served in _models(options, folder):
+        for served in served_models(
+            options,
+            folder,
+            num_videos=options.num_videos,
+            backbone=options.backbone,
+            backbone_videos=options.backbone_videos,
+        ):
             cases += _throughput(served, videos, options, folder)
             cases.append(_cached(served, videos, options, folder))
     return report("classify", cases, options)
 
 
-def _throughput(served: _ServedModel, videos: Sequence[bytes], options: ClassifyOptions, folder: Path) -> list[Case]:
+def _throughput(served: ServedModel, videos: Sequence[bytes], options: ClassifyOptions, folder: Path) -> list[Case]:
     from vidlex.model.factory import load_classifier
 
     classifier = load_classifier(served.spec, device=options.device, precision="auto")
@@ -132,7 +138,7 @@ def _in_process(classifier: Classifier, videos: Sequence[bytes], count: int, fol
             classifier.encode_video([frames])
 
 
-def _cached(served: _ServedModel, videos: Sequence[bytes], options: ClassifyOptions, folder: Path) -> Case:
+def _cached(served: ServedModel, videos: Sequence[bytes], options: ClassifyOptions, folder: Path) -> Case:
     # The videos are sent again after labels were added.
     data = folder / f"cached-{served.name}"
     latencies: list[float] = []
@@ -160,11 +166,14 @@ def _cached(served: _ServedModel, videos: Sequence[bytes], options: ClassifyOpti
     return Case(name=f"{served.name}: a video seen before, with new labels", figures=figures)
 
 
-def _models(options: ClassifyOptions, folder: Path) -> Iterator[_ServedModel]:
+def served_models(
+    options: BenchOptions, folder: Path, *, num_videos: int, backbone: str, backbone_videos: int
+) -> Iterator[ServedModel]:
+    """The model of the options, and ``backbone``, an open_clip architecture, if it is not empty. Raises BenchError."""
     import open_clip
 
     if options.quick:
-        yield _ServedModel("dummy", "dummy", _random_clip(_TINY_CLIP, options.seed, folder / "tiny"), 4)
+        yield ServedModel("dummy", "dummy", _random_clip(_TINY_CLIP, options.seed, folder / "tiny"), 4)
         return
     try:
         checkpoint = checkpoint_folder(options.model)
@@ -174,13 +183,13 @@ def _models(options: ClassifyOptions, folder: Path) -> Iterator[_ServedModel]:
     if shape is None:
         raise BenchError(f"{options.model} does not contain its CLIP configuration, which the plain service needs")
     clip_folder = _random_clip(shape, options.seed, folder / "model")
-    yield _ServedModel(checkpoint.name, options.model, clip_folder, options.num_videos)
-    if options.backbone:
-        backbone = open_clip.get_model_config(options.backbone)
-        if backbone is None:
-            raise BenchError(f"open_clip has no architecture {options.backbone}")
-        clip_folder = _random_clip(backbone, options.seed, folder / "backbone")
-        yield _ServedModel(options.backbone, f"open_clip:local-dir:{clip_folder}", clip_folder, options.backbone_videos)
+    yield ServedModel(checkpoint.name, options.model, clip_folder, num_videos)
+    if backbone:
+        architecture = open_clip.get_model_config(backbone)
+        if architecture is None:
+            raise BenchError(f"open_clip has no architecture {backbone}")
+        clip_folder = _random_clip(architecture, options.seed, folder / "backbone")
+        yield ServedModel(backbone, f"open_clip:local-dir:{clip_folder}", clip_folder, backbone_videos)
 
 
 def _random_clip(shape: dict[str, Any], seed: int, folder: Path) -> Path:

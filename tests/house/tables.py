@@ -24,7 +24,17 @@ from vidlex.service.runtime.gauges import register_gauges
 from vidlex.service.schemas.result_warnings import RESULT_WARNINGS
 from vidlex.service.settings import ENV_PREFIX, Settings, load_settings
 
-DOCUMENTS = ("README.md", "service/README.md", "model/README.md", "docker/README.md", "tests/README.md")
+DOCUMENTS = (
+    "README.md",
+    "service/README.md",
+    "service/client/README.md",
+    "service/bulk/README.md",
+    "service/bulk/local/README.md",
+    "service/cluster/README.md",
+    "model/README.md",
+    "docker/README.md",
+    "tests/README.md",
+)
 REGION = re.compile(r"<!-- generated: (?P<name>\w+) -->\n.*?<!-- end -->", re.DOTALL)
 _METHODS = ("get", "post", "put", "patch", "delete")
 

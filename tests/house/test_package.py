@@ -66,6 +66,7 @@ def test_the_wheel_contains_one_package(entries: dict[str, zipfile.ZipInfo]) -> 
         "migrations",
         "model",
         "py.typed",
+        "ray.py",
         "service",
     }
 
@@ -176,7 +177,10 @@ def test_unreachable_service_is_reported(client_bin: Path, folder: Path) -> None
 def test_the_client_works_with_a_live_service(client_bin: Path, folder: Path) -> None:
     vidlex = client_bin / "vidlex"
     samples = json.loads(run(vidlex, "samples", "--model", "emoji-small", "--json", cwd=folder).stdout)
+    library = "import sys; from vidlex import Client; print(*(len(r.labels) for r in Client().tag(sys.argv[1:])))"
     with live_service(folder / "data") as url:
+        tagged = run(client_bin / "python", "-c", library, samples[0]["path"], cwd=folder, VIDLEX_URL=url)
+        assert tagged.stdout == "0\n", tagged.stderr
         for arguments, expected in (
             (["labels", "add", "red", "blue"], "added red"),
             (["labels", "list"], "blue"),
@@ -204,6 +208,7 @@ def test_the_client_works_with_a_live_service(client_bin: Path, folder: Path) ->
         ("keys create --direct", "server"),
         ("keys list --direct", "server"),
         ("labels verify", "server"),
+        ("tag . --out tags.parquet --json", "bulk"),
         ("weights fetch", "server"),
         ("samples", "server"),
         ("bench match --quick", "server"),
@@ -244,7 +249,7 @@ def test_every_package_of_an_extra_is_known() -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     importable = {"open-clip-torch": "open_clip", "pillow": "pil", "faiss-cpu": "faiss"}
     importable |= {"scikit-learn": "sklearn"}
-    for extra in ("server", "train"):
+    for extra in ("server", "train", "bulk", "ray"):
         block = re.search(rf"^{extra} = \[(.*?)\]$", text, re.MULTILINE | re.DOTALL)
         assert block is not None
         for name in re.findall(r'"([A-Za-z0-9_-]+)[>=]', block[1]):
