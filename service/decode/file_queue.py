@@ -8,6 +8,7 @@ the cores between all.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import Counter
@@ -24,8 +25,11 @@ _SPARE_AFTER_SECONDS = 0.1
 # What a file takes at least, until it has taken more: so that a client's second file does not come before the first
 # one of another.
 _FIRST_CHARGE_SECONDS = 0.1
-# After this time in progress a file goes behind those of other clients, and the service itself.
-_LONG_SECONDS = 1.0
+# After this time in progress a file goes behind those of other clients, and the service itself: the client's next one
+# at once.
+_LONG_SECONDS = 0.5
+# A client that had a file so recently may have its frames encoded now, and comes back soon.
+_RECENT_SECONDS = 5.0
 
 
 @dataclass(eq=False, kw_only=True)
@@ -48,6 +52,8 @@ class FileQueue(Generic[FileT]):
         self._queued: FairQueue[FileT] = FairQueue()
         self._unfinished: Counter[str] = Counter()  # by client, queued or in progress
         self._in_progress: Counter[str] = Counter()
+        self._seen_at: dict[str, float] = {}  # by client, of the last ``_RECENT_SECONDS``; time.monotonic
+        self._long: set[str] = set()  # clients whose last file was long, of those in ``_seen_at``
         self._num_idle = 0  # processes that wait for a file, without spares
         self._last_start = 0.0  # of a file, by a process that is no spare; time.monotonic
         self._last_client: str | None = None
@@ -66,6 +72,7 @@ class FileQueue(Generic[FileT]):
             if self.num_unfinished >= self._max_unfinished:
                 raise Overloaded("Too many videos are waiting to be decoded.", limit="queued_videos")
             self._unfinished[file.client] += 1
+            self._see(file.client)
             self._queued.push(file.client, file)
             self._condition.notify_all()
             if self._last_client not in (None, file.client):
@@ -77,6 +84,23 @@ class FileQueue(Generic[FileT]):
         with self._condition:
             self._queued.remove(file.client, file)
             _count_down(self._unfinished, file.client)
+            self._see(file.client)
+
+    def _see(self, client: str) -> None:
+        """Kept in order of time."""
+        now = time.monotonic()
+        self._seen_at.pop(client, None)
+        self._seen_at[client] = now
+        while now - (first := next(iter(self._seen_at.items())))[1] > _RECENT_SECONDS:
+            del self._seen_at[first[0]]
+            self._long.discard(first[0])
+
+    def _has_others(self, client: str) -> bool:
+        """Whether another client has a file, or had one a moment ago."""
+        with self._condition:
+            since = time.monotonic() - _RECENT_SECONDS
+            recent = (other for other, seen_at in self._seen_at.items() if seen_at > since)
+            return any(other != client for other in itertools.chain(self._unfinished, recent))
 
     def take(self, *, is_spare: bool) -> FileT | None:
         """Wait a moment for a file; it is in progress until ``finish``."""
@@ -113,14 +137,20 @@ class FileQueue(Generic[FileT]):
         seconds = time.monotonic() - file.started
         if seconds > file.charged_seconds:
             self._charge(file, seconds)
-        if file.is_behind or seconds < _LONG_SECONDS or len(self._unfinished) < 2:
+        is_long = seconds >= _LONG_SECONDS or file.client in self._long
+        if file.is_behind or not is_long or not self._has_others(file.client):
             return False
         file.is_behind = True
         return True
 
     def finish(self, file: FileT) -> None:
-        self._charge(file, time.monotonic() - file.started)
+        seconds = time.monotonic() - file.started
+        self._charge(file, seconds)
         with self._condition:
+            if seconds >= _LONG_SECONDS and file.client in self._seen_at:
+                self._long.add(file.client)
+            else:
+                self._long.discard(file.client)
             _count_down(self._in_progress, file.client)
             self._condition.notify_all()  # a spare may take the client's next file
 

@@ -178,6 +178,37 @@ def niceness_of_files(pool: DecodePool) -> set[int]:
     return found
 
 
+def test_files_of_a_client_with_long_ones_go_behind_at_once_while_another_is_there() -> None:
+    """Whose frames may be encoded now, or who comes back in a moment: its file need not be in the queue."""
+    queue: FileQueue[QueuedFile] = FileQueue(100)
+
+    def taken(client: str) -> QueuedFile:
+        queue.add(QueuedFile(client=client))
+        file = queue.take(is_spare=False)
+        assert file is not None and file.client == client
+        return file
+
+    def finish(file: QueuedFile) -> None:
+        queue.finish(file)
+        queue.remove(file)
+
+    def has_taken(file: QueuedFile, seconds: float) -> None:
+        file.started -= seconds
+
+    file = taken("slow")
+    has_taken(file, 10.0)
+    assert not queue.charge(file), "nobody else is there"
+    finish(taken("modest"))
+    assert queue.charge(file) and not queue.charge(file), "once"
+    finish(file)
+    file = taken("slow")
+    assert queue.charge(file), "the one before was long"
+    finish(file)
+    file = taken("slow")
+    assert not queue.charge(file), "the one before was short"
+    finish(file)
+
+
 def test_spares_do_nothing_while_processes_become_free() -> None:
     """More processes than cores decode no more videos per second."""
     queue: FileQueue[QueuedFile] = FileQueue(100)
