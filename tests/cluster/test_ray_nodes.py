@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import ray
 
 from support.ray_cluster import RayCluster, ray_cluster
-from support.serving import COLOURS, colour_video
+from support.serving import COLOURS, colour_video, wait_until
 from vidlex.ray import ClusterLayout, StageMetrics, TagOptions, tag, write_parts
 from vidlex.service.bench.load import with_unique_bytes
 from vidlex.service.bulk.engine import EngineIdentity, EngineUnavailable
@@ -117,6 +117,16 @@ def test_a_killed_node_loses_no_row(cluster: RayCluster, sources: list[VideoSour
     assert summary.num_encoders == 0 and summary.decode_busy_share is not None and summary.decode_busy_share > 0
 
 
+def is_alive(encoder: Any) -> bool:
+    try:
+        ray.get(encoder.use.remote())
+    except ray.exceptions.ActorDiedError:
+        return False
+    except ray.exceptions.RayError:  # it is being restarted
+        pass
+    return True
+
+
 def test_a_removed_node_with_an_encoder(
     cluster: RayCluster, sources: list[VideoSource], expected: list[Tagged]
 ) -> None:
@@ -129,6 +139,7 @@ def test_a_removed_node_with_an_encoder(
         summary = engine.summary()
         for encoder in engine.encoders:
             ray.kill(encoder)
+        wait_until(lambda: not any(map(is_alive, engine.encoders)), "the encoders are not killed")
         with pytest.raises(EngineUnavailable, match="No encoder answers"):
             RemoteEncoder(engine.encoders, patience_seconds=1.0)
     finally:
