@@ -179,7 +179,7 @@ def niceness_of_files(pool: DecodePool) -> set[int]:
 
 
 def test_files_of_a_client_with_long_ones_go_behind_at_once_while_another_is_there() -> None:
-    """Whose frames may be encoded now, or who comes back in a moment: its file need not be in the queue."""
+    """Its frames may be encoded now, or which returns in a moment: its file need not be in the queue."""
     queue: FileQueue[QueuedFile] = FileQueue(100)
 
     def taken(client: str) -> QueuedFile:
@@ -197,7 +197,7 @@ def test_files_of_a_client_with_long_ones_go_behind_at_once_while_another_is_the
 
     file = taken("slow")
     has_taken(file, 10.0)
-    assert not queue.charge(file), "nobody else is there"
+    assert not queue.charge(file), "no other client is there"
     finish(taken("modest"))
     assert queue.charge(file) and not queue.charge(file), "once"
     finish(file)
