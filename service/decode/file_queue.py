@@ -147,7 +147,8 @@ class FileQueue(Generic[FileT]):
         seconds = time.monotonic() - file.started
         self._charge(file, seconds)
         with self._condition:
-            if seconds >= _LONG_SECONDS and file.client in self._seen_at:
+            self._see(file.client)  # its file may have taken longer than clients are remembered
+            if seconds >= _LONG_SECONDS:
                 self._long.add(file.client)
             else:
                 self._long.discard(file.client)
