@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vidlex.service.bulk.options import TagOptions
-from vidlex.service.bulk.results import TagResult
+from vidlex.service.bulk.results import TagResult, result_id_of
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,9 @@ class EngineIdentity:
     vocabulary: str  # digest of labels (names, ids, thresholds, categories) and of the calibration
     vocabulary_revision: int | None
     num_labels: int
+
+    def result_id(self, sha256: str, options: TagOptions) -> str:
+        return result_id_of(sha256, self.fingerprint, self.vocabulary, options.digest_text)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from vidlex.service.bulk.engine import EngineIdentity
 from vidlex.service.bulk.options import TagOptions
-from vidlex.service.bulk.results import result_id_of
 from vidlex.service.bulk.rows import Row
 
 Place = tuple[str, int]  # name of the part, row in it
@@ -22,7 +21,7 @@ class KnownIndex:
     """Thread-safe. Later rows replace earlier ones."""
 
     def __init__(self, identity: EngineIdentity, options: TagOptions, *, retry_failed: bool = False) -> None:
-        self._identity, self._options, self._retry_failed = identity, options.digest_text, retry_failed
+        self._identity, self._options, self._retry_failed = identity, options, retry_failed
         self._lock = threading.Lock()
         self._folder = tempfile.TemporaryDirectory(prefix="vidlex-index-")
         path = Path(self._folder.name) / "index"
@@ -35,21 +34,20 @@ class KnownIndex:
 
     def add(self, row: Row, place: Place, *, failures: bool) -> None:
         """Rows of another encoder, vocabulary or sampling do not count. ``failures``: nor do failures without it."""
-        failed, sha256 = row["error_code"] is not None, row["sha256"]
-        if failed and (self._retry_failed or not failures):
+        if row["error_code"] is not None and (self._retry_failed or not failures):
             return
-        if sha256 is not None and row["result_id"] != self._result_id(sha256):
+        if not is_of(row, self._identity, self._options):
             return
         keys = []
-        if row["file_version"] is not None or sha256 is None:
-            keys.append(_source_key(row["uri"], row["file_version"]))
-        if sha256 is not None:
+        if names_content(row):
+            keys.append(source_key(row["uri"], row["file_version"]))
+        if row["sha256"] is not None:
             keys.append(bytes.fromhex(row["result_id"]))
         with self._lock:
             self._database.executemany("REPLACE INTO places VALUES (?, ?, ?)", [(key, *place) for key in keys])
 
     def of_source(self, uri: str, version: str | None) -> Place | None:
-        return self._find(_source_key(uri, version))
+        return self._find(source_key(uri, version))
 
     def of_content(self, result_id: str) -> Place | None:
         return self._find(bytes.fromhex(result_id))
@@ -63,9 +61,17 @@ class KnownIndex:
             found = self._database.execute("SELECT part, row FROM places WHERE key = ?", (key,)).fetchone()
         return None if found is None else (found[0], found[1])
 
-    def _result_id(self, sha256: str) -> str:
-        return result_id_of(sha256, self._identity.fingerprint, self._identity.vocabulary, self._options)
+
+def is_of(row: Row, identity: EngineIdentity, options: TagOptions) -> bool:
+    """Whether a run with these would write the row again: of a file that could not be read, every run would."""
+    return row["sha256"] is None or row["result_id"] == identity.result_id(row["sha256"], options)
 
 
-def _source_key(uri: str, version: str | None) -> bytes:
-    return hashlib.blake2b(f"{uri}\0{version or ''}".encode(errors="surrogatepass"), digest_size=20).digest()
+def names_content(row: Row) -> bool:
+    """Whether address and version of the row say which content it is of, or that there was none."""
+    return row["file_version"] is not None or row["sha256"] is None
+
+
+def source_key(uri: str, version: str | None, *, num_bytes: int = 20) -> bytes:
+    text = f"{uri}\0{version or ''}".encode(errors="surrogatepass")
+    return hashlib.blake2b(text, digest_size=num_bytes).digest()

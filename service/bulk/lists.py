@@ -12,7 +12,7 @@ import json
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -161,10 +161,16 @@ def _columns(location: str, line: int | None, names: list[str]) -> tuple[str, st
         raise SourceError(f"{place}: more than {MAX_COLUMNS} columns")
     if len(set(names)) < len(names):
         raise SourceError(f"{place}: two columns have the same name")
-    uri_column = next((column for column in URI_COLUMNS if column in names), None)
+    uri_column, id_column = find_columns(names)
     if uri_column is None:
         there = ", ".join(names)[:200] or "none"
         raise SourceError(f"{place}: no column {', '.join(URI_COLUMNS[:-1])} or {URI_COLUMNS[-1]}; there are {there}")
+    return uri_column, id_column
+
+
+def find_columns(names: Collection[str]) -> tuple[str | None, str | None]:
+    """Those of the addresses and of the ids."""
+    uri_column = next((column for column in URI_COLUMNS if column in names), None)
     return uri_column, next((column for column in ID_COLUMNS if column in names), None)
 
 
@@ -190,7 +196,7 @@ def _source(location: str, row: Mapping[str, Any], uri_column: str, id_column: s
     if client_id is not None and not _is_id(client_id):
         raise _LineError(f"{id_column} must be text of at most {MAX_ID_CHARS} characters")
     metadata = {
-        key: _text(value) for key, value in row.items() if key not in (uri_column, id_column) and value is not None
+        key: text_of(value) for key, value in row.items() if key not in (uri_column, id_column) and value is not None
     }
     if sum(len(key) + len(value) for key, value in metadata.items()) > MAX_METADATA_BYTES:
         raise _LineError(f"the other columns have more than {MAX_METADATA_BYTES} characters")
@@ -203,7 +209,7 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, str) and len(value) <= MAX_ID_CHARS and not _NOT_TEXT.search(value)
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     if isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False, default=str, separators=(",", ":"))

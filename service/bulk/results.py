@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,15 @@ class TagResult:
     @property
     def matched(self) -> Sequence[TaggedLabel]:
         return [label for label in self.labels if label.matched]
+
+
+def segment_labels(labels: Sequence[TaggedLabel], scores: Sequence[float]) -> list[TaggedLabel]:
+    """The labels of a video with their ``scores`` in one segment, highest first."""
+    scored = [
+        replace(label, score=score, matched=score >= label.threshold, stretches=())
+        for label, score in zip(labels, scores, strict=True)
+    ]
+    return sorted(scored, key=lambda label: (-label.score, label.name))
 
 
 def result_id_of(sha256: str, fingerprint: str, vocabulary: str, options: str) -> str:

@@ -15,7 +15,7 @@ from vidlex.service.bulk.engine import EngineUnavailable, TagEngine
 from vidlex.service.bulk.fetch import Cancelled, Fetched, Fetcher, FetchError, is_unchanged
 from vidlex.service.bulk.options import TagOptions
 from vidlex.service.bulk.remote import MissingPackage
-from vidlex.service.bulk.results import TagFailure, TagResult, result_id_of
+from vidlex.service.bulk.results import TagFailure, TagResult
 from vidlex.service.bulk.source import VideoSource
 
 MAX_AHEAD = 10_000  # results that may be finished before an earlier one
@@ -287,5 +287,4 @@ class _Loop:
         self.ready.append(Tagged(job.order, named, version, is_new))
 
     def _result_id(self, fetched: Fetched) -> str:
-        identity = self.identity
-        return result_id_of(fetched.file.sha256, identity.fingerprint, identity.vocabulary, self.options.digest_text)
+        return self.identity.result_id(fetched.file.sha256, self.options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypedDict, TypeVar
 from urllib.parse import quote
 
@@ -143,6 +143,21 @@ def list_labels(filters: LabelFilters, *, after: str | None, page_size: int) -> 
     if after is not None:
         params["after"] = after
     return _get("/labels", LabelListView, params)
+
+
+def label_pages(
+    run: Callable[[Call[LabelListView]], LabelListView],
+    filters: LabelFilters,
+    *,
+    after: str | None = None,
+    page_size: int = MAX_PAGE_SIZE,
+) -> Iterator[LabelListView]:
+    while True:
+        page = run(list_labels(filters, after=after, page_size=page_size))
+        yield page
+        if not page.has_more or page.last_id is None:
+            return
+        after = page.last_id
 
 
 def update_label(label_id: str, changes: LabelChanges, *, if_match: str | None) -> Call[LabelView]:

@@ -121,12 +121,7 @@ class Client:
     def label_pages(
         self, *, after: str | None = None, page_size: int = MAX_PAGE_SIZE, **filters: Unpack[calls.LabelFilters]
     ) -> Iterator[LabelListView]:
-        while True:
-            page = self.run(calls.list_labels(filters, after=after, page_size=page_size))
-            yield page
-            if not page.has_more or page.last_id is None:
-                return
-            after = page.last_id
+        return calls.label_pages(self.run, filters, after=after, page_size=page_size)
 
     def update_label(
         self, label_id: str, *, if_match: str | None = None, **changes: Unpack[calls.LabelChanges]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from vidlex.service.bounds import MAX_CANDIDATES, MAX_PAGE_SIZE
+from vidlex.service.bounds import MAX_CANDIDATES
 from vidlex.service.bulk.engine import EngineIdentity, EngineUnavailable, LocalFile
 from vidlex.service.bulk.identity import vocabulary_digest
 from vidlex.service.bulk.lists import SourceError
@@ -24,6 +24,7 @@ from vidlex.service.bulk.results import (
     TagResult,
     VideoFacts,
     result_id_of,
+    segment_labels,
 )
 from vidlex.service.bulk.run import run
 from vidlex.service.client import calls
@@ -45,7 +46,6 @@ from vidlex.service.client.errors import (
 from vidlex.service.client.exchange import Call
 from vidlex.service.errors import InvalidParameter
 from vidlex.service.schemas.classify import ClassificationView, ScoredLabelView
-from vidlex.service.schemas.labels import LabelView
 
 if TYPE_CHECKING:
     from vidlex.service.bulk.saving import SavedRun
@@ -105,7 +105,9 @@ class ServiceEngine:
                 rows: list[tuple[str | None, str, float | None, Sequence[str]]]
                 rows = [(None, name, None, ()) for name in self._candidates]
             else:
-                rows = [(label.id, label.name, label.threshold, label.categories) for label in self._labels(revision)]
+                pages = calls.label_pages(client.run, {"min_revision": revision})
+                labels = (label for page in pages for label in page.data)
+                rows = [(label.id, label.name, label.threshold, label.categories) for label in labels]
             after = client.run(calls.calibration(0))
             if (after.vocabulary_revision, after.fingerprint, after.model) == (
                 revision,
@@ -120,16 +122,6 @@ class ServiceEngine:
                     len(rows),
                 )
         raise Unavailable("the vocabulary of the service changes all the time", code="vocabulary_changes")
-
-    def _labels(self, min_revision: int) -> Iterator[LabelView]:
-        after: str | None = None
-        while True:
-            call = calls.list_labels({"min_revision": min_revision}, after=after, page_size=MAX_PAGE_SIZE)
-            page = self._client.run(call)
-            yield from page.data
-            if not page.has_more or page.last_id is None:
-                return
-            after = page.last_id
 
     def busy(self) -> None:
         return None
@@ -159,10 +151,9 @@ class ServiceEngine:
         except VidlexClientError as error:
             if self._concerns_every_video(error):
                 raise EngineUnavailable(error.detail) from error
-            identity = self.identity
             return replace(
                 named,
-                result_id=result_id_of(file.sha256, identity.fingerprint, identity.vocabulary, options.digest_text),
+                result_id=self.identity.result_id(file.sha256, options),
                 failure=TagFailure(error.code, error.detail.replace(str(file.path), "The file")),
             )
         if answer.video.sha256 != file.sha256:
@@ -242,16 +233,10 @@ def _tagged(label: ScoredLabelView) -> TaggedLabel:
 
 
 def _segments(scored: Sequence[ScoredLabelView], tagged: Sequence[TaggedLabel]) -> list[TaggedSegment]:
-    """The labels of a segment are those of the video, by their score in the segment. None without labels."""
+    """None without labels."""
     segments = []
     for i, segment in enumerate(scored[0].segments if scored else ()):
-        labels = [
-            replace(
-                label, score=view.segments[i].score, matched=view.segments[i].score >= label.threshold, stretches=()
-            )
-            for label, view in zip(tagged, scored, strict=True)
-        ]
-        labels.sort(key=lambda label: (-label.score, label.name))
+        labels = segment_labels(tagged, [view.segments[i].score for view in scored])
         segments.append(TaggedSegment(segment.start_ms, segment.end_ms, labels))
     return segments
 

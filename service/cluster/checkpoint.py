@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vidlex.service.bulk.known import source_key
 from vidlex.service.bulk.results import TagResult
 
 _DIGEST_BYTES = 16  # of 10 million rows, two have the same digest with a probability of 1e-25
@@ -42,4 +42,4 @@ class DoneRows:
 
 
 def _digest(uri: str, version: str | None) -> bytes:
-    return hashlib.blake2b(f"{version or ''}\0{uri}".encode(), digest_size=_DIGEST_BYTES).digest()
+    return source_key(uri, version, num_bytes=_DIGEST_BYTES)

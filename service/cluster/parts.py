@@ -13,15 +13,14 @@ from ray.data import Dataset, Datasink
 from ray.data.block import BlockAccessor
 
 from vidlex.service.bulk.engine import EngineIdentity
+from vidlex.service.bulk.known import COLUMNS, is_of, names_content
 from vidlex.service.bulk.options import TagOptions
-from vidlex.service.bulk.results import result_id_of
 from vidlex.service.bulk.storage import storage_of
 from vidlex.service.cluster.checkpoint import DoneRows
 
 if TYPE_CHECKING:
     from ray.data._internal.execution.interfaces import TaskContext
 
-_COLUMNS = ["uri", "file_version", "sha256", "result_id", "error_code"]
 _SUFFIX = ".parquet"
 
 log = logging.getLogger("vidlex.bulk")
@@ -78,18 +77,12 @@ def done_rows(out: str, identity: EngineIdentity, options: TagOptions, *, retry_
             continue
         try:
             with storage.open(name) as file:
-                table = pq.read_table(io.BytesIO(file.read()), columns=_COLUMNS)
+                table = pq.read_table(io.BytesIO(file.read()), columns=list(COLUMNS))
         except (pa.ArrowException, KeyError) as error:
             log.warning("%s is not a file of results: %s", name, type(error).__name__)
             continue
         for row in table.to_pylist():
-            if row["error_code"] is not None and retry_failed:
-                continue
-            sha256, version = row["sha256"], row["file_version"]
-            if sha256 is None or (
-                version is not None
-                and row["result_id"]
-                == result_id_of(sha256, identity.fingerprint, identity.vocabulary, options.digest_text)
-            ):
-                found.append((row["uri"], version))
+            is_repeated = retry_failed and row["error_code"] is not None
+            if not is_repeated and is_of(row, identity, options) and names_content(row):
+                found.append((row["uri"], row["file_version"]))
     return DoneRows(found)

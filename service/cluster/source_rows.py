@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import pyarrow as pa
 
-from vidlex.service.bulk.lists import ID_COLUMNS, URI_COLUMNS
+from vidlex.service.bulk.lists import URI_COLUMNS, find_columns, text_of
 from vidlex.service.bulk.source import VideoSource
 
 ORDER = "order"  # number of a source of the command line
@@ -40,10 +38,9 @@ def sources_of(table: pa.Table) -> Iterator[VideoSource]:
 
     Further columns become metadata. Raises ValueError without a column of URIs or for a row that has none.
     """
-    uri_column = next((name for name in URI_COLUMNS if name in table.column_names), None)
+    uri_column, id_column = find_columns(table.column_names)
     if uri_column is None:
         raise ValueError(f"no column {', '.join(URI_COLUMNS)}; there are {', '.join(table.column_names)}")
-    id_column = next((name for name in ID_COLUMNS if name in table.column_names), None)
     for row in table.to_pylist():
         uri = row.pop(uri_column)
         if not isinstance(uri, str) or not uri:
@@ -52,9 +49,5 @@ def sources_of(table: pa.Table) -> Iterator[VideoSource]:
         version = row.pop(_VERSION, None)
         row.pop(ORDER, None)
         metadata = dict(row.pop(_METADATA, None) or {})
-        metadata |= {name: _text(value) for name, value in row.items() if value is not None}
+        metadata |= {name: text_of(value) for name, value in row.items() if value is not None}
         yield VideoSource(uri, None if client_id is None else str(client_id), metadata, version)
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -20,7 +20,7 @@ from vidlex.service.bulk.results import (
     TaggedSegment,
     TagResult,
     VideoFacts,
-    result_id_of,
+    segment_labels,
 )
 from vidlex.service.classification.extraction import FeatureExtractor, SamplingPlan, StageTimes, VideoRequest
 from vidlex.service.classification.features import VideoFeatures
@@ -122,7 +122,7 @@ class LocalEngine:
         """See ``TagEngine``. More than ``concurrency`` calls wait for one another. Once ``cancelled`` is set, the
         result is a failure that means nothing.
         """
-        result_id = result_id_of(file.sha256, self.identity.fingerprint, self.identity.vocabulary, options.digest_text)
+        result_id = self.identity.result_id(file.sha256, options)
         named = TagResult(file.uri, result_id, sha256=file.sha256, num_bytes=file.num_bytes)
         while not self._places.acquire(timeout=_POLL_SECONDS):
             if cancelled.is_set():
@@ -238,15 +238,9 @@ def classify_options(options: TagOptions) -> ClassifyOptions:
 def _segments(
     features: VideoFeatures, scored: Sequence[ScoredLabel], tagged: Sequence[TaggedLabel], options: TagOptions
 ) -> list[TaggedSegment]:
-    """The labels of a segment are those of the video, by their score in the segment."""
     segments = []
     for i, (segment, vector) in enumerate(zip(features.segments, features.vectors, strict=True)):
-        labels = []
-        if options.segments:
-            for label, scores in zip(tagged, scored, strict=True):
-                score = scores.segment_scores[i]
-                labels.append(replace(label, score=score, matched=score >= label.threshold, stretches=()))
-        labels.sort(key=lambda label: (-label.score, label.name))
+        labels = segment_labels(tagged, [label.segment_scores[i] for label in scored]) if options.segments else []
         vectors = vector.tolist() if options.features else None
         segments.append(TaggedSegment(segment.start_ms, segment.end_ms, labels, vectors))
     return segments
