@@ -20,12 +20,27 @@ from vidlex.service.http.guard import AccessGuard
 from vidlex.service.http.methods import HttpMethods
 from vidlex.service.http.middleware import ErrorBoundary, RequestContext
 from vidlex.service.http.openapi import document
-from vidlex.service.metrics import Metrics
-from vidlex.service.routes import calibration, classify, health, keys, label_cards, labels, models, web
+from vidlex.service.routes import (
+    calibration,
+    classify,
+    exports,
+    feedback,
+    health,
+    jobs,
+    keys,
+    label_cards,
+    labels,
+    models,
+    video_search,
+    videos,
+    web,
+    webhooks,
+)
 from vidlex.service.runtime.gauges import register_gauges
 from vidlex.service.runtime.runtime import Runtime
 from vidlex.service.settings import Settings
-from vidlex.service.tracing import RequestTracer
+from vidlex.service.telemetry.metrics import Metrics
+from vidlex.service.telemetry.tracing import RequestTracer
 
 
 def create_app(
@@ -111,7 +126,21 @@ def create_app(
         tracer=tracer,
     )
     problems.install(app)
-    routers = (labels, label_cards, classify, calibration, models, health, keys)
+    routers = (
+        labels,
+        label_cards,
+        classify,
+        jobs,
+        videos,
+        video_search,
+        feedback,
+        exports,
+        webhooks,
+        calibration,
+        models,
+        health,
+        keys,
+    )
     for router in (module.router for module in routers):
         # Load balancers may add query parameters to health checks.
         strict = [] if router is health.router else [strict_query.STRICT_PARAMETERS]

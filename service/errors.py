@@ -83,6 +83,18 @@ class ModelConflict(VidlexError):
     code, status, title = "model_conflict", 409, "The state of the models does not allow this"
 
 
+class JobConflict(VidlexError):
+    code, status, title = "job_conflict", 409, "The state of the job does not allow this"
+
+
+class WebhookSecretMissing(VidlexError):
+    code, status, title = "webhook_secret_missing", 409, "The namespace has no webhook secret; create one first"
+
+
+class FeatureGenerationMissing(VidlexError):
+    code, status, title = "features_of_other_model", 409, "The kept features are of another model; re-encode the videos"
+
+
 class LastAdminKey(VidlexError):
     code, status, title = "last_admin_key", 409, "No other API key could manage the keys"
 
@@ -128,6 +140,14 @@ class VideoTooLong(VideoError):
 
 class ResolutionTooLarge(VideoError):
     code, title = "resolution_too_large", "The video's resolution is too large"
+
+
+class UrlRefused(VidlexError):
+    code, status, title = "url_refused", 422, "The service may not open this URL"
+
+
+class FetchFailed(VidlexError):
+    code, status, title = "fetch_failed", 422, "The URL could not be read"
 
 
 class LabelTextInvalid(VidlexError):

@@ -23,10 +23,10 @@ from vidlex.service.http.descriptors import raise_descriptor_limit
 from vidlex.service.http.graceful_shutdown import GracefulShutdown
 from vidlex.service.http.heap import Heap
 from vidlex.service.http.limited_protocol import protocol_of
-from vidlex.service.logs import configure_logging
 from vidlex.service.machine.cpus import limit_library_threads
 from vidlex.service.settings import Settings, unknown_variables
-from vidlex.service.tracing import TracingUnavailable
+from vidlex.service.telemetry.logs import configure_logging
+from vidlex.service.telemetry.tracing import TracingUnavailable
 
 _MIN_CONNECTIONS = 16
 _TICKS_PER_SECOND = 10  # of uvicorn.Server.on_tick

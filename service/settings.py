@@ -14,9 +14,10 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from vidlex.model.specs import DEFAULT_MODEL
+from vidlex.service.background_settings import BackgroundSettings
 from vidlex.service.bounds import DEFAULT_MAX_LABELS, DEFAULT_MAX_NAMESPACE_BYTES, NAMESPACE_PATTERN, NAMESPACE_RULE
 from vidlex.service.machine.cpus import num_cpus
 
@@ -29,7 +30,11 @@ _LIST_EXAMPLES = {
     "allowed_hosts": "tags.example",
     "allowed_models": "open_clip:ViT-B-32:openai",
     "cors_origins": "https://app.example",
+    "fetch_buckets": "team-videos",
+    "fetch_hosts": "files.example",
+    "private_networks": "10.0.0.0/24",
     "trusted_proxies": "10.0.0.5",
+    "webhook_hosts": "hooks.example",
 }
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/?#@*\s]+")
 _PATTERN_RULES = {
@@ -73,7 +78,7 @@ def _default_decode_workers() -> int:
     return min(8, num_cpus())
 
 
-class Settings(BaseSettings):
+class Settings(BackgroundSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
 
     # store and address
@@ -218,7 +223,7 @@ class Settings(BaseSettings):
     )
     traces: Literal["off", "otlp"] = Field("off", description="otlp: export by OpenTelemetry, configured by OTEL_*")
 
-    @field_validator("allowed_hosts", "allowed_models", "cors_origins", "trusted_proxies", mode="before")
+    @field_validator(*_LIST_EXAMPLES, mode="before")
     @classmethod
     def _parse_list(cls, value: object, info: ValidationInfo) -> object:
         if isinstance(value, str):
@@ -238,7 +243,7 @@ class Settings(BaseSettings):
             raise ValueError("must contain origins such as https://app.example, without a path, or *")
         return origins
 
-    @field_validator("trusted_proxies")
+    @field_validator("trusted_proxies", "private_networks")
     @classmethod
     def _require_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         try:
@@ -246,7 +251,7 @@ class Settings(BaseSettings):
         except ValueError:
             raise ValueError("must contain IP addresses, or networks such as 10.0.0.0/24") from None
 
-    @field_validator("data_dir", "redis_password_file", "api_keys_file")
+    @field_validator("data_dir", "redis_password_file", "api_keys_file", "jobs_dir", "videos_dir")
     @classmethod
     def _expand(cls, value: Path | None) -> Path | None:
         try:

@@ -15,13 +15,13 @@ from vidlex.service.classification.features import FeatureCache, FeatureKey, Vid
 from vidlex.service.classification.matching import ClassifyOptions, ScoredLabel, Similarities, match
 from vidlex.service.classification.stretches import Timeline
 from vidlex.service.decode.pool import DecodePool
-from vidlex.service.metrics import Metrics
 from vidlex.service.models.applied_calibration import fingerprint_of
 from vidlex.service.models.recent_statistics import RecentStatistics
 from vidlex.service.models.recent_videos import RecentVideos
 from vidlex.service.models.served_model import ModelFacts, Vocabulary
 from vidlex.service.sharing.requester import Requester
-from vidlex.service.tracing import stage
+from vidlex.service.telemetry.metrics import Metrics
+from vidlex.service.telemetry.tracing import stage
 
 
 @dataclass(frozen=True, eq=False)

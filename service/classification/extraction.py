@@ -32,13 +32,13 @@ from vidlex.service.classification.segments import (
 from vidlex.service.decode.pool import DecodeJob, DecodePool
 from vidlex.service.decode.replies import too_many_frames
 from vidlex.service.errors import Overloaded, VidlexError
-from vidlex.service.metrics import Metrics
 from vidlex.service.models.recent_statistics import RecentStatistics
 from vidlex.service.models.recent_videos import RecentVideos
 from vidlex.service.models.scoring_vocabulary import ScoringVocabulary
 from vidlex.service.models.served_model import ModelFacts
 from vidlex.service.sharing.requester import Requester
-from vidlex.service.tracing import record_stage
+from vidlex.service.telemetry.metrics import Metrics
+from vidlex.service.telemetry.tracing import record_stage
 
 _GROUP_FRAMES = 64  # encoded per call: more would make other requests wait, and hold more memory
 _NUM_KEPT_FRAMES = 16  # of a video with several segments, to compare models on

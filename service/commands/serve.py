@@ -83,7 +83,7 @@ def serve(
     listener = _listener(settings, fd)
     bound_host, bound_port = listener.getsockname()[:2]
     address = f"http://{f'[{bound_host}]' if ':' in bound_host else bound_host}:{bound_port}"
-    from vidlex.service.logs import choose_format
+    from vidlex.service.telemetry.logs import choose_format
 
     is_console = choose_format(settings.log_format) == "console"
     if as_json:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def log_to_stderr() -> None:
     """Log warnings and errors to stderr; by default structlog writes to stdout, where the results are."""
-    from vidlex.service.logs import configure_logging
+    from vidlex.service.telemetry.logs import configure_logging
 
     configure_logging("warning")
 

@@ -14,19 +14,20 @@ from vidlex.service.bounds import NAMESPACE_RULE
 from vidlex.service.classification.classifier import VideoClassifier
 from vidlex.service.errors import Forbidden, InvalidParameter, ModelLoading, Overloaded
 from vidlex.service.http.admission import Admission
+from vidlex.service.http.background import Background
 from vidlex.service.http.caller import bound_namespace_of, client_of
 from vidlex.service.http.disconnect import ClientLeft, watch_connection
 from vidlex.service.http.fair_threads import FairThreads
 from vidlex.service.http.openapi.headers import NAMESPACE_HEADER
 from vidlex.service.http.uploads import Spool
 from vidlex.service.labels.store.redis_keys import is_namespace
-from vidlex.service.metrics import Metrics
 from vidlex.service.models.recent_statistics import RecentStatistics
 from vidlex.service.models.recent_videos import RecentVideos
 from vidlex.service.models.registry import ModelRegistry
 from vidlex.service.models.served_model import Vocabulary
 from vidlex.service.schemas.health import ReadyView
 from vidlex.service.sharing.requester import Requester
+from vidlex.service.telemetry.metrics import Metrics
 
 ResultT = TypeVar("ResultT")
 
@@ -46,6 +47,7 @@ class Parts:
     recent_videos: RecentVideos
     recent_statistics: RecentStatistics
     may_load: Callable[[str], bool]  # by name, whether clients may load a model
+    background: Background
 
 
 @dataclass

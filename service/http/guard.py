@@ -32,8 +32,12 @@ PUBLIC_PATHS = frozenset(
     }
 )
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-_NON_ADMIN_RESOURCES = frozenset({"labels", "classify", "calibration", "openapi.json", "metrics"})
-READ_ONLY_POSTS = ("/classify", "/labels:preview")
+_NON_ADMIN_RESOURCES = frozenset(
+    {"labels", "classify", "calibration", "jobs", "webhooks", "videos", "feedback", "exports", "openapi.json"}
+    | {"metrics"}
+)
+# A job is a classification that is done later: a key that may classify may submit and cancel one.
+READ_ONLY_POSTS = ("/classify", "/labels:preview", "/jobs", "/videos:search")
 _KEY_HEADERS = (b"authorization", b"x-api-key")
 _MAX_HEADER_BYTES = 256
 _MAX_DISCARDED_BYTES = 1 << 20

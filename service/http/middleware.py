@@ -19,8 +19,8 @@ from vidlex.service.http.graceful_shutdown import GracefulShutdown
 from vidlex.service.http.guard import PUBLIC_PATHS, SAFE_METHODS, discard_body, unversioned_path
 from vidlex.service.http.problems import AT_END_KEY, REQUEST_ID_KEY, error_response, internal_error_response
 from vidlex.service.http.request_log import RequestFacts, RequestLog, is_unlogged, method_of
-from vidlex.service.metrics import Metrics
-from vidlex.service.tracing import RequestTracer, timing_stages
+from vidlex.service.telemetry.metrics import Metrics
+from vidlex.service.telemetry.tracing import RequestTracer, timing_stages
 
 _log = structlog.get_logger("vidlex.http")
 

@@ -14,8 +14,8 @@ from vidlex.service.audit import AuditLog, Changes
 from vidlex.service.http.guard import READ_ONLY_POSTS, SAFE_METHODS, unversioned_path
 from vidlex.service.http.problems import CODE_KEY, REQUEST_ID_KEY
 from vidlex.service.http.threads import run_in_thread
-from vidlex.service.metrics import Metrics
-from vidlex.service.tracing import RequestSpan
+from vidlex.service.telemetry.metrics import Metrics
+from vidlex.service.telemetry.tracing import RequestSpan
 
 _log = structlog.get_logger("vidlex.http")
 

@@ -21,7 +21,7 @@ from vidlex.service.labels.store.records import Label, LabelChanges, NewLabel, U
 from vidlex.service.registration.candidate_cache import CandidateCache
 from vidlex.service.registration.label_cache import LabelCache
 from vidlex.service.sharing.requester import Requester
-from vidlex.service.tracing import stage
+from vidlex.service.telemetry.tracing import stage
 
 _log = structlog.get_logger("vidlex.registration")
 

@@ -19,7 +19,7 @@ from vidlex.service.routes.classification_views import classification_view, clas
 from vidlex.service.schemas.base import validate
 from vidlex.service.schemas.classify import ClassificationView, ClassifyParams
 from vidlex.service.sharing.requester import Requester
-from vidlex.service.tracing import record_stage
+from vidlex.service.telemetry.tracing import record_stage
 
 router = APIRouter(tags=["classify"])
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vidlex.service.decode.isolation.report import ISOLATION_LEVELS, TARGETS
-from vidlex.service.metrics import Metrics
 from vidlex.service.models.served_model import ServedModel
 from vidlex.service.runtime.runtime import Runtime
+from vidlex.service.telemetry.metrics import Metrics
 
 _MAX_NAMESPACES = 100  # in metrics
 

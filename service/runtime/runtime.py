@@ -31,17 +31,18 @@ from vidlex.service.http.context import Context, Parts
 from vidlex.service.http.graceful_shutdown import GracefulShutdown
 from vidlex.service.http.uploads import Spool
 from vidlex.service.labels.store.model_pointer import ModelPointerStore
-from vidlex.service.metrics import Metrics
 from vidlex.service.models.recent_statistics import RecentStatistics
 from vidlex.service.models.recent_videos import RecentVideos
 from vidlex.service.models.registry import ModelRegistry
 from vidlex.service.models.served_model import ServedModel
 from vidlex.service.registration.label_cache import LabelCache
+from vidlex.service.runtime.background import BackgroundParts
 from vidlex.service.runtime.limits import num_spare_decoders, served_limits, upload_limits
 from vidlex.service.runtime.readiness import State, readiness
 from vidlex.service.runtime.store_connection import StartCancelled, StoreConnection
 from vidlex.service.schemas.health import ReadyView
 from vidlex.service.settings import Settings
+from vidlex.service.telemetry.metrics import Metrics
 
 _log = structlog.get_logger("vidlex.runtime")
 
@@ -231,7 +232,11 @@ class Runtime:
             recent_videos=self._recent_videos,
             recent_statistics=self._recent_statistics,
         )
-        return Parts(models, videos, self._recent_videos, self._recent_statistics, self._is_allowed_spec)
+        background = BackgroundParts(self._settings, self._store_connection, models, videos, self._metrics)
+        background.start()
+        self._at_stop(background.close)
+        recent = self._recent_videos, self._recent_statistics
+        return Parts(models, videos, *recent, self._is_allowed_spec, background.parts)
 
     def _is_allowed_spec(self, spec: str) -> bool:
         # Clients may load only models that the operator has named, not any path.

@@ -17,7 +17,17 @@ MODEL_BASE = (
     "model.files",
     "model.seeds",
 )
-STORE = ("service.audit", "service.bounds", "service.errors", "service.labels.store")
+STORE = ("service.audit", "service.bounds", "service.errors", "service.ids", "service.labels.store")
+# What works behind the requests.
+BACKGROUND = (
+    "service.outbound",
+    "service.webhooks",
+    "service.jobs",
+    "service.videos",
+    "service.feedback",
+    "service.retagging",
+    "service.exports",
+)
 ARROWS: dict[str, tuple[str, ...]] = {
     "model.files": (),
     "model.seeds": (),
@@ -110,10 +120,10 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "service.bounds": (),
     # CPUs of this process; the label index, decode processes and settings size themselves by it.
     "service.machine": (),
-    "service.settings": ("service.bounds", "service.machine", "model.specs"),
-    "service.logs": (),
-    "service.metrics": (),
-    "service.tracing": (),
+    "service.ids": (),
+    "service.background_settings": (),
+    "service.settings": ("service.background_settings", "service.bounds", "service.machine", "model.specs"),
+    "service.telemetry": (),
     # What is recorded of changes, where they are stored.
     "service.audit": (),
     "service.schemas": ("service.bounds", "service.errors"),
@@ -131,7 +141,13 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "service.engine.limits": ("service.settings", "service.engine"),
     # A copy of a model per device of an engine. torch is imported only for models that need it.
     "service.engine.loading": ("model.classifier", "model.dummy", "model.factory", "model.video"),
-    "service.registration": (*STORE, "service.sharing", "service.tracing", "service.labels.index", "service.engine"),
+    "service.registration": (
+        *STORE,
+        "service.sharing",
+        "service.telemetry",
+        "service.labels.index",
+        "service.engine",
+    ),
     "service.models": (
         *STORE,
         "service.sharing",
@@ -146,29 +162,64 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "service.classification": (
         *STORE,
         "service.sharing",
-        "service.metrics",
-        "service.tracing",
+        "service.telemetry",
         "service.decode",
         "service.registration",
         "service.models",
         "model.classifier",
         "model.types",
     ),
-    "service.http": (
+    # Requests of the service to URLs that clients name.
+    "service.outbound": ("service.bounds", "service.errors"),
+    "service.webhooks": (*STORE, "service.outbound"),
+    # Kept videos: records and features.
+    "service.videos": (*STORE, "service.classification", "service.models"),
+    # The queue of jobs, and what works on them.
+    "service.jobs": (
         *STORE,
         "service.sharing",
-        "service.metrics",
+        "service.telemetry",
+        "service.outbound",
+        "service.webhooks",
+        "service.videos",
+        "service.models",
+        "service.classification",
+        "service.bulk",
+    ),
+    # Judgements of users, and the thresholds that are fitted to them.
+    "service.feedback": (*STORE, "service.videos", "service.models", "service.classification", "model.calibration"),
+    # New labels and new models for kept videos; searches among them.
+    "service.retagging": (
+        *STORE,
+        "service.sharing",
+        "service.machine",
+        "service.labels.index",
+        "service.registration",
+        "service.models",
+        "service.classification",
+        "service.outbound",
+        "service.webhooks",
+        "service.videos",
+        "service.jobs",
+    ),
+    # Results in the formats of other programs, and corrections from them.
+    "service.exports": ("service.bounds", "service.errors"),
+    "service.http": (
+        *STORE,
+        *BACKGROUND,
+        "service.sharing",
+        "service.telemetry",
         "service.schemas",
-        "service.tracing",
         "service.access",
         "service.models",
         "service.classification",
     ),
     "service.routes": (
         *STORE,
+        *BACKGROUND,
         "service.sharing",
         "service.schemas",
-        "service.tracing",
+        "service.telemetry",
         "service.access",
         "service.registration",
         "service.models",
@@ -178,11 +229,12 @@ ARROWS: dict[str, tuple[str, ...]] = {
     # The application, and the command line above it.
     "service.runtime": (
         *STORE,
+        *BACKGROUND,
         "service.sharing",
         "service.labels",
         "service.access",
         "service.settings",
-        "service.metrics",
+        "service.telemetry",
         "service.schemas",
         "service.decode",
         "service.engine",
@@ -199,9 +251,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "service.access",
         "service.errors",
         "service.settings",
-        "service.logs",
-        "service.metrics",
-        "service.tracing",
+        "service.telemetry",
         "service.schemas",
         "service.http",
         "service.routes",
@@ -214,7 +264,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *STORE,
         "service.machine",
         "service.settings",
-        "service.metrics",
+        "service.telemetry",
         "service.sharing",
         "service.labels.files",
         "service.labels.embedded",
@@ -256,9 +306,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "service.access",
         "service.app",
         "service.http",
-        "service.logs",
+        "service.telemetry",
         "service.settings",
-        "service.tracing",
     ),
     "service.__main__": ("service.server", "service.settings"),
     # Only the command line imports the benchmarks.
@@ -288,7 +337,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "service.backup",
         "service.decode",
         "service.errors",
-        "service.logs",
+        "service.telemetry",
         "service.settings",
         "service.server",
         "service.labels",
@@ -319,27 +368,4 @@ TRANSITIVELY_FORBIDDEN = {
     "model.types": ("torch",),
     "model.scoring": ("torch",),
     "model.calibration": ("torch", "open_clip", "transformers"),
-}
-
-# Folders of more than 12 modules, and the one subject of each.
-LARGE_FOLDERS = {
-    "model/decode": "from a video file to sampled frames: which they are, and how they are read and shown",
-    "model/sources": "training data: where videos and their labels come from, and how they are read",
-    "model/train": "the paper's fine-tuning: its stages, what they share, and the baselines",
-    "model/suite": "the experiment: its rows, their training, their report",
-    "service/bench": "one benchmark per file, and how they are run",
-    "service/bulk": "from the videos that a run names to the table of its results, one step per file",
-    "service/commands": "one command or group of commands per file, and their output",
-    "service/http": "the way of a request to its route and back",
-    "service/labels/store": "the label store: one Redis structure or operation per file",
-    "tests/attacks": "one kind of attack per file, against real servers and files",
-    "tests/bulk": "tests of bulk runs and of `Tagger`, one part per file",
-    "tests/decode": "tests of decoding and of the decode processes, one part per file",
-    "tests/fuzz": "hostile files by subject, and how they are mutated and sent",
-    "tests/http": "tests of requests and their answers, one group of requests per file",
-    "tests/commands": "tests of the command line, one group of commands per file",
-    "tests/labels": "tests of the store, the index and the embedded server",
-    "tests/model": "tests of the encoders and their checkpoints, one part per file",
-    "tests/train": "tests of training, one part per file",
-    "tests/support": "one helper per file",
 }

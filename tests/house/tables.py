@@ -19,10 +19,10 @@ from vidlex.service.app import create_app
 from vidlex.service.cli import app as command_line
 from vidlex.service.http.guard import PUBLIC_PATHS, required_scope
 from vidlex.service.http.openapi.errors import ERRORS
-from vidlex.service.metrics import CallbackGauges, Metrics
 from vidlex.service.runtime.gauges import register_gauges
 from vidlex.service.schemas.result_warnings import RESULT_WARNINGS
 from vidlex.service.settings import ENV_PREFIX, Settings, load_settings
+from vidlex.service.telemetry.metrics import CallbackGauges, Metrics
 
 DOCUMENTS = (
     "README.md",

@@ -33,7 +33,7 @@ from support.live import live_service
 from support.processes import PATIENCE_SECONDS
 from support.serving import add, assert_problem, classify, colour_video, serving, wait_until
 from vidlex.model.dummy import DummyClassifier
-from vidlex.service.tracing import RequestTracer, TracingUnavailable, record_stage, stage
+from vidlex.service.telemetry.tracing import RequestTracer, TracingUnavailable, record_stage, stage
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
@@ -244,7 +244,7 @@ def test_close_is_bounded_if_the_exporter_hangs(monkeypatch: pytest.MonkeyPatch)
         def shutdown(self) -> None:
             release.wait(2 * PATIENCE_SECONDS)
 
-    monkeypatch.setattr("vidlex.service.tracing.CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr("vidlex.service.telemetry.tracing.CLOSE_SECONDS", 0.1)
     tracer = RequestTracer(Hangs(InMemorySpanExporter()))
     with tracer.start_request({}, "GET", "r"), stage("decode"):
         pass

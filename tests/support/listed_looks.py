@@ -22,11 +22,11 @@ from vidlex.service.classification.matching import ClassifyOptions
 from vidlex.service.classification.segments import Look
 from vidlex.service.decode.pool import DecodeJob
 from vidlex.service.engine.engine import Engine
-from vidlex.service.metrics import Metrics
 from vidlex.service.models.recent_statistics import RecentStatistics
 from vidlex.service.models.recent_videos import RecentVideos
 from vidlex.service.models.served_model import ModelFacts
 from vidlex.service.sharing.requester import Requester
+from vidlex.service.telemetry.metrics import Metrics
 
 SIDE = 32
 

@@ -21,7 +21,7 @@ from vidlex.model.classifier import Classifier
 from vidlex.model.dummy import DummyClassifier
 from vidlex.service.app import create_app
 from vidlex.service.settings import Settings
-from vidlex.service.tracing import RequestTracer
+from vidlex.service.telemetry.tracing import RequestTracer
 
 # The default prints all local variables of a traceback, which takes a minute.
 structlog.configure(processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer()])

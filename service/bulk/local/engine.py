@@ -31,13 +31,13 @@ from vidlex.service.engine.scheduler import EngineLimits
 from vidlex.service.errors import EncodeFailed, Overloaded, VidlexError
 from vidlex.service.labels.index.label_index import LabelIndex
 from vidlex.service.machine.cpus import num_cpus
-from vidlex.service.metrics import Metrics
 from vidlex.service.models.applied_calibration import fingerprint_of
 from vidlex.service.models.recent_statistics import RecentStatistics
 from vidlex.service.models.recent_videos import RecentVideos
 from vidlex.service.models.scoring_vocabulary import VideoEncoder
 from vidlex.service.models.served_model import ModelFacts
 from vidlex.service.sharing.requester import Requester
+from vidlex.service.telemetry.metrics import Metrics
 
 _CLIENT = "bulk"
 _CANCELLED = TagFailure("cancelled", "The run ends")
