@@ -9,6 +9,7 @@ the cores between all.
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
 from collections import Counter
@@ -25,11 +26,12 @@ _SPARE_AFTER_SECONDS = 0.1
 # What a file takes at least, until it has taken more: so that a client's second file does not come before the first
 # one of another.
 _FIRST_CHARGE_SECONDS = 0.1
-# After this time in progress a file goes behind those of other clients, and the service itself: the client's next one
-# at once.
+# After this time in progress a file goes behind those of other clients, and the service itself: the client's next ones
+# at once, for a while.
 _LONG_SECONDS = 0.5
 # A client that had a file so recently may have its frames encoded now, and comes back soon.
 _RECENT_SECONDS = 5.0
+_NUM_LOWERED = 2
 
 
 @dataclass(eq=False, kw_only=True)
@@ -37,7 +39,7 @@ class QueuedFile:
     client: str
     started: float = field(default=0.0, init=False)  # time.monotonic
     charged_seconds: float = field(default=0.0, init=False)
-    is_behind: bool = field(default=False, init=False)
+    num_lowered: int = field(default=0, init=False)
 
 
 FileT = TypeVar("FileT", bound=QueuedFile)
@@ -53,7 +55,7 @@ class FileQueue(Generic[FileT]):
         self._unfinished: Counter[str] = Counter()  # by client, queued or in progress
         self._in_progress: Counter[str] = Counter()
         self._seen_at: dict[str, float] = {}  # by client, of the last ``_RECENT_SECONDS``; time.monotonic
-        self._long: set[str] = set()  # clients whose last file was long, of those in ``_seen_at``
+        self._long_at: dict[str, float] = {}  # by client in ``_seen_at``, when a file of it was long; time.monotonic
         self._num_idle = 0  # processes that wait for a file, without spares
         self._last_start = 0.0  # of a file, by a process that is no spare; time.monotonic
         self._last_client: str | None = None
@@ -93,7 +95,7 @@ class FileQueue(Generic[FileT]):
         self._seen_at[client] = now
         while now - (first := next(iter(self._seen_at.items())))[1] > _RECENT_SECONDS:
             del self._seen_at[first[0]]
-            self._long.discard(first[0])
+            self._long_at.pop(first[0], None)
 
     def _has_others(self, client: str) -> bool:
         """Whether another client has a file, or had one a moment ago."""
@@ -133,15 +135,24 @@ class FileQueue(Generic[FileT]):
         return self._queued.take(lambda client, _: not self._in_progress[client]), _IDLE_SECONDS
 
     def charge(self, file: FileT) -> bool:
-        """Call it now and then while the file is in progress. True once: when its process is to go after others."""
+        """Call it at the start of the file and now and then while it is in progress.
+
+        True when its process is to go after others: twice, since its threads may not have started at the first time.
+        """
         seconds = time.monotonic() - file.started
         if seconds > file.charged_seconds:
             self._charge(file, seconds)
-        is_long = seconds >= _LONG_SECONDS or file.client in self._long
-        if file.is_behind or not is_long or not self._has_others(file.client):
+        if not self._is_long(file.client, seconds) or not self._has_others(file.client):
             return False
-        file.is_behind = True
-        return True
+        file.num_lowered += 1
+        return file.num_lowered <= _NUM_LOWERED
+
+    def _is_long(self, client: str, seconds: float) -> bool:
+        with self._condition:
+            now = time.monotonic()
+            if seconds >= _LONG_SECONDS:
+                self._long_at[client] = now
+            return now - self._long_at.get(client, -math.inf) <= _RECENT_SECONDS
 
     def finish(self, file: FileT) -> None:
         seconds = time.monotonic() - file.started
@@ -149,9 +160,7 @@ class FileQueue(Generic[FileT]):
         with self._condition:
             self._see(file.client)  # its file may have taken longer than clients are remembered
             if seconds >= _LONG_SECONDS:
-                self._long.add(file.client)
-            else:
-                self._long.discard(file.client)
+                self._long_at[file.client] = time.monotonic()
             _count_down(self._in_progress, file.client)
             self._condition.notify_all()  # a spare may take the client's next file
 

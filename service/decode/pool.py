@@ -372,6 +372,7 @@ class DecodePool:
         try:
             with opened_file(task.path) as file:
                 process.send(request, [descriptor, file])
+                self._charge(process, task)
         finally:
             os.close(descriptor)
         while (reply := self._receive(process, must_stop)) is not None:
