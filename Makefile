@@ -7,6 +7,7 @@
 #   make lint-openapi     check the OpenAPI document with Redocly and Spectral; skipped if npx is not installed
 #   make docs             write the generated tables of the documents and the diagram of the folders
 #   make test-images      build the image and try compose on a container engine (12 minutes, 20 GB; see docker/RESULTS.md)
+#   make test-integrations  exported files in the real Label Studio and FiftyOne (1.6 GB, 3 minutes)
 #   make fuzz             send hostile and mutated videos to a service; ARGS="--num-files 10000" sets their number
 # VENV=path uses (or makes) a virtual environment elsewhere; PYTHON=python3.12 chooses the interpreter.
 
@@ -22,10 +23,10 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
 ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: help setup setup-dev demo test test-images serve lint lint-openapi docs fuzz format
+.PHONY: help setup setup-dev demo test test-images test-integrations serve lint lint-openapi docs fuzz format
 
 help:
-	@sed -n '2,11s/^#  \{0,2\}//p' Makefile
+	@sed -n '2,12s/^#  \{0,2\}//p' Makefile
 
 setup setup-dev:
 	@if [ -z "$(PYTHON)" ]; then \
@@ -55,6 +56,9 @@ test: lint
 
 test-images: setup-dev
 	@PYTHONPATH=tests exec $(BIN)/python -m images $(ARGS)
+
+test-integrations: setup-dev
+	@PYTHONPATH=tests exec $(BIN)/python -m integrations $(ARGS)
 
 docs: setup-dev
 	@PYTHONPATH=tests $(BIN)/python -m house.tables

@@ -2,68 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
 from support import videos
+from support.browser import Browser, needs_browser, open_browser
 from support.live import live_service
-from support.processes import PATIENCE_SECONDS, free_port, until
 from support.serving import colour_video
 
-DRIVER, BROWSER = shutil.which("chromedriver"), shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(DRIVER is None or BROWSER is None, reason="needs chromedriver and Chromium")
-ARGUMENTS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1100,1300"]
-
-
-class Browser:
-    """A few commands of WebDriver."""
-
-    def __init__(self, url: str) -> None:
-        options = {"args": ARGUMENTS, "binary": BROWSER}
-        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-        self._http = httpx.Client(base_url=url, timeout=PATIENCE_SECONDS, trust_env=False)
-        session = self._send("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
-        self._session = f"/session/{session['sessionId']}"
-
-    def close(self) -> None:
-        self._send("DELETE", self._session)
-        self._http.close()
-
-    def open(self, url: str) -> None:
-        self._send("POST", f"{self._session}/url", {"url": url})
-
-    def run(self, script: str) -> Any:
-        return self._send("POST", f"{self._session}/execute/sync", {"script": script, "args": []})
-
-    def wait(self, expression: str) -> Any:
-        until(lambda: bool(self.run(f"return {expression}")))
-        return self.run(f"return {expression}")
-
-    def click(self, selector: str) -> None:
-        self._send("POST", f"{self._session}/element/{self._find(selector)}/click", {})
-
-    def choose_file(self, selector: str, path: Path) -> None:
-        self._send("POST", f"{self._session}/element/{self._find(selector)}/value", {"text": str(path)})
-
-    def complaints(self) -> list[str]:
-        entries = self._send("POST", f"{self._session}/se/log", {"type": "browser"})
-        return [entry["message"] for entry in entries if entry["level"] in ("WARNING", "SEVERE")]
-
-    def _find(self, selector: str) -> str:
-        found = self._send("POST", f"{self._session}/element", {"using": "css selector", "value": selector})
-        return str(next(iter(found.values())))
-
-    def _send(self, method: str, path: str, body: Any = None) -> Any:
-        answer = self._http.request(method, path, json=body)
-        assert answer.is_success, answer.text
-        return answer.json()["value"]
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
@@ -76,25 +27,10 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser(url: str) -> Iterator[Browser]:
-    port = free_port()
-    process = subprocess.Popen([str(DRIVER), f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        until(lambda: answers(f"http://127.0.0.1:{port}/status"))
-        browser = Browser(f"http://127.0.0.1:{port}")
+    with open_browser() as browser:
         browser.open(url)
         browser.wait("document.getElementById('state').dataset.ready === 'yes'")
         yield browser
-        browser.close()
-    finally:
-        process.terminate()
-        process.wait(PATIENCE_SECONDS)
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(url, trust_env=False).is_success
-    except httpx.TransportError:
-        return False
 
 
 def classify(browser: Browser, path: Path) -> None:
