@@ -8,7 +8,7 @@ digest=$(tr -d '\r\n' <"${VALKEY_PASSWORD_FILE:-/run/secrets/redis_password}" | 
 umask 077
 cat >"$acl" <<RULES
 user default off sanitize-payload resetchannels -@all
-user vidlex on sanitize-payload #$digest resetchannels ~vidlex* -@all +@read +@write +@transaction +@connection +info -@scripting -@admin -@dangerous +info
+user vidlex on sanitize-payload #$digest resetchannels ~vidlex* -@all +@read +@write +@transaction +@connection +info -@scripting -@admin -@dangerous +info +time
 RULES
 exec "${VALKEY_SERVER:-valkey-server}" "$conf" --aclfile "$acl" --dir "${VALKEY_DIR:-/data}" \
     --bind "${VALKEY_BIND:-*}" --port "${VALKEY_PORT:-6379}" --maxmemory "${VALKEY_MAXMEMORY:-1gb}"

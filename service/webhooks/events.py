@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 JOB_EVENTS = ("job.succeeded", "job.failed", "job.cancelled", "job.expired")
+TEST_EVENT = "webhook.test"
 LABEL_CHANGE_EVENTS = ("video.labels_changed",)  # by a backfill
 
 
