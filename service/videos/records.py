@@ -34,6 +34,20 @@ class NewKeptVideo:
     keep_seconds: float | None = None  # None: the service's default
 
 
+@dataclass(frozen=True)
+class KeptThumbnail:
+    """A picture of a stretch, at its peak."""
+
+    start_ms: int
+    end_ms: int
+    at_ms: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewThumbnail(KeptThumbnail):
+    jpeg: bytes
+
+
 @dataclass(frozen=True, kw_only=True)
 class KeptVideo(NewKeptVideo):
     id: str
@@ -42,6 +56,7 @@ class KeptVideo(NewKeptVideo):
     expires_at_ms: int | None
     num_bytes: int  # of all generations, records included
     generations: Mapping[str, int]  # encoder fingerprint -> number of segments
+    thumbnails: Sequence[KeptThumbnail] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,4 +91,14 @@ class FeatureTable(Protocol):
 
     def blocks(self, max_segments: int = 65_536) -> Iterator[FeatureBlock]: ...
 
+    def take(self, segment_rows: NDArray[np.int64]) -> FeatureBlock:
+        """Of these segments, ascending, which are counted as ``blocks`` yields them. Fast for a few hundred."""
+        ...
+
     def video_ids(self, video_rows: Sequence[int]) -> list[str]: ...
+
+    def packed_ids(self, video_rows: NDArray[np.int64] | None = None) -> NDArray[np.bytes_]:
+        """Ids as in keys.py, [n] of S15; of all videos by default."""
+        ...
+
+    def contains(self, packed_ids: Sequence[bytes] | NDArray[np.bytes_]) -> NDArray[np.bool_]: ...
