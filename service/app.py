@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from importlib.metadata import PackageNotFoundError, version
 
 import anyio
 from fastapi import FastAPI
@@ -20,12 +19,14 @@ from vidlex.service.http.guard import AccessGuard
 from vidlex.service.http.methods import HttpMethods
 from vidlex.service.http.middleware import ErrorBoundary, RequestContext
 from vidlex.service.http.openapi import document
+from vidlex.service.machine.version import service_version
 from vidlex.service.routes import (
     calibration,
     classify,
     exports,
     feedback,
     health,
+    job_files,
     jobs,
     keys,
     label_cards,
@@ -57,11 +58,11 @@ def create_app(
     the reason, from another thread, if the service can never become ready. Raises KeyFileError and TracingUnavailable.
     """
     metrics = Metrics()
-    metrics.build.labels(_version(), platform.python_version()).set(1)
+    metrics.build.labels(service_version(), platform.python_version()).set(1)
     audit = AuditLog(settings.audit_log, settings.data_dir)
     metrics.counter("vidlex_audit_failures", "Lines of the audit log that were lost", lambda: audit.num_failures)
     if tracer is None and settings.traces == "otlp":
-        tracer = RequestTracer.over_http(version=_version())
+        tracer = RequestTracer.over_http(version=service_version())
     shutdown = shutdown or GracefulShutdown()
     access = AccessControl(
         AccessOptions(
@@ -95,7 +96,7 @@ def create_app(
 
     app = FastAPI(
         title="Vidlex",
-        version=_version(),
+        version=service_version(),
         docs_url=None,  # its viewer loads scripts from the network; see routes/web.py
         redoc_url=None,
         redirect_slashes=False,
@@ -131,6 +132,7 @@ def create_app(
         label_cards,
         classify,
         jobs,
+        job_files,
         videos,
         video_search,
         feedback,
@@ -149,10 +151,3 @@ def create_app(
     app.include_router(web.router)
     document.install(app)
     return app
-
-
-def _version() -> str:
-    try:
-        return version("vidlex")
-    except PackageNotFoundError:  # not installed
-        return "0"

@@ -51,6 +51,10 @@ class BackgroundSettings(BaseSettings):
     max_kept_bytes: int = Field(64 * 2**30, ge=0, description="of the kept videos of a namespace; 0: none are kept")
     kept_video_seconds: float = Field(0.0, ge=0, description="after which kept videos are removed; 0: never")
 
+    search_bytes: int = Field(
+        2 * 2**30, ge=0, description="memory for the codes with which many kept videos are searched; 0: none"
+    )
+
     # feedback
     feedback_min: int = Field(30, ge=4, description="judgements of a label from which its threshold is fitted")
     feedback_apply: Literal["confirm", "auto"] = Field(

@@ -33,6 +33,14 @@ MAX_CLASSIFICATION_BYTES = 16 << 20
 """After which the labels of the answer to a video end early."""
 MAX_PATH_BYTES = 4096
 MAX_QUERY_BYTES = 16_384
+URL_HOST_PATTERN = r"\*|(\*\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?|[0-9a-f:]+"
+"""A host that URLs of clients may name, `*.` and a name for those below it, or `*`."""
+MAX_URL_CHARS = 4096
+"""Of a URL that the service opens for a client."""
+MAX_CLIENT_ID_CHARS = 256
+"""Of a client's own id of a kept video."""
+MAX_KEEP_SECONDS = 3_200_000_000
+"""About a hundred years."""
 
 MAX_BATCH_LABELS = 1000
 MAX_PREVIEWS = 32

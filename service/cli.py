@@ -15,14 +15,22 @@ from vidlex.service.commands import (
     classify,
     demo,
     doctor,
+    export,
+    feedback,
+    feedback_import,
+    jobs,
     keys,
+    label_studio,
     migrate,
     models,
     sample_videos,
     serve,
     store,
     tag,
+    videos,
+    webhooks,
     weights,
+    worker,
 )
 from vidlex.service.commands.experiments import bench, evaluate, training
 from vidlex.service.commands.labels.app import app as labels_app
@@ -56,6 +64,7 @@ def root(
 
 
 app.command("serve")(serve.serve)
+app.command("worker")(worker.worker)
 app.command("demo")(demo.demo)
 app.add_typer(labels_app, name="labels")
 app.add_typer(keys.app, name="keys")
@@ -64,7 +73,14 @@ for command in (models.reembed, models.activate, models.rollback):
     labels_app.command(command.__name__)(command)
 app.command("classify")(classify.classify)
 app.command("tag")(tag.tag)
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(videos.app, name="videos")
+app.command("export")(export.export)
+app.command("label-studio")(label_studio.label_studio)
 app.command("calibrate")(calibrate.calibrate)
+app.add_typer(feedback.app, name="feedback")
+app.add_typer(webhooks.app, name="webhooks")
+feedback.app.command("import")(feedback_import.import_corrections)
 app.command("samples")(sample_videos.samples)
 app.command("doctor")(doctor.doctor)
 app.command("migrate")(migrate.migrate)

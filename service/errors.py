@@ -91,8 +91,16 @@ class WebhookSecretMissing(VidlexError):
     code, status, title = "webhook_secret_missing", 409, "The namespace has no webhook secret; create one first"
 
 
+class WebhookConflict(VidlexError):
+    code, status, title = "webhook_conflict", 409, "The state of the webhooks does not allow this"
+
+
 class FeatureGenerationMissing(VidlexError):
     code, status, title = "features_of_other_model", 409, "The kept features are of another model; re-encode the videos"
+
+
+class FeedbackConflict(VidlexError):
+    code, status, title = "feedback_conflict", 409, "The judgements or the label do not allow this"
 
 
 class LastAdminKey(VidlexError):
@@ -240,6 +248,11 @@ class VolatileStore(StoreUnavailable):
 
 class LabelCorrupt(VidlexError):
     code, status, title = "label_corrupt", 503, "The stored record of this label is damaged"
+    retry_after_seconds = 60
+
+
+class KeptVideoDamaged(VidlexError):
+    code, status, title = "kept_video_damaged", 503, "What is kept of this video is damaged"
     retry_after_seconds = 60
 
 

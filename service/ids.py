@@ -18,6 +18,11 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{_base32(time.time_ns() // 1_000_000, _TIME_DIGITS)}{_base32(random, _RANDOM_DIGITS)}"
 
 
+def id_at(prefix: str, unix_ms: int) -> str:
+    """Sorts before every id that is made from this time on."""
+    return f"{prefix}_{_base32(unix_ms, _TIME_DIGITS)}"
+
+
 def is_id(text: str, prefix: str) -> bool:
     return text.startswith(f"{prefix}_") and _ID.fullmatch(text) is not None
 

@@ -18,7 +18,13 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 
 from vidlex.model.specs import DEFAULT_MODEL
 from vidlex.service.background_settings import BackgroundSettings
-from vidlex.service.bounds import DEFAULT_MAX_LABELS, DEFAULT_MAX_NAMESPACE_BYTES, NAMESPACE_PATTERN, NAMESPACE_RULE
+from vidlex.service.bounds import (
+    DEFAULT_MAX_LABELS,
+    DEFAULT_MAX_NAMESPACE_BYTES,
+    NAMESPACE_PATTERN,
+    NAMESPACE_RULE,
+    URL_HOST_PATTERN,
+)
 from vidlex.service.machine.cpus import num_cpus
 
 ENV_PREFIX = "VIDLEX_"
@@ -243,6 +249,14 @@ class Settings(BackgroundSettings):
             raise ValueError("must contain origins such as https://app.example, without a path, or *")
         return origins
 
+    @field_validator("fetch_hosts", "webhook_hosts")
+    @classmethod
+    def _require_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        hosts = tuple(host.strip().lower().strip("[]").removesuffix(".") for host in value)
+        if not all(re.fullmatch(URL_HOST_PATTERN, host) for host in hosts):
+            raise ValueError("must contain hosts, without https:// and port, *.HOST, or *")
+        return hosts
+
     @field_validator("trusted_proxies", "private_networks")
     @classmethod
     def _require_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -294,6 +308,10 @@ class Settings(BackgroundSettings):
     @property
     def uploads_dir(self) -> Path:
         return self.data_dir / "uploads"
+
+    @property
+    def downloads_dir(self) -> Path:
+        return self.data_dir / "downloads"
 
     @property
     def label_cache_dir(self) -> Path:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -43,6 +44,8 @@ class LocalFile:
     uri: str
     sha256: str
     num_bytes: int
+    client_id: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 class TagEngine(Protocol):

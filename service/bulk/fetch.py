@@ -50,7 +50,7 @@ class Fetched:
 
 
 class Fetcher:
-    """Thread-safe. Downloads lie in a temporary folder, at most ``max_spool_bytes`` at a time."""
+    """Thread-safe. Downloads lie in ``folder``, by default a temporary one, at most ``max_spool_bytes`` at a time."""
 
     def __init__(
         self,
@@ -58,12 +58,13 @@ class Fetcher:
         max_file_bytes: int = DEFAULT_MAX_FILE_BYTES,
         max_spool_bytes: int = DEFAULT_MAX_SPOOL_BYTES,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        folder: Path | None = None,
     ) -> None:
         self.max_file_bytes = min(max_file_bytes, max_spool_bytes)
         self.timeout_seconds = timeout_seconds
         self._space = _Space(max_spool_bytes)
         self._lock = threading.Lock()
-        self._folder: Path | None = None
+        self._folder = folder
         self._number = 0
 
     def version(self, source: VideoSource) -> str | None:
@@ -83,7 +84,7 @@ class Fetcher:
         started = time.monotonic()
         path = local_path(source.uri)
         if path is not None:
-            file, version = self._hash(path, source.uri, cancelled)
+            file, version = self._hash(path, source, cancelled)
             return Fetched(file, version, _ms_since(started), lambda: None)
         try:
             return self._download(source, cancelled, started)
@@ -98,7 +99,7 @@ class Fetcher:
                 shutil.rmtree(self._folder, ignore_errors=True)
                 self._folder = None
 
-    def _hash(self, path: Path, uri: str, cancelled: threading.Event) -> tuple[LocalFile, str]:
+    def _hash(self, path: Path, source: VideoSource, cancelled: threading.Event) -> tuple[LocalFile, str]:
         _stat(path)  # opening a device or a pipe would wait, or worse
         try:
             with path.open("rb", buffering=0) as file:
@@ -110,7 +111,7 @@ class Fetcher:
             raise _not_readable(error) from error
         if _version(before) != _version(after):
             raise FetchError("file_changed", "The file changed while it was read")
-        return LocalFile(path, uri, sha256, num_bytes), _version(after)
+        return _file_of(path, source, sha256, num_bytes), _version(after)
 
     def _download(self, source: VideoSource, cancelled: threading.Event, started: float) -> Fetched:
         with _opened(source.uri) as (remote_file, info):
@@ -144,7 +145,7 @@ class Fetcher:
         except BaseException:
             release()
             raise
-        file = LocalFile(path, source.uri, sha256, num_bytes)
+        file = _file_of(path, source, sha256, num_bytes)
         return Fetched(file, remote.version_of(info), _ms_since(started), release)
 
     def _copy(
@@ -206,6 +207,10 @@ def is_unchanged(fetched: Fetched) -> bool:
         return _version(fetched.file.path.stat()) == fetched.version
     except OSError:
         return False
+
+
+def _file_of(path: Path, source: VideoSource, sha256: str, num_bytes: int) -> LocalFile:
+    return LocalFile(path, source.uri, sha256, num_bytes, source.client_id, source.metadata)
 
 
 @contextmanager

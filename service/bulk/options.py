@@ -27,11 +27,15 @@ class TagOptions:
     segments: bool = False  # scores of each segment too
     segment_ms: int = 4000
     features: bool = False  # the vectors of the video's segments too
+    keep: bool = False  # the service keeps the features, under the source's own id and metadata
 
     @property
     def digest_text(self) -> str:
         """Stable: part of a result's id."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        members = asdict(self)
+        if not self.keep:
+            del members["keep"]  # results from before this option stay known
+        return json.dumps(members, sort_keys=True, separators=(",", ":"))
 
     def check(self) -> None:
         """By the bounds of ``POST /classify``. Raises InvalidParameter."""
@@ -71,3 +75,4 @@ class TagOptionValues(TypedDict, total=False):
     segments: bool
     segment_ms: int
     features: bool
+    keep: bool

@@ -161,7 +161,8 @@ class _Loop:
             raise failure
 
     def close(self) -> None:
-        self.cancelled.set()
+        if self.active:  # else the run has come to its end
+            self.cancelled.set()
         self.fetch_pool.shutdown(wait=True, cancel_futures=True)
         self.tag_pool.shutdown(wait=True, cancel_futures=True)
         while not self.events.empty():

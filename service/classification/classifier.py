@@ -7,14 +7,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vidlex.service.classification.extraction import FeatureExtractor, SamplingPlan, StageTimes, VideoRequest
+import numpy as np
+from numpy.typing import NDArray
+
+from vidlex.model.types import FrameGeometry, VideoInfo
+from vidlex.service.classification.extraction import (
+    EncodedPart,
+    FeatureExtractor,
+    SamplingPlan,
+    StageTimes,
+    VideoRequest,
+)
 from vidlex.service.classification.features import FeatureCache, FeatureKey, VideoFeatures
 from vidlex.service.classification.matching import ClassifyOptions, ScoredLabel, Similarities, match
 from vidlex.service.classification.stretches import Timeline
-from vidlex.service.decode.pool import DecodePool
+from vidlex.service.decode.pool import DecodeJob, DecodePool
+from vidlex.service.errors import InvalidParameter, VideoError
 from vidlex.service.models.applied_calibration import fingerprint_of
 from vidlex.service.models.recent_statistics import RecentStatistics
 from vidlex.service.models.recent_videos import RecentVideos
@@ -22,6 +33,8 @@ from vidlex.service.models.served_model import ModelFacts, Vocabulary
 from vidlex.service.sharing.requester import Requester
 from vidlex.service.telemetry.metrics import Metrics
 from vidlex.service.telemetry.tracing import stage
+
+_HALF_WINDOW_MS = 20  # around the time of a picture
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +48,19 @@ class Classification:
     times: StageTimes
     cached: bool  # neither decoded nor encoded for this request
     warnings: Sequence[tuple[str, str]]  # (code, detail)
+
+
+@dataclass(frozen=True, eq=False)
+class PartialClassification:
+    """Of the part of a video that is encoded until now."""
+
+    num_frames: int
+    until_ms: int
+    end_ms: int  # of the video or the window
+    rank: Callable[[int], Sequence[ScoredLabel]]  # of this number, best first; compares when called, raises as `match`
+
+
+OnPart = Callable[[PartialClassification], None]
 
 
 class VideoClassifier:
@@ -59,10 +85,30 @@ class VideoClassifier:
             recent_videos=recent_videos,
             recent_statistics=recent_statistics,
         )
+        self._pool = pool
         self._metrics = metrics
         self._is_store_available = is_store_available
         self._features = features
         self._revision_wait_seconds = revision_wait_seconds
+
+    def frames_at(
+        self, path: Path, times_ms: Sequence[int], pixels: int, *, requester: Requester
+    ) -> list[NDArray[np.uint8] | None]:
+        """RGB pictures [H, W, 3] whose long side has ``pixels``; None where the video cannot be decoded.
+
+        Raises Overloaded.
+        """
+        pictures: list[NDArray[np.uint8] | None] = []
+        for time_ms in times_ms:
+            start_ms, end_ms = max(0, time_ms - _HALF_WINDOW_MS), time_ms + _HALF_WINDOW_MS
+            job = DecodeJob(FrameGeometry(pixels, "longest"), num_frames=1, start_ms=start_ms, end_ms=end_ms)
+            try:
+                with self._pool.decode_chunks(path, job, requester=requester) as stream:
+                    chunk = next(iter(stream))
+                    pictures.append(_without_bars(chunk.frames[0], chunk.video))
+            except (VideoError, InvalidParameter):
+                pictures.append(None)
+        return pictures
 
     def classify(
         self,
@@ -72,11 +118,18 @@ class VideoClassifier:
         *,
         sha256: str,
         requester: Requester,
+        on_part: OnPart | None = None,
     ) -> Classification:
         """Raises what the decode pool, the engine and the labeler raise, InvalidParameter for unknown label ids or a
         response that would be too long, RevisionNotReached, and Overloaded once the requester has given up.
+        ``on_part`` is called now and then while a long video is encoded, in this thread; not for cached features.
         """
         facts = vocabulary.facts
+
+        def report(part: EncodedPart) -> None:
+            if on_part is not None:
+                on_part(_partial(part, options, vocabulary, requester))
+
         request = VideoRequest(
             path,
             sha256,
@@ -84,6 +137,7 @@ class VideoClassifier:
             vocabulary,
             SamplingPlan.of(options, facts),
             requester,
+            None if on_part is None else report,
         )
         wait_seconds = min(requester.deadline - time.monotonic(), self._revision_wait_seconds)
         vocabulary.await_revision(options.min_revision, wait_seconds)
@@ -136,6 +190,24 @@ class VideoClassifier:
                 detail = f"{vocabulary.sync.num_missing} labels are not encoded by this model (yet) and were left out"
                 warnings.append(("labels_not_encoded", detail))
         return warnings
+
+
+def _partial(
+    part: EncodedPart, options: ClassifyOptions, vocabulary: Vocabulary, requester: Requester
+) -> PartialClassification:
+    def rank(top_k: int) -> Sequence[ScoredLabel]:
+        timeline = Timeline.of(part.segments, part.times_ms)
+        return match(part.vectors, replace(options, top_k=top_k), vocabulary, timeline, requester)[1]
+
+    return PartialClassification(part.num_frames, part.until_ms, part.end_ms, rank)
+
+
+def _without_bars(square: NDArray[np.uint8], video: VideoInfo) -> NDArray[np.uint8]:
+    """A copy without the black bars that make a picture square."""
+    size, long_side = len(square), max(video.width, video.height)
+    height, width = (max(1, round(side * size / long_side)) for side in (video.height, video.width))
+    top, left = (size - height) // 2, (size - width) // 2
+    return square[top : top + height, left : left + width].copy()
 
 
 def _feature_key(request: VideoRequest) -> FeatureKey:

@@ -8,7 +8,7 @@ segment over the whole video (``uniform`` and ``keyframes``) holds all its frame
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +71,18 @@ class SamplingPlan:
 
 
 @dataclass(frozen=True, eq=False)
+class EncodedPart:
+    """What is encoded of a video so far: S segments that decide, at least one."""
+
+    num_frames: int
+    segments: Sequence[Segment]  # S
+    vectors: NDArray[np.float32]  # [S, D]
+    times_ms: Sequence[int]  # of the frames that were sampled until now
+    until_ms: int  # where the last segment ends
+    end_ms: int  # where the video or the window ends
+
+
+@dataclass(frozen=True, eq=False)
 class VideoRequest:
     path: Path
     sha256: str
@@ -78,6 +90,7 @@ class VideoRequest:
     vocabulary: ScoringVocabulary
     plan: SamplingPlan
     requester: Requester
+    on_part: Callable[[EncodedPart], None] | None = None  # called after each chunk whose segments are encoded
 
 
 class FeatureExtractor:
@@ -178,8 +191,25 @@ class _Run:
                     self._num_blank += look.is_blank
                     done += self._grouping.add(look, self._end_ms)
                 self._encode_segments(done)
+                if done and self._request.on_part is not None:
+                    self._request.on_part(self._part())
                 self._grouping.hold()
         self._encode_segments(self._grouping.finish(self._end_ms))
+
+    def _part(self) -> EncodedPart:
+        chosen = self._chosen()
+        return EncodedPart(
+            num_frames=self._num_encoded,
+            segments=[self._segments[i] for i in chosen],
+            vectors=np.stack([self._vectors[i] for i in chosen]),
+            times_ms=self._times_ms,
+            until_ms=self._segments[-1].end_ms,
+            end_ms=self._end_ms,
+        )
+
+    def _chosen(self) -> Sequence[int]:
+        """Blank segments do not decide, unless there is nothing else."""
+        return [i for i, is_blank in enumerate(self._is_blank) if not is_blank] or range(len(self._segments))
 
     @property
     def _end_ms(self) -> int:
@@ -257,8 +287,7 @@ class _Run:
         policy = self._request.plan.policy
         if policy == "shots" and not self._is_long:
             policy = "uniform"
-        # Blank segments do not decide, unless there is nothing else.
-        chosen = [i for i, is_blank in enumerate(self._is_blank) if not is_blank] or range(len(self._segments))
+        chosen = self._chosen()
         num, num_blank = len(self._times_ms), self._num_blank
         if 0 < num_blank < num:
             detail = f"{num_blank} of {num} sampled frames show a single colour and were left out"

@@ -26,7 +26,7 @@ _ROUNDING = 1e-6
 MAX_HELD = 2**23  # similarities of one request in memory; a search for more is done in blocks of segments
 _BLOCK_SCORES = 2**18  # scored at a time
 _MAX_ATTEMPTS = 3
-_HIGHEST_BOUND = 0.999999  # higher scores do not have distinguishable similarities
+HIGHEST_BOUND = 0.999999  # higher scores do not have distinguishable similarities
 
 ScoreT = TypeVar("ScoreT", bound=np.floating[Any])
 
@@ -281,7 +281,7 @@ def rank(
     # Scores increase with adjusted similarity: rows are ranked by it, and only the best ones are scored.
     best = similarities.best()
     scorer = scorer_of(facts.scorer, similarities.calibration)
-    bound = scorer.similarity(min(options.min_score, _HIGHEST_BOUND))
+    bound = scorer.similarity(min(options.min_score, HIGHEST_BOUND))
     rows = top_rows(best, similarities.names, options.top_k, bound - _ROUNDING * (1 + abs(bound)))
     with_segments = options.aggregate_by != "video"
     if with_segments and len(rows) * num_segments > MAX_SEGMENT_SCORES:

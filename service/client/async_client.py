@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import AsyncExitStack
-from typing import Any, Literal, Self, TypeVar, Unpack
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 
 import anyio
 import httpx
 
 from vidlex.service.bounds import MAX_PAGE_SIZE
-from vidlex.service.client import calls
+from vidlex.service.bulk.options import TagOptions, TagOptionValues
+from vidlex.service.bulk.paths import Paths
+from vidlex.service.bulk.results import TagResult
+from vidlex.service.client import async_tagging, calls
+from vidlex.service.client.async_jobs import AsyncJobs, Streamed
 from vidlex.service.client.config import CONNECT_SECONDS, READ_SECONDS, RetryPolicy, resolve
+from vidlex.service.client.deliveries import AsyncWebhooks
+from vidlex.service.client.engine import DEFAULT_CONCURRENCY, check_options
 from vidlex.service.client.errors import VidlexClientError
-from vidlex.service.client.exchange import Call, Pause, Reply, exchange
+from vidlex.service.client.exchange import Call, Pause, Reply, error_of_reply, exchange
+from vidlex.service.client.feedback import AsyncFeedback
 from vidlex.service.client.tls import Verify
-from vidlex.service.client.transport import ReplyBody, async_http_client, fault_of, request_options
+from vidlex.service.client.transport import ReplyBody, async_http_client, fault_of, request_options, stream_options
 from vidlex.service.client.uploads import OnProgress, VideoInput
+from vidlex.service.client.videos import AsyncVideos
 from vidlex.service.schemas.calibration import CalibrationBody, CalibrationView
 from vidlex.service.schemas.cards import CardFailureView, CardResultView, CardView
 from vidlex.service.schemas.classify import ClassificationView
@@ -24,6 +33,9 @@ from vidlex.service.schemas.health import ReadyView
 from vidlex.service.schemas.keys import ApiKeyView, NewApiKeyView
 from vidlex.service.schemas.labels import LabelFailureView, LabelListView, LabelResultView, LabelView
 from vidlex.service.schemas.models import ModelDiffView, ModelsView
+
+if TYPE_CHECKING:
+    from vidlex.service.bulk.saving import SavedRun
 
 T = TypeVar("T")
 
@@ -65,6 +77,14 @@ class AsyncClient:
     @property
     def url(self) -> str:
         return self._config.url
+
+    @property
+    def timeout_seconds(self) -> float:
+        return self._config.timeout_seconds
+
+    @property
+    def retries(self) -> RetryPolicy:
+        return self._config.retries
 
     async def __aenter__(self) -> Self:
         return self
@@ -146,10 +166,72 @@ class AsyncClient:
     # --- videos
 
     async def classify(
-        self, video: VideoInput, *, on_progress: OnProgress | None = None, **options: Unpack[calls.ClassifyOptions]
+        self, video: VideoInput, *, on_progress: OnProgress | None = None, **options: Unpack[calls.KeepingOptions]
     ) -> ClassificationView:
         """``video``: a path, bytes, or a file opened in binary mode; it is read while it is sent."""
         return await self.run(calls.classify(video, options, on_progress=on_progress))
+
+    def tag(
+        self,
+        paths: Paths,
+        *,
+        ordered: bool = True,
+        candidate_labels: Sequence[str] | None = None,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        **options: Unpack[TagOptionValues],
+    ) -> AsyncGenerator[TagResult]:
+        """See `Client.tag`; it runs in threads. The work ends when the iterator is closed or its task is cancelled."""
+        chosen = TagOptions(**options)
+        check_options(chosen)
+        return async_tagging.tag(
+            self._config,
+            paths,
+            chosen,
+            ordered=ordered,
+            candidate_labels=candidate_labels,
+            concurrency=concurrency,
+        )
+
+    async def tag_to(
+        self,
+        paths: Paths,
+        out: str | os.PathLike[str],
+        *,
+        resume: bool = False,
+        retry_failed: bool = False,
+        overwrite: bool = False,
+        candidate_labels: Sequence[str] | None = None,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        **options: Unpack[TagOptionValues],
+    ) -> SavedRun:
+        """See `Client.tag_to`; it runs in threads."""
+        return await async_tagging.tag_to(
+            self._config,
+            paths,
+            TagOptions(**options),
+            os.fspath(out),
+            candidate_labels=candidate_labels,
+            concurrency=concurrency,
+            resume=resume,
+            retry_failed=retry_failed,
+            overwrite=overwrite,
+        )
+
+    @property
+    def jobs(self) -> AsyncJobs:
+        return AsyncJobs(self)
+
+    @property
+    def videos(self) -> AsyncVideos:
+        return AsyncVideos(self)
+
+    @property
+    def feedback(self) -> AsyncFeedback:
+        return AsyncFeedback(self)
+
+    @property
+    def webhooks(self) -> AsyncWebhooks:
+        return AsyncWebhooks(self)
 
     # --- models, calibration, keys
 
@@ -223,6 +305,24 @@ class AsyncClient:
             except StopIteration as done:
                 answer: T = done.value
                 return answer
+
+    @asynccontextmanager
+    async def stream(self, call: Call[Any], *, silence_seconds: float | None = None) -> AsyncIterator[Streamed]:
+        """An answer that is read as it comes, without repetitions; ``call.parse`` is not used.
+
+        ``silence_seconds`` instead of the client's ``timeout_seconds``. Raises VidlexClientError.
+        """
+        try:
+            options = stream_options(call, self._config, silence_seconds)
+            async with self._http.stream(call.method, call.path, **options) as response:
+                if not response.is_success:
+                    received = ReplyBody()
+                    async for chunk in response.aiter_bytes():
+                        received.add(chunk)
+                    raise error_of_reply(received.reply(response))
+                yield Streamed(response.status_code, response.aiter_bytes())
+        except httpx.HTTPError as error:
+            raise fault_of(error, self._config) from None
 
     async def _send(self, call: Call[Any]) -> Reply | VidlexClientError:
         options = request_options(call)

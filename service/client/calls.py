@@ -75,6 +75,15 @@ class ClassifyOptions(TypedDict, total=False):
     end_ms: int | None
     deadline_ms: int | None
     min_revision: int | None
+    keep: bool
+    keep_seconds: float | None
+    client_id: str | None
+    uri: str | None
+    thumbnails: bool
+
+
+class KeepingOptions(ClassifyOptions, total=False):
+    metadata: Mapping[str, Any] | None  # of the kept video; a job has its own
 
 
 class KeyOptions(TypedDict, total=False):
@@ -89,13 +98,13 @@ class KeyOptions(TypedDict, total=False):
 def create_label(
     name: str, fields: LabelFields, *, if_exists: IfExists, idempotency_key: str | None
 ) -> Call[LabelView]:
-    return _post_labels({"name": name, **fields}, _view(LabelView), if_exists, idempotency_key)
+    return _post_labels({"name": name, **fields}, view_of(LabelView), if_exists, idempotency_key)
 
 
 def create_labels(
     labels: Iterable[NewLabel], *, if_exists: IfExists, idempotency_key: str | None
 ) -> Call[list[LabelResultView | LabelFailureView]]:
-    read = _view(LabelBatchView)
+    read = view_of(LabelBatchView)
     body = {"labels": [_new_label(label) for label in labels]}
     return _post_labels(body, lambda reply: read(reply).data, if_exists, idempotency_key)
 
@@ -129,7 +138,7 @@ def find_label(reference: str) -> Call[LabelView]:
 
     # A name sorts before all others with the same prefix, so the first result is an exact match or there is none.
     def first(reply: Reply) -> LabelView:
-        for label in _view(LabelListView)(reply).data:
+        for label in view_of(LabelListView)(reply).data:
             if wanted in map(fold, (label.name, *label.aliases)):
                 return label
         raise NotFound(f"no label {reference!r}", code="not_found")
@@ -162,7 +171,7 @@ def label_pages(
 
 def update_label(label_id: str, changes: LabelChanges, *, if_match: str | None) -> Call[LabelView]:
     path = f"/labels/{quote(label_id, safe='')}"
-    return Call("PATCH", path, _view(LabelView), headers=_if_match(if_match), body=changes)
+    return Call("PATCH", path, view_of(LabelView), headers=_if_match(if_match), body=changes)
 
 
 def delete_label(label_id: str, *, if_match: str | None) -> Call[int]:
@@ -174,24 +183,22 @@ def label_card(label_id: str) -> Call[CardView]:
 
 
 def preview_label(label: NewLabel) -> Call[CardView]:
-    return Call("POST", "/labels:preview", _view(CardView), body=_new_label(label), is_repeatable=True)
+    return Call("POST", "/labels:preview", view_of(CardView), body=_new_label(label), is_repeatable=True)
 
 
 def preview_labels(labels: Iterable[NewLabel]) -> Call[list[CardResultView | CardFailureView]]:
-    read = _view(CardBatchView)
+    read = view_of(CardBatchView)
     body = {"labels": [_new_label(label) for label in labels]}
     return Call("POST", "/labels:preview", lambda reply: read(reply).data, body=body, is_repeatable=True)
 
 
-def classify(
-    video: VideoInput, options: ClassifyOptions, *, on_progress: OnProgress | None
-) -> Call[ClassificationView]:
+def classify(video: VideoInput, options: KeepingOptions, *, on_progress: OnProgress | None) -> Call[ClassificationView]:
     params = {key: value for key, value in options.items() if value is not None}
     deadline = options.get("deadline_ms")
     return Call(
         "POST",
         "/classify",
-        _view(ClassificationView),
+        view_of(ClassificationView),
         headers={} if deadline is None else {"X-Vidlex-Deadline-Ms": str(deadline)},  # read before the upload
         upload=Upload(video, params, on_progress),
         is_repeatable=True,
@@ -203,19 +210,19 @@ def models() -> Call[ModelsView]:
 
 
 def prepare_model(model: str) -> Call[ModelsView]:
-    return Call("POST", "/models:prepare", _view(ModelsView), body={"model": model}, is_repeatable=True)
+    return Call("POST", "/models:prepare", view_of(ModelsView), body={"model": model}, is_repeatable=True)
 
 
 def activate_model() -> Call[ModelsView]:
-    return Call("POST", "/models:activate", _view(ModelsView))
+    return Call("POST", "/models:activate", view_of(ModelsView))
 
 
 def rollback_model() -> Call[ModelsView]:
-    return Call("POST", "/models:rollback", _view(ModelsView))
+    return Call("POST", "/models:rollback", view_of(ModelsView))
 
 
 def drop_model(fingerprint: str) -> Call[ModelsView]:
-    return Call("POST", "/models:drop", _view(ModelsView), body={"fingerprint": fingerprint})
+    return Call("POST", "/models:drop", view_of(ModelsView), body={"fingerprint": fingerprint})
 
 
 def diff_models(limit: int) -> Call[ModelDiffView]:
@@ -224,11 +231,11 @@ def diff_models(limit: int) -> Call[ModelDiffView]:
 
 def create_key(scope: str, options: KeyOptions) -> Call[NewApiKeyView]:
     body = {"scope": scope, **{key: value for key, value in options.items() if value is not None}}
-    return Call("POST", "/keys", _view(NewApiKeyView), body=body)
+    return Call("POST", "/keys", view_of(NewApiKeyView), body=body)
 
 
 def list_keys() -> Call[list[ApiKeyView]]:
-    read = _view(ApiKeyListView)
+    read = view_of(ApiKeyListView)
     return Call("GET", "/keys", lambda reply: read(reply).data, is_repeatable=True)
 
 
@@ -243,7 +250,7 @@ def calibration(limit: int) -> Call[CalibrationView]:
 def calibrate(body: CalibrationBody | Mapping[str, Any], limit: int) -> Call[CalibrationView]:
     sent = body.model_dump(mode="json") if isinstance(body, CalibrationBody) else dict(body)
     params: dict[str, str | int] = {"limit": limit}
-    return Call("PUT", "/calibration", _view(CalibrationView), params=params, body=sent, is_repeatable=True)
+    return Call("PUT", "/calibration", view_of(CalibrationView), params=params, body=sent, is_repeatable=True)
 
 
 def delete_calibration() -> Call[int]:
@@ -256,7 +263,7 @@ def live() -> Call[None]:
 
 def ready() -> Call[ReadyView]:
     """A service that is not ready answers too."""
-    return Call("GET", "/readyz", _view(ReadyView), answers=frozenset({503}), is_repeatable=True)
+    return Call("GET", "/readyz", view_of(ReadyView), answers=frozenset({503}), is_repeatable=True)
 
 
 def metrics() -> Call[str]:
@@ -264,7 +271,7 @@ def metrics() -> Call[str]:
 
 
 def _get(path: str, view: type[ViewT], params: Mapping[str, str | int] | None = None) -> Call[ViewT]:
-    return Call("GET", path, _view(view), params=params or {}, is_repeatable=True)
+    return Call("GET", path, view_of(view), params=params or {}, is_repeatable=True)
 
 
 def _if_match(etag: str | None) -> dict[str, str]:
@@ -279,7 +286,7 @@ def _new_label(label: NewLabel) -> Any:
     return {"name": label} if isinstance(label, str) else dict(label)
 
 
-def _view(view: type[ViewT]) -> Callable[[Reply], ViewT]:
+def view_of(view: type[ViewT]) -> Callable[[Reply], ViewT]:
     """Members that the view does not have are left out: those of a newer service."""
 
     def read(reply: Reply) -> ViewT:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 
 import httpx
@@ -15,13 +15,17 @@ from vidlex.service.bulk.options import TagOptions, TagOptionValues
 from vidlex.service.bulk.paths import Paths
 from vidlex.service.bulk.results import TagResult
 from vidlex.service.client import calls
-from vidlex.service.client.config import CONNECT_SECONDS, READ_SECONDS, RetryPolicy, resolve
+from vidlex.service.client.config import CONNECT_SECONDS, READ_SECONDS, Config, RetryPolicy, resolve
+from vidlex.service.client.deliveries import Webhooks
 from vidlex.service.client.engine import DEFAULT_CONCURRENCY, tag, tag_to
 from vidlex.service.client.errors import VidlexClientError
-from vidlex.service.client.exchange import Call, Pause, Reply, exchange
+from vidlex.service.client.exchange import Call, Pause, Reply, error_of_reply, exchange
+from vidlex.service.client.feedback import Feedback
+from vidlex.service.client.jobs import Jobs, Streamed
 from vidlex.service.client.tls import Verify
-from vidlex.service.client.transport import ReplyBody, fault_of, http_client, request_options
+from vidlex.service.client.transport import ReplyBody, fault_of, http_client, request_options, stream_options
 from vidlex.service.client.uploads import OnProgress, VideoInput
+from vidlex.service.client.videos import Videos
 from vidlex.service.schemas.calibration import CalibrationBody, CalibrationView
 from vidlex.service.schemas.cards import CardFailureView, CardResultView, CardView
 from vidlex.service.schemas.classify import ClassificationView
@@ -73,6 +77,14 @@ class Client:
     @property
     def url(self) -> str:
         return self._config.url
+
+    @property
+    def timeout_seconds(self) -> float:
+        return self._config.timeout_seconds
+
+    @property
+    def retries(self) -> RetryPolicy:
+        return self._config.retries
 
     def __enter__(self) -> Self:
         return self
@@ -146,7 +158,7 @@ class Client:
     # --- videos
 
     def classify(
-        self, video: VideoInput, *, on_progress: OnProgress | None = None, **options: Unpack[calls.ClassifyOptions]
+        self, video: VideoInput, *, on_progress: OnProgress | None = None, **options: Unpack[calls.KeepingOptions]
     ) -> ClassificationView:
         """``video``: a path, bytes, or a file opened in binary mode; it is read while it is sent."""
         return self.run(calls.classify(video, options, on_progress=on_progress))
@@ -196,6 +208,22 @@ class Client:
             retry_failed=retry_failed,
             overwrite=overwrite,
         )
+
+    @property
+    def jobs(self) -> Jobs:
+        return Jobs(self)
+
+    @property
+    def videos(self) -> Videos:
+        return Videos(self)
+
+    @property
+    def feedback(self) -> Feedback:
+        return Feedback(self)
+
+    @property
+    def webhooks(self) -> Webhooks:
+        return Webhooks(self)
 
     # --- models, calibration, keys
 
@@ -272,6 +300,24 @@ class Client:
                 answer: T = done.value
                 return answer
 
+    @contextmanager
+    def stream(self, call: Call[Any], *, silence_seconds: float | None = None) -> Iterator[Streamed]:
+        """An answer that is read as it comes, without repetitions; ``call.parse`` is not used.
+
+        ``silence_seconds`` instead of the client's ``timeout_seconds``. Raises VidlexClientError.
+        """
+        try:
+            options = stream_options(call, self._config, silence_seconds)
+            with self._http.stream(call.method, call.path, **options) as response:
+                if not response.is_success:
+                    received = ReplyBody()
+                    for chunk in response.iter_bytes():
+                        received.add(chunk)
+                    raise error_of_reply(received.reply(response))
+                yield Streamed(response.status_code, response.iter_bytes())
+        except httpx.HTTPError as error:
+            raise fault_of(error, self._config) from None
+
     def _send(self, call: Call[Any]) -> Reply | VidlexClientError:
         options = request_options(call)
         try:
@@ -287,3 +333,9 @@ class Client:
                 return received.reply(response)
         except httpx.HTTPError as error:
             return fault_of(error, self._config)
+
+
+def client_with(config: Config) -> Client:
+    client = Client.__new__(Client)
+    client._config, client._http = config, http_client(config)
+    return client

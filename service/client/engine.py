@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from vidlex.service.bounds import MAX_CANDIDATES
+from vidlex.service.bounds import MAX_CANDIDATES, MAX_URL_CHARS
 from vidlex.service.bulk.engine import EngineIdentity, EngineUnavailable, LocalFile
 from vidlex.service.bulk.identity import vocabulary_digest
 from vidlex.service.bulk.lists import SourceError
@@ -144,7 +144,7 @@ class ServiceEngine:
                 raise _Cancelled
 
         try:
-            call = calls.classify(file.path, self._params(options), on_progress=on_progress)
+            call = calls.classify(file.path, self._params(file, options), on_progress=on_progress)
             answer = self._client.run(call, retries=WAITING, pause=pause)
         except _Cancelled:
             return replace(named, failure=TagFailure("cancelled", "The run ends"))
@@ -160,8 +160,8 @@ class ServiceEngine:
             return replace(named, failure=TagFailure("file_changed", "The file changed while it was read"))
         return self._result(named, answer, options)
 
-    def _params(self, options: TagOptions) -> calls.ClassifyOptions:
-        return {
+    def _params(self, file: LocalFile, options: TagOptions) -> calls.KeepingOptions:
+        params: calls.KeepingOptions = {
             "candidate_labels": self._candidates,
             "top_k": options.top_k,
             "min_score": options.min_score,
@@ -172,6 +172,15 @@ class ServiceEngine:
             "aggregate_by": "segments" if options.segments else "video",
             "segment_ms": options.segment_ms,
         }
+        if options.keep:
+            is_lasting = "://" in file.uri and "?" not in file.uri and len(file.uri) <= MAX_URL_CHARS
+            params |= {
+                "keep": True,
+                "client_id": file.client_id,
+                "metadata": dict(file.metadata) or None,
+                "uri": file.uri if is_lasting else None,
+            }
+        return params
 
     def _concerns_every_video(self, error: VidlexClientError) -> bool:
         if error.code in _OF_THE_VIDEO or isinstance(error, QuotaExceeded):
@@ -241,6 +250,12 @@ def _segments(scored: Sequence[ScoredLabelView], tagged: Sequence[TaggedLabel]) 
     return segments
 
 
+def check_options(options: TagOptions) -> None:
+    """Raises RequestInvalid."""
+    with _as_client_errors():
+        options.check()
+
+
 def tag(
     client: RunsCalls,
     paths: Paths,
@@ -249,15 +264,16 @@ def tag(
     ordered: bool,
     candidate_labels: Sequence[str] | None,
     concurrency: int,
-) -> Iterator[TagResult]:
-    """Raises VidlexClientError if no video can be tagged (any more)."""
+    cancelled: threading.Event | None = None,
+) -> Generator[TagResult]:
+    """Raises VidlexClientError if no video can be tagged (any more). Once ``cancelled`` is set, the run ends."""
     with _as_client_errors():
         options.check()
         sources = sources_of(paths)
     engine = ServiceEngine(client, candidate_labels=candidate_labels, concurrency=concurrency)
-    results = run(sources, engine, options, ordered=ordered)
+    results = run(sources, engine, options, ordered=ordered, cancelled=cancelled)
 
-    def each() -> Iterator[TagResult]:
+    def each() -> Generator[TagResult]:
         with _as_client_errors():
             yield from results
 
@@ -272,9 +288,13 @@ def tag_to(
     *,
     candidate_labels: Sequence[str] | None,
     concurrency: int,
+    cancelled: threading.Event | None = None,
     **saved: bool,
 ) -> SavedRun:
-    """``saved``: the further arguments of ``saving.tag_to``. Raises VidlexClientError if no video can be tagged."""
+    """``saved``: the further arguments of ``saving.tag_to``.
+
+    Raises Cancelled once ``cancelled`` is set, and VidlexClientError if no video can be tagged.
+    """
     from vidlex.service.bulk import saving  # needs pyarrow
 
     with _as_client_errors():
@@ -282,7 +302,7 @@ def tag_to(
         sources = sources_of(paths)
     engine = ServiceEngine(client, candidate_labels=candidate_labels, concurrency=concurrency)
     with _as_client_errors():
-        return saving.tag_to(engine, sources, options, out, **saved)
+        return saving.tag_to(engine, sources, options, out, cancelled=cancelled, **saved)
 
 
 @contextmanager

@@ -145,6 +145,10 @@ class VideoInvalid(RequestInvalid):
     """The file is no video, or none that the service accepts."""
 
 
+class UrlInvalid(RequestInvalid):
+    """A URL that the service may not open, or that it could not read."""
+
+
 class TooLarge(RequestInvalid):
     """The upload, the JSON or the address."""
 
@@ -165,6 +169,18 @@ class ServiceFailed(VidlexClientError):
     """A fault of the service. Also the class of unknown codes with a status of 5xx."""
 
 
+class JobFailed(VidlexClientError):
+    """A job ended without a result. A job that failed by an error of its video raises that error's class instead."""
+
+    default_code = "job_failed"
+
+
+class JobNotFinished(VidlexClientError):
+    """A job was not finished within the time for which it was waited for. It goes on."""
+
+    default_code = "job_not_finished"
+
+
 CLASS_OF_CODE: dict[str, type[VidlexClientError]] = {
     code: kind
     for kind, codes in (
@@ -177,16 +193,20 @@ CLASS_OF_CODE: dict[str, type[VidlexClientError]] = {
         (QuotaExceeded, ("quota_exceeded", "byte_quota_exceeded")),
         (NotFound, ("not_found",)),
         (Conflict, ("revision_not_reached", "model_conflict", "last_admin_key", "idempotency_in_flight")),
+        (Conflict, ("job_conflict", "webhook_secret_missing", "features_of_other_model", "feedback_conflict")),
+        (Conflict, ("webhook_conflict",)),
         (LabelExists, ("label_exists",)),
         (PreconditionFailed, ("precondition_failed",)),
         (LabelInvalid, ("label_text_invalid", "parent_not_found", "parent_cycle")),
         (VideoInvalid, ("undecodable_video", "video_too_long", "resolution_too_large", "unsupported_media")),
+        (UrlInvalid, ("url_refused", "fetch_failed")),
         (TooLarge, ("upload_too_large", "json_too_complex", "uri_too_long")),
         (Busy, ("overloaded", "too_many_connections", "share_exceeded", "rate_limited")),
         (
             Unavailable,
             (
                 *("no_api_keys", "encode_failed", "model_loading", "stopping", "label_corrupt", "storage_full"),
+                "kept_video_damaged",
                 *("store_unavailable", "store_lost", "store_read_only", "store_access_denied", "store_full"),
                 "store_volatile",
             ),

@@ -81,14 +81,14 @@ Exchange = Generator[Send | Pause, Reply | VidlexClientError | None, T]
 
 def exchange(call: Call[T], policy: RetryPolicy, clock: Callable[[], float] = time.monotonic) -> Exchange[T]:
     """Raises the last attempt's VidlexClientError."""
-    attempts = _Attempts(call, policy, clock)
+    attempts = Attempts(call, policy, clock)
     while True:
         got = yield Send()
         assert got is not None
         if isinstance(got, Reply):
             if got.is_success or got.status in call.answers:
                 return call.parse(got)
-            error, retry_after = _error_of(got), _retry_after(got)
+            error, retry_after = error_of_reply(got), retry_after_of(got)
         else:
             error, retry_after = got, None
         pause = attempts.pause_after(error, retry_after)
@@ -97,8 +97,10 @@ def exchange(call: Call[T], policy: RetryPolicy, clock: Callable[[], float] = ti
         yield Pause(pause)
 
 
-class _Attempts:
-    def __init__(self, call: Call[Any], policy: RetryPolicy, clock: Callable[[], float]) -> None:
+class Attempts:
+    """Which failures of a call are waited out."""
+
+    def __init__(self, call: Call[Any], policy: RetryPolicy, clock: Callable[[], float] = time.monotonic) -> None:
         self._call, self._policy, self._clock = call, policy, clock
         self._refused_since: float | None = None
         self._unconnected_since: float | None = None
@@ -133,7 +135,7 @@ class _Attempts:
         return self._call.is_repeatable and (error.code == "stopping" or error.code in _FROM_A_PROXY)
 
 
-def _error_of(reply: Reply) -> VidlexClientError:
+def error_of_reply(reply: Reply) -> VidlexClientError:
     if 300 <= reply.status < 400:
         target = reply.headers.get("location", "another address")[:200]
         return UnexpectedAnswer(f"the answer refers to {target}: use that address", status=reply.status)
@@ -146,7 +148,7 @@ def _error_of(reply: Reply) -> VidlexClientError:
     return error_of(document, reply.status)
 
 
-def _retry_after(reply: Reply) -> float | None:
+def retry_after_of(reply: Reply) -> float | None:
     """Seconds of the header, which may also be a date (RFC 9110, 10.2.3)."""
     text = reply.headers.get("retry-after", "").strip()
     try:

@@ -65,6 +65,14 @@ def request_options(call: Call[Any]) -> dict[str, Any]:
     return {"params": dict(call.params) or None, "headers": headers, "content": content}
 
 
+def stream_options(call: Call[Any], config: Config, silence_seconds: float | None) -> dict[str, Any]:
+    """``silence_seconds`` instead of the client's timeout."""
+    options = request_options(call)
+    if silence_seconds is not None:
+        options["timeout"] = httpx.Timeout(silence_seconds, connect=config.connect_seconds)
+    return options
+
+
 class ReplyBody:
     def __init__(self) -> None:
         self._chunks: list[bytes] = []

@@ -6,7 +6,7 @@ import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 from ray.data import ActorPoolStrategy, Dataset
@@ -36,7 +36,8 @@ class ClusterLayout:
     """How much of a cluster a job takes.
 
     Workers read, decode and match, each on ``worker_cpus``. Where ``num_encoders`` is 0 they encode too; else as many
-    actors do it, each with ``encoder_gpus`` and ``encoder_cpus``. None: an encoder per GPU of the cluster.
+    actors do it, each with ``encoder_gpus`` and ``encoder_cpus``. None: an encoder per GPU of the cluster, which has to
+    have one if ``device`` is cuda; none if it is cpu.
     """
 
     min_workers: int = 1
@@ -47,6 +48,7 @@ class ClusterLayout:
     encoder_gpus: float | None = None  # None: 1, or 0 if the cluster has none
     encoder_cpus: float = 1.0
     encoder_resources: dict[str, float] | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:
         """Raises ValueError."""
@@ -56,8 +58,10 @@ class ClusterLayout:
             raise ValueError(f"{self.num_encoders = } must not be negative")
 
     def resolved(self, resources: dict[str, float]) -> ClusterLayout:
-        """For a cluster with these resources, see `cluster_resources`."""
-        num_gpus = int(resources.get("GPU", 0))
+        """For a cluster with these resources, see `cluster_resources`. Raises ValueError."""
+        num_gpus = 0 if self.device == "cpu" else int(resources.get("GPU", 0))
+        if self.device == "cuda" and not num_gpus:
+            raise ValueError("the cluster has no GPU")
         num_encoders = num_gpus if self.num_encoders is None else self.num_encoders
         gpus = self.encoder_gpus if self.encoder_gpus is not None else float(num_gpus > 0)
         return replace(self, num_encoders=num_encoders, encoder_gpus=gpus)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vidlex.service.commands.connection import DEFAULT_URL, UrlOption
-from vidlex.service.commands.output import EXIT_USAGE, CommandError, print_text
+from vidlex.service.commands.output import EXIT_USAGE, CommandError, JsonFlag, print_json, print_text, use_json
 
 if TYPE_CHECKING:
     from vidlex.service.exports.corrections import Correction
@@ -36,11 +36,13 @@ def label_studio(
     feedback: Annotated[
         bool, typer.Option("--feedback", help="Send submitted annotations to the service as judgements.")
     ] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Run an ML backend for Label Studio: predictions from a service, submitted annotations as its feedback.
 
     It has no access control of its own: only Label Studio should reach its port.
     """
+    use_json(as_json)
     import uvicorn
 
     from vidlex.service.client.client import Client
@@ -57,5 +59,8 @@ def label_studio(
 
         backend = Backend(client, LabelStudioServer(server, token))
         app = create_app(backend, on_corrections=send if feedback else None)
-        print_text(f"ML backend for {server}: http://{host}:{port}")
+        if as_json:
+            print_json({"url": f"http://{host}:{port}", "label_studio": server})
+        else:
+            print_text(f"ML backend for {server}: http://{host}:{port}")
         uvicorn.run(app, host=host, port=port, log_level="warning")

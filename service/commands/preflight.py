@@ -33,11 +33,17 @@ def require_model(spec: str) -> None:
         raise CommandError(str(error), exit_code=EXIT_USAGE) from None
 
 
-def check_service(settings: Settings) -> None:
-    """Raises CommandError if the service cannot start with these settings."""
-    require("torch", "fastapi", "uvicorn", "redis", "structlog")
+def check_worker(settings: Settings) -> None:
+    """Raises CommandError if a worker cannot start with these settings."""
+    require("torch", "fastapi", "redis", "structlog")
     require_model(settings.model)
     _require_writable(settings)
+
+
+def check_service(settings: Settings) -> None:
+    """Raises CommandError if the service cannot start with these settings."""
+    require("uvicorn")
+    check_worker(settings)
     if settings.redis_url is None:
         _require_unused_store(settings)
     if not (settings.insecure or settings.on_loopback):

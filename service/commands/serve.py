@@ -69,7 +69,7 @@ def serve(
     started = time.monotonic()
     use_json(as_json)
     if parent is not None:
-        _terminate_with(parent)
+        terminate_with(parent)
     settings = settings_or_error(
         host=host,
         port=port,
@@ -108,7 +108,7 @@ def serve(
         raise CommandError(f"the service could not start: {reason}")
 
 
-def _terminate_with(parent: int) -> None:
+def terminate_with(parent: int) -> None:
     """Have the kernel send SIGTERM when the parent exits, even by SIGKILL. Linux only."""
     if sys.platform != "linux":
         return

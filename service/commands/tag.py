@@ -75,10 +75,17 @@ def tag(
         str | None, typer.Option(help="Address of the Ray cluster, or auto. Default: one on this machine.")
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda, cuda:all or a list. Default: VIDLEX_DEVICE, else auto.")
+        str | None,
+        typer.Option(
+            help="auto, cpu, cuda, cuda:all or a list. Default: VIDLEX_DEVICE, else auto. ray: auto, cpu or cuda."
+        ),
     ] = None,
     decode_workers: Annotated[
-        int | None, typer.Option(min=1, help="Decode processes. Default: VIDLEX_DECODE_WORKERS, else one per CPU.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Decode processes. Default: VIDLEX_DECODE_WORKERS, else one per CPU. ray: most workers.",
+        ),
     ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder of the label store, for --namespace. Default: VIDLEX_DATA_DIR.")
@@ -96,6 +103,10 @@ def tag(
     ] = False,
     segment_ms: Annotated[int, typer.Option(min=1, help="Length of a segment in milliseconds.")] = 4000,
     features: Annotated[bool, typer.Option("--features", help="The vector of each segment too.")] = False,
+    keep: Annotated[
+        bool,
+        typer.Option("--keep", help="The service keeps the features, so that later labels need no decoding."),
+    ] = False,
     top_k: Annotated[int, typer.Option(min=0, help="Labels per video; 0 for all.")] = 20,
     min_score: Annotated[float, typer.Option(min=0, max=1, help="Lowest score.")] = 0.0,
     num_frames: Annotated[
@@ -131,6 +142,7 @@ def tag(
         segments=segments,
         segment_ms=segment_ms,
         features=features,
+        keep=keep,
     )
     choice = EngineChoice(
         name=engine,

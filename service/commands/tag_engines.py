@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from vidlex.service.bulk.local.setup import LocalSetup
 
 EngineName = Literal["local", "service", "ray"]
+# Ray gives each encoder its GPU.
+_RAY_DEVICES: dict[str | None, Literal["auto", "cpu", "cuda"]] = {
+    None: "auto",
+    "auto": "auto",
+    "cpu": "cpu",
+    "cuda": "cuda",
+    "cuda:all": "cuda",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +57,12 @@ class EngineChoice:
                     raise CommandError(f"{flag} is that of the service with --engine service", exit_code=EXIT_USAGE)
             if options.features:
                 raise CommandError("--features needs --engine local or ray", exit_code=EXIT_USAGE)
+        elif options.keep:
+            raise CommandError("--keep needs --engine service", exit_code=EXIT_USAGE)
         if self.address is not None and self.name != "ray":
             raise CommandError("--address needs --engine ray", exit_code=EXIT_USAGE)
+        if self.name == "ray" and self.device not in _RAY_DEVICES:
+            raise CommandError("--device is auto, cpu or cuda with --engine ray", exit_code=EXIT_USAGE)
 
 
 @dataclass(frozen=True)
@@ -86,12 +98,18 @@ def _open_local(choice: EngineChoice) -> OpenEngine:
 
 def _open_ray(choice: EngineChoice) -> OpenEngine:
     require("ray", "pandas")
-    setup = _setup(choice)
+    # The labels are encoded on this machine, which may have no GPU.
+    setup = _setup(replace(choice, device="cpu" if choice.device == "cpu" else None, decode_workers=None))
     from vidlex.service.cluster.engine import ClusterEngine
+    from vidlex.service.cluster.tagging import ClusterLayout
 
+    # Each worker has a decode process.
+    layout = ClusterLayout(max_workers=choice.decode_workers, device=_RAY_DEVICES[choice.device])
     try:
         with progress("starting on the cluster", total=None) as bar:
-            engine = ClusterEngine(setup, address=choice.address, on_progress=_shown(bar))
+            engine = ClusterEngine(setup, address=choice.address, layout=layout, on_progress=_shown(bar))
+    except ValueError as error:
+        raise CommandError(str(error)) from None
     except ConnectionError:
         where = f"at {choice.address}" if choice.address else "on this machine"
         raise CommandError(f"no Ray cluster {where}", exit_code=EXIT_UNREACHABLE) from None

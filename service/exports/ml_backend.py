@@ -196,7 +196,7 @@ def create_app(backend: Backend, *, on_corrections: OnCorrections | None = None)
         if not isinstance(tasks, list) or len(tasks) > _MAX_TASKS:
             raise TaskRefused(f"tasks is a list of at most {_MAX_TASKS}")
         interface = Interface.parse(str(body.get("label_config") or ""))
-        results = [await anyio.to_thread.run_sync(lambda task=task: backend.predict(task, interface)) for task in tasks]
+        results = [await anyio.to_thread.run_sync(backend.predict, task, interface) for task in tasks]
         return JSONResponse({"results": results})
 
     @app.post("/webhook")

@@ -1,14 +1,10 @@
-"""What a body may be written in: JSON in UTF-8, and no content coding such as gzip."""
+"""What a body may be written in: no content coding such as gzip."""
 
 from __future__ import annotations
 
-import json
-
 from starlette.requests import Request
 
-from vidlex.service.bounds import MAX_JSON_LEVELS, MAX_JSON_VALUES
-from vidlex.service.errors import InvalidRequest, UnsupportedMedia
-from vidlex.service.http.json_limits import check_json
+from vidlex.service.errors import UnsupportedMedia
 
 _MAX_CODING_CHARS = 40
 
@@ -32,23 +28,6 @@ def refuse_part_encoding(value: bytes) -> None:
     if encoding not in ("", "binary", "7bit", "8bit"):
         shown = _printable(encoding)[:_MAX_CODING_CHARS]
         raise UnsupportedMedia(f"Content-Transfer-Encoding {shown} is not supported: send the bytes of the part as is")
-
-
-def parse_json(data: bytes, *, name: str, max_values: int = MAX_JSON_VALUES) -> object:
-    """Accepts a byte order mark, which editors and PowerShell write; refuses NaN and Infinity.
-
-    Raises InvalidRequest, JsonTooComplex.
-    """
-    check_json(data, name=name, max_values=max_values, max_levels=MAX_JSON_LEVELS)
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not JSON")
-
-    try:
-        parsed: object = json.loads(data.decode("utf-8-sig"), parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{name} is not valid UTF-8 JSON", internal=repr(error)[:200]) from None
-    return parsed
 
 
 def _codings(request: Request) -> str:

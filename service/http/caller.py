@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import Request
 
 from vidlex.service.access.api_keys import Principal
+from vidlex.service.errors import Forbidden
 from vidlex.service.http.addresses import client_group
 
 
@@ -31,3 +32,10 @@ def client_of(request: Request) -> str:
 def quota_of(request: Request) -> int | None:
     principal = principal_of(request)
     return None if principal is None else principal.max_labels
+
+
+def require_write(request: Request, action: str) -> None:
+    """For what only some requests of a route do. Raises Forbidden."""
+    principal = principal_of(request)
+    if principal is not None and not principal.allows("write"):
+        raise Forbidden(f"{action} requires an API key of scope write; this key has {principal.scope}")

@@ -18,6 +18,7 @@ from vidlex.service.http.background import Background
 from vidlex.service.http.caller import bound_namespace_of, client_of
 from vidlex.service.http.disconnect import ClientLeft, watch_connection
 from vidlex.service.http.fair_threads import FairThreads
+from vidlex.service.http.job_events import MAX_STREAMS
 from vidlex.service.http.openapi.headers import NAMESPACE_HEADER
 from vidlex.service.http.uploads import Spool
 from vidlex.service.labels.store.redis_keys import is_namespace
@@ -27,6 +28,7 @@ from vidlex.service.models.registry import ModelRegistry
 from vidlex.service.models.served_model import Vocabulary
 from vidlex.service.schemas.health import ReadyView
 from vidlex.service.sharing.requester import Requester
+from vidlex.service.sharing.shares import Shares
 from vidlex.service.telemetry.metrics import Metrics
 
 ResultT = TypeVar("ResultT")
@@ -34,10 +36,21 @@ ResultT = TypeVar("ResultT")
 # One client can use half of each.
 _MAX_LABEL_REQUESTS = 64
 _MAX_QUEUED_LABEL_REQUESTS = 512
+# Each compares on several cores.
+_MAX_SEARCHES = 4
+_MAX_QUEUED_SEARCHES = 256
 
 
 def _label_threads() -> FairThreads:
     return FairThreads(_MAX_LABEL_REQUESTS, _MAX_QUEUED_LABEL_REQUESTS, "label_requests", "label requests are queued")
+
+
+def _search_threads() -> FairThreads:
+    return FairThreads(_MAX_SEARCHES, _MAX_QUEUED_SEARCHES, "searches", "searches of kept videos are queued")
+
+
+def _event_streams() -> Shares:
+    return Shares(MAX_STREAMS, "event_streams", "streams of events")
 
 
 @dataclass(frozen=True)
@@ -59,10 +72,13 @@ class Context:
     namespace: str  # default of requests that name none
     revision_wait_seconds: float
     readiness: Callable[[], ReadyView]
+    is_stopping: Callable[[], bool] = lambda: False  # then streams without an end are ended
     parts: Parts | None = None  # None while the service is starting or stopping
     # Separate limiters: label requests cannot block videos, nor the reverse.
     video_threads: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(1024))
     label_threads: FairThreads = field(default_factory=_label_threads)
+    search_threads: FairThreads = field(default_factory=_search_threads)
+    event_streams: Shares = field(default_factory=_event_streams)
 
     def require_parts(self) -> Parts:
         if self.parts is None:
@@ -73,7 +89,9 @@ class Context:
         """Raises Overloaded or ShareExceeded."""
         return await self.label_threads.run(client_of(request), work)
 
-    async def while_connected(self, request: Request, work: Callable[[Requester], ResultT]) -> ResultT:
+    async def while_connected(
+        self, request: Request, work: Callable[[Requester], ResultT], threads: FairThreads | None = None
+    ) -> ResultT:
         """As ``in_label_thread``, for work that should end if the client leaves; raises ClientLeft then.
 
         The body must have been read.
@@ -81,7 +99,8 @@ class Context:
         async with watch_connection(request) as connection:
             requester = Requester(client_of(request), cancelled=connection.has_left)
             try:
-                return await self.label_threads.run(requester.client, lambda: work(requester), connection.waiting)
+                threads = threads or self.label_threads
+                return await threads.run(requester.client, lambda: work(requester), connection.waiting)
             except Overloaded:
                 if connection.has_left.is_set():
                     raise ClientLeft from None

@@ -16,6 +16,8 @@ OPTIONS: dict[str, Any] = {
         "Idempotency-Key",
         "If-Match",
         "If-None-Match",
+        "Last-Event-ID",
+        "Prefer",
         "X-Vidlex-Deadline-Ms",
         "X-Request-Id",
     ),

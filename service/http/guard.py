@@ -36,7 +36,7 @@ _NON_ADMIN_RESOURCES = frozenset(
     {"labels", "classify", "calibration", "jobs", "webhooks", "videos", "feedback", "exports", "openapi.json"}
     | {"metrics"}
 )
-# A job is a classification that is done later: a key that may classify may submit and cancel one.
+# A job is a classification that is done later: a key that may classify may submit, cancel and retry one.
 READ_ONLY_POSTS = ("/classify", "/labels:preview", "/jobs", "/videos:search")
 _KEY_HEADERS = (b"authorization", b"x-api-key")
 _MAX_HEADER_BYTES = 256
@@ -132,7 +132,11 @@ def required_scope(method: str, path: str) -> KeyScope:
     resource = path[1:].partition("/")[0].partition(":")[0]
     if resource not in _NON_ADMIN_RESOURCES:
         return "admin"
+    if resource == "webhooks":  # URLs of deliveries may contain secrets
+        return "write"
     if method in SAFE_METHODS or (method == "POST" and path in READ_ONLY_POSTS):
+        return "read"
+    if resource == "jobs" and (method == "DELETE" or (method == "POST" and path.endswith(":retry"))):
         return "read"
     return "write"
 

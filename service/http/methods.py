@@ -5,6 +5,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+IS_HEAD_KEY = "vidlex_is_head"  # in the ASGI scope of a HEAD request, for routes whose body has no end
 
 
 class HttpMethods:
@@ -20,6 +21,7 @@ class HttpMethods:
         elif method == "HEAD":
             # In place, so that the outer layers see the route and the error code that are stored in the scope.
             scope["method"] = "GET"
+            scope[IS_HEAD_KEY] = True
             try:
                 await self._app(scope, receive, send)
             finally:

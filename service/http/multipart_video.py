@@ -13,8 +13,9 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from vidlex.service.errors import InvalidParameter, InvalidRequest, UndecodableVideo, UnsupportedMedia
-from vidlex.service.http.body_formats import parse_json, refuse_part_encoding
+from vidlex.service.http.body_formats import refuse_part_encoding
 from vidlex.service.http.body_stream import too_large
+from vidlex.service.schemas.json_text import parse_json
 
 _MAX_PARTS = 16
 _MAX_CONTENT_TYPE_CHARS = 1024

@@ -111,5 +111,5 @@ def method_of(scope: Scope) -> str:
 
 def route_of(scope: Scope) -> str:
     """Template without /v1: bounds the number of metric time series."""
-    path = getattr(scope.get("route"), "path", None)
+    path = getattr(scope.get("route"), "path_format", None)
     return unversioned_path(str(path)) if path else "unmatched"

@@ -6,15 +6,12 @@ in memory.
 
 from __future__ import annotations
 
-import fcntl
-import secrets
-import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 import anyio
 from python_multipart.exceptions import FormParserError
@@ -22,7 +19,6 @@ from starlette.requests import ClientDisconnect, Request
 
 from vidlex.service.bounds import MAX_JSON_VALUES
 from vidlex.service.errors import InvalidParameter, InvalidRequest, Overloaded, UnsupportedMedia, UploadTooLarge
-from vidlex.service.http.body_formats import parse_json
 from vidlex.service.http.body_stream import (
     check_content_coding,
     check_content_length,
@@ -34,6 +30,8 @@ from vidlex.service.http.caller import client_of
 from vidlex.service.http.fair_threads import FairThreads
 from vidlex.service.http.multipart_video import MAX_OVERHEAD_BYTES, Receiver, Upload, boundary_of
 from vidlex.service.http.problems import AT_END_KEY
+from vidlex.service.machine.process_folder import ProcessFolder
+from vidlex.service.schemas.json_text import parse_json
 from vidlex.service.sharing.shares import Shares
 
 ParsedT = TypeVar("ParsedT")
@@ -58,9 +56,7 @@ class Spool:
 
     def __init__(self, root: Path, limits: UploadLimits) -> None:
         self.limits = limits
-        self._root = root
-        self._lock_file: IO[bytes] | None = None
-        self._folder = root / "not-started"
+        self._folder = ProcessFolder(root)
         self._parsers = FairThreads(_MAX_PARSERS, limits.max_uploads, "bodies", "bodies wait to be parsed")
         self._bytes = Shares(
             limits.max_spool_bytes, "upload_bytes", "bytes of videos at work", least_share=limits.max_bytes
@@ -70,29 +66,10 @@ class Spool:
         self._json = Shares(max_json, "json_bytes", "bytes of JSON at work", least_share=limits.max_json_bytes)
 
     def start(self) -> None:
-        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for lock_path in self._root.glob("*.lock"):
-            with lock_path.open("rb") as lock:
-                if _try_lock(lock):  # its process has ended
-                    shutil.rmtree(lock_path.with_suffix(""), ignore_errors=True)
-                    lock_path.unlink(missing_ok=True)
-        while True:
-            self._folder = self._root / secrets.token_hex(8)
-            lock_path = self._folder.with_suffix(".lock")
-            self._lock_file = lock_path.open("wb")
-            # A process that is starting may have removed the lock file before it was locked.
-            if _try_lock(self._lock_file) and lock_path.exists():
-                break
-            self._lock_file.close()
-        self._folder.mkdir(mode=0o700)
+        self._folder.start()
 
     def close(self) -> None:
-        if self._lock_file is None:
-            return
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.with_suffix(".lock").unlink(missing_ok=True)
-        self._lock_file.close()
-        self._lock_file = None
+        self._folder.close()
 
     @property
     def num_uploads(self) -> int:
@@ -108,7 +85,7 @@ class Spool:
         await check_content_coding(request)
         boundary = boundary_of(request)
         await check_content_length(request, self.limits.max_bytes + MAX_OVERHEAD_BYTES, self.limits.max_bytes)
-        path = self._folder / secrets.token_hex(16)
+        path = self._folder.new_path()
         client = client_of(request)
         receiver = Receiver(path, boundary, max_bytes=self.limits.max_bytes, reserve=partial(self._bytes.take, client))
         try:
@@ -175,11 +152,3 @@ class Spool:
     def _in_time(self, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         limits = self.limits
         return with_timeouts(stream, idle_seconds=limits.idle_seconds, timeout_seconds=limits.timeout_seconds)
-
-
-def _try_lock(file: IO[bytes]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

@@ -14,6 +14,7 @@ Priority = Literal["high", "normal", "low"]
 EventType = Literal["state", "progress", "labels"]
 
 FINAL_STATES: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled", "expired"})
+BATCH_TIMEOUTS = 24  # of one video: how long an attempt at a batch may take
 JOB_PREFIX = "job"  # of ids, see ids.py
 
 
@@ -42,6 +43,20 @@ class NewJob:
     timeout_seconds: float = 3600.0  # of one attempt
     queue_seconds: float = 86_400.0  # after which a job that no worker has taken expires
     keep_seconds: float = 604_800.0  # how long a finished job and its result are kept
+
+
+@dataclass(frozen=True)
+class JobDefaults:
+    """Of the jobs that a service accepts, see NewJob. ``timeout_seconds`` is that of one video."""
+
+    max_attempts: int
+    timeout_seconds: float
+    queue_seconds: float
+    keep_seconds: float
+
+    def timeout_of(self, kind: JobKind) -> float:
+        """Of an attempt. The next attempt at a batch goes on where the last one ended."""
+        return self.timeout_seconds * (BATCH_TIMEOUTS if kind in ("batch", "reencode") else 1)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from vidlex.service.labels.store.indexed_label import IndexedLabel
 from vidlex.service.labels.store.label_store import IfMatch, LabelStore, check_match
 from vidlex.service.labels.store.names import display_name
 from vidlex.service.labels.store.records import Label, LabelChanges, NewLabel, Unset, clean
+from vidlex.service.labels.store.redis_types import RedisWrites
 from vidlex.service.registration.candidate_cache import CandidateCache
 from vidlex.service.registration.label_cache import LabelCache
 from vidlex.service.sharing.requester import Requester
@@ -163,7 +164,9 @@ class Labeler:
         *,
         if_match: IfMatch = None,
         requester: Requester | None = None,
+        also: Callable[[RedisWrites], None] = lambda _: None,
     ) -> Label:
+        """``also``: see ``LabelStore.update``."""
         vector: NDArray[np.float32] | None = None
         old = self._store.get(label_id)
         check_match(old, if_match)  # before encoding; the store makes the final decision
@@ -179,12 +182,13 @@ class Labeler:
                 vector=vector,
                 fingerprint=None if vector is None else self._fingerprint,
                 if_match=if_match,
+                also=also,
             )
         except ValueError:
             if vector is not None or isinstance(changes.name, Unset):
                 raise
             # A concurrent request renamed the label, so that the requested name now needs a vector.
-            return self.update(label_id, changes, if_match=if_match, requester=requester)
+            return self.update(label_id, changes, if_match=if_match, requester=requester, also=also)
         if vector is not None:
             self._on_encoded([IndexedLabel.of(label)])
         self._wait_for_index([label.revision])

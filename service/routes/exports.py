@@ -25,7 +25,6 @@ MEDIA_TYPES: dict[ExportName, str] = {
     "csv": "text/csv; charset=utf-8",
     "label-studio": "application/json",
 }
-_TEXT = {"schema": {"type": "string"}}
 
 
 @router.get(
@@ -34,11 +33,7 @@ _TEXT = {"schema": {"type": "string"}}
     responses={
         200: {
             "description": "The matched labels.",
-            "content": {
-                "text/vtt": _TEXT,
-                "text/csv": _TEXT,
-                "application/json": {"schema": {"type": "array", "items": {"type": "object"}}},
-            },
+            "content": {"*/*": {"schema": {"type": "string"}}},
         }
     },
     summary="Export a result",

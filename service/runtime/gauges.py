@@ -52,6 +52,14 @@ def register_gauges(metrics: Metrics, current_runtime: Callable[[], Runtime | No
         found = None if running is None else running.pool.isolation
         return {} if found is None else {target: float(target in found.reachable) for target in TARGETS}
 
+    def job_counts() -> dict[str, float]:
+        running = current_runtime()
+        runner = None if running is None else running.job_runner
+        return {} if runner is None else {state: float(number) for state, number in runner.counts.items()}
+
+    def num_jobs(running: Runtime) -> float:
+        return 0.0 if running.job_runner is None else running.job_runner.num_running
+
     metrics.gauge("vidlex_labels", "Labels that videos are compared with", model(num_labels))
     metrics.gauge("vidlex_labels_quarantined", "Labels left out, since their record is damaged", model(num_quarantined))
     metrics.gauges("vidlex_revision", "Revision of namespaces in memory, at most 100", "namespace", revisions)
@@ -65,6 +73,8 @@ def register_gauges(metrics: Metrics, current_runtime: Callable[[], Runtime | No
     metrics.gauges("vidlex_decode_isolated", "1 for the level of the decode processes", "level", isolated)
     metrics.gauges("vidlex_decode_reachable", "1 for what code in a decode process could reach", "target", reachable)
     metrics.gauge("vidlex_videos_at_work", "Classify requests", runtime(lambda r: r.context.admission.num_working))
+    metrics.gauges("vidlex_jobs", "Jobs of all processes, as of the last sweep", "state", job_counts)
+    metrics.gauge("vidlex_jobs_at_work", "Jobs that this process works on", runtime(num_jobs))
     metrics.gauge("vidlex_uploads_in_progress", "Uploads", runtime(lambda r: r.context.spool.num_uploads))
     metrics.gauge(
         "vidlex_retry_slots", "Outstanding Retry-After slots", runtime(lambda r: r.context.admission.num_slots)

@@ -30,6 +30,7 @@ from vidlex.service.http.admission import Admission
 from vidlex.service.http.context import Context, Parts
 from vidlex.service.http.graceful_shutdown import GracefulShutdown
 from vidlex.service.http.uploads import Spool
+from vidlex.service.jobs.runner import JobRunner
 from vidlex.service.labels.store.model_pointer import ModelPointerStore
 from vidlex.service.models.recent_statistics import RecentStatistics
 from vidlex.service.models.recent_videos import RecentVideos
@@ -52,7 +53,10 @@ _MAX_DETAIL_CHARS = 600
 
 
 class Runtime:
-    """``start`` returns at once; ``stop`` waits, and must follow the last request."""
+    """``start`` returns at once; ``stop`` waits, and must follow the last request.
+
+    ``joins_store``: of a process next to the service, which owns the embedded store; see StoreConnection.
+    """
 
     def __init__(
         self,
@@ -63,6 +67,7 @@ class Runtime:
         *,
         shutdown: GracefulShutdown,
         on_fatal: Callable[[str], None],
+        joins_store: bool = False,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
@@ -76,10 +81,11 @@ class Runtime:
         self._cleanup_lock = threading.Lock()
         self._has_failed = False
         self._step = "starting"
-        self._store_connection = StoreConnection(settings, self._stopping)
+        self._store_connection = StoreConnection(settings, self._stopping, joins=joins_store)
         self._starting_model: ServedModel | None = None  # only until ``_models`` owns it, which may unload it later
         self.feature_cache = FeatureCache(settings.feature_cache_bytes)
         self._models: ModelRegistry | None = None
+        self._background: BackgroundParts | None = None
         self._recent_videos = RecentVideos(settings.keep_videos, settings.keep_video_bytes)
         self._recent_statistics = RecentStatistics(
             is_enabled=settings.collect_statistics, max_namespaces=settings.max_namespaces
@@ -101,6 +107,7 @@ class Runtime:
             namespace=settings.namespace,
             revision_wait_seconds=settings.revision_wait_seconds,
             readiness=self.readiness,
+            is_stopping=lambda: shutdown.has_begun,
         )
 
     def start(self) -> None:
@@ -176,6 +183,7 @@ class Runtime:
         self._at_stop(models.close)
         self._store_connection.retry_while_unavailable(models.start)
         self._starting_model = None
+        self._step = "opening the folders of jobs and kept videos"
         self.context.parts = self._parts(models)
         self._step = ""
         index = vocabulary.index
@@ -232,9 +240,17 @@ class Runtime:
             recent_videos=self._recent_videos,
             recent_statistics=self._recent_statistics,
         )
-        background = BackgroundParts(self._settings, self._store_connection, models, videos, self._metrics)
+        background = BackgroundParts(
+            self._settings,
+            self._store_connection,
+            models,
+            videos,
+            self._metrics,
+            is_draining=lambda: self._shutdown.has_begun,
+        )
         background.start()
         self._at_stop(background.close)
+        self._background = background
         recent = self._recent_videos, self._recent_statistics
         return Parts(models, videos, *recent, self._is_allowed_spec, background.parts)
 
@@ -245,6 +261,11 @@ class Runtime:
     @property
     def model(self) -> ServedModel | None:
         return self._starting_model if self._models is None else self._models.served
+
+    @property
+    def job_runner(self) -> JobRunner | None:
+        """None before the parts exist."""
+        return None if self._background is None else self._background.jobs.runner
 
     def readiness(self) -> ReadyView:
         """Requests a probe of devices without a recent successful pass, but does not wait for it."""

@@ -13,6 +13,7 @@ import structlog
 
 from vidlex.migrations.runner import migrate
 from vidlex.service.errors import StoreLost, StoreUnavailable, VolatileStore
+from vidlex.service.labels.embedded.direct import joined_store
 from vidlex.service.labels.embedded.server import EmbeddedStore
 from vidlex.service.labels.store.connection import connect_socket, connect_url, store_errors
 from vidlex.service.labels.store.durability import Durability, check_durability, probe_write
@@ -48,10 +49,14 @@ class StartCancelled(Exception):
 
 
 class StoreConnection:
-    """Call ``open`` first and ``close`` last. Thread-safe."""
+    """Call ``open`` first and ``close`` last. Thread-safe.
 
-    def __init__(self, settings: Settings, stopping: threading.Event) -> None:
+    ``joins``: the embedded store is that of a service which runs on the same data folder, now or later.
+    """
+
+    def __init__(self, settings: Settings, stopping: threading.Event, *, joins: bool = False) -> None:
         self._settings = settings
+        self._joins = joins
         self._stopping = stopping
         self._embedded: EmbeddedStore | None = None
         self._client: redis.Redis | None = None
@@ -66,7 +71,7 @@ class StoreConnection:
 
     def open(self) -> None:
         """Raises StartCancelled, or any error that waiting cannot solve: VolatileStore, StoreLost."""
-        if self._settings.redis_url is None:
+        if self._settings.redis_url is None and not self._joins:
             self._embedded = EmbeddedStore(self._settings.data_dir)
             self._embedded.start()
         self._client = self._connect(on_connect=self.guard.on_connect)
@@ -136,7 +141,8 @@ class StoreConnection:
         if self._embedded is not None:
             return connect_socket(str(self._embedded.socket_path), **options)
         url = self._settings.redis_url
-        assert url is not None
+        if url is None:
+            return joined_store(self._settings.data_dir, **options)
         return connect_url(url.get_secret_value(), self._settings.redis_password, **options)
 
     def _refuse_volatile(self, found: Durability) -> None:

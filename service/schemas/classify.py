@@ -1,10 +1,19 @@
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from vidlex.service.bounds import MAX_CANDIDATES, MAX_LABEL_IDS
+from vidlex.service.bounds import (
+    MAX_CANDIDATES,
+    MAX_CLIENT_ID_CHARS,
+    MAX_KEEP_SECONDS,
+    MAX_LABEL_IDS,
+    MAX_METADATA_BYTES,
+    MAX_METADATA_KEYS,
+    MAX_METADATA_LEVELS,
+    MAX_URL_CHARS,
+)
 from vidlex.service.schemas.base import (
     WHOLE,
     Int64,
@@ -85,6 +94,38 @@ class ClassifyParams(Strict):
         description="Lowest revision of the vocabulary to use. A replica that lags behind waits for it, then answers "
         "409.",
     )
+    keep: bool = Field(
+        False,
+        description="Keep the video's features, facts and the four members below, so that new labels are applied to it "
+        "and it can be searched; never the video itself. Needs a key of scope `write`. The same video with the same "
+        "sampling is kept once.",
+    )
+    keep_seconds: Annotated[float, Field(gt=0, le=MAX_KEEP_SECONDS)] | None = Field(
+        None, description="With `keep`: after how many seconds it is removed. Null: as the service is configured."
+    )
+    client_id: str | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_CLIENT_ID_CHARS,
+        description="With `keep`: your own id of the video, to find it by.",
+    )
+    metadata: dict[str, Any] = Field(
+        default={},
+        description=f"With `keep`: any JSON object of at most {MAX_METADATA_BYTES} bytes, {MAX_METADATA_KEYS} keys and "
+        f"{MAX_METADATA_LEVELS} levels of objects and lists; returned as it is.",
+    )
+    uri: str | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_URL_CHARS,
+        description="With `keep`: where the video can be read again, for a later model. A job without it keeps the URL "
+        "of its input, unless that has a query.",
+    )
+    thumbnails: bool = Field(
+        False,
+        description="With `keep`: keep a small picture of each stretch of the answer's labels too, at most 16; none is "
+        "kept otherwise.",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> ClassifyParams:
@@ -94,6 +135,9 @@ class ClassifyParams(Strict):
             raise ValueError("categories cannot be used with candidate_labels")
         if self.end_ms is not None and self.end_ms <= (self.start_ms or 0):
             raise ValueError("end_ms must be greater than start_ms")
+        texts = (self.keep_seconds, self.client_id, self.uri)
+        if not self.keep and (self.metadata or self.thumbnails or texts != (None, None, None)):
+            raise ValueError("keep_seconds, client_id, metadata, uri and thumbnails need keep")
         return self
 
 
@@ -237,6 +281,9 @@ class ClassificationView(View):
         examples=["5b0c7ad91e3f2468"],
     )
     vocabulary_revision: Int64 = Field(description="Revision of the vocabulary that was used.", examples=[2])
+    video_id: str | None = Field(
+        None, description="Id of the kept video; null without `keep`.", examples=["vid_01jq5xk9y2abcdefghjkmnpq"]
+    )
     usage: UsageView = Field(description="Time spent on the request.")
     warnings: list[WarningView] = Field(description=describe_warnings())
     receipt: ReceiptView = Field(description="All that the scores depend on.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from vidlex.service.errors import Overloaded, ShareExceeded
@@ -54,6 +54,11 @@ class Shares:
             self._held[client] -= num_places
             if self._held[client] <= 0:
                 del self._held[client]
+
+    def recount(self, held: Mapping[str, int]) -> None:
+        """What each client holds, as counted elsewhere."""
+        with self._lock:
+            self._held = Counter({client: number for client, number in held.items() if number > 0})
 
     @contextmanager
     def hold(self, client: str, num_places: int = 1) -> Iterator[None]:

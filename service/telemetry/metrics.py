@@ -22,6 +22,8 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 
 _SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
+_JOB_SECONDS_BUCKETS = (0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0)
+
 
 class _CallbackCounter(Collector):
     def __init__(self, name: str, text: str, read: Callable[[], float]) -> None:
@@ -99,6 +101,27 @@ class Metrics:
             ["result"],
             registry=self.registry,
         )
+        self.job_attempts = Counter(
+            "vidlex_job_attempts_total",
+            "Attempts at jobs by this process, by outcome",
+            ["kind", "outcome"],
+            registry=self.registry,
+        )
+        self.job_seconds = Histogram(
+            "vidlex_job_seconds",
+            "Duration of attempts at jobs",
+            ["kind"],
+            buckets=_JOB_SECONDS_BUCKETS,
+            registry=self.registry,
+        )
+        self.webhook_attempts = Counter(
+            "vidlex_webhook_attempts_total",
+            "Tries to send webhooks by this process, by what the delivery is then",
+            ["state"],
+            registry=self.registry,
+        )
+        for state in ("pending", "succeeded", "failed"):
+            self.webhook_attempts.labels(state)
         for result in ("hit", "miss"):
             self.feature_lookups.labels(result)
             self.label_lookups.labels(result)
@@ -125,6 +148,13 @@ class Metrics:
     def on_label_lookup(self, num_hits: int, num_misses: int) -> None:
         self.label_lookups.labels("hit").inc(num_hits)
         self.label_lookups.labels("miss").inc(num_misses)
+
+    def on_job_attempt(self, kind: str, outcome: str, seconds: float) -> None:
+        self.job_attempts.labels(kind, outcome).inc()
+        self.job_seconds.labels(kind).observe(seconds)
+
+    def on_webhook_attempt(self, state: str) -> None:
+        self.webhook_attempts.labels(state).inc()
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

@@ -20,7 +20,7 @@ from support.live import live_process, live_service
 from support.processes import until
 from support.raw_http import connect, exchange, head, read_response
 from vidlex.service.errors import JsonTooComplex
-from vidlex.service.http.json_limits import check_json
+from vidlex.service.schemas.json_text import check_json
 
 LIVE_SECONDS = 1.0  # promised for /livez
 JSON = {"Content-Type": "application/json"}

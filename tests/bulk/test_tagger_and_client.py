@@ -1,4 +1,5 @@
-"""`Tagger` in this process and `Client` of a real service: the same tests, typed results, codes and resumption."""
+"""`Tagger` in this process, `Client` and `AsyncClient` of a real service: the same tests, typed results, codes and
+resumption."""
 
 from __future__ import annotations
 
@@ -7,16 +8,18 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
 import pyarrow.parquet as pq
 import pytest
+from anyio.from_thread import start_blocking_portal
 
 from support.live import live_process
 from support.serving import add, colour_video
-from vidlex import Client, Tagger, errors
+from vidlex import AsyncClient, Client, Tagger, errors
 from vidlex.service.bulk.output import TagOutput
 from vidlex.service.bulk.results import TaggedLabel, TagResult, VideoFacts
 from vidlex.service.bulk.run import Tagged
@@ -32,6 +35,51 @@ class Tags(Protocol):
     def tag_to(self, paths: Any, out: Any, **options: Any) -> Any: ...
 
     def close(self) -> None: ...
+
+
+class BlockingClient:
+    """An `AsyncClient` in an event loop of another thread. The first result is there when ``tag`` returns."""
+
+    def __init__(self, url: str) -> None:
+        self._opened = ExitStack()
+        self._portal = self._opened.enter_context(start_blocking_portal())
+
+        async def make() -> AsyncClient:
+            return AsyncClient(url)
+
+        self._client = self._portal.call(make)
+
+    def tag(self, paths: Any, *, ordered: bool = True, **options: Any) -> Iterator[TagResult]:
+        results = self._client.tag(paths, ordered=ordered, **options)
+
+        async def following() -> TagResult | None:
+            return await anext(results, None)
+
+        async def ended() -> None:
+            await results.aclose()
+
+        result = self._portal.call(following)
+
+        def each() -> Iterator[TagResult]:
+            found = result
+            try:
+                while found is not None:
+                    yield found
+                    found = self._portal.call(following)
+            finally:
+                self._portal.call(ended)
+
+        return each()
+
+    def tag_to(self, paths: Any, out: Any, **options: Any) -> Any:
+        async def run() -> Any:
+            return await self._client.tag_to(paths, out, **options)
+
+        return self._portal.call(run)
+
+    def close(self) -> None:
+        self._portal.call(self._client.close)
+        self._opened.close()
 
 
 @pytest.fixture(autouse=True)
@@ -72,10 +120,11 @@ def open_tags(url: str, data_dir: Path) -> dict[str, Callable[[], Tags]]:
     return {
         "Tagger": lambda: Tagger("dummy", namespace="default", data_dir=data_dir, decode_workers=1),
         "Client": lambda: Client(url),
+        "AsyncClient": lambda: BlockingClient(url),
     }
 
 
-@pytest.fixture(scope="module", params=["Tagger", "Client"])
+@pytest.fixture(scope="module", params=["Tagger", "Client", "AsyncClient"])
 def tags(request: pytest.FixtureRequest, open_tags: dict[str, Callable[[], Tags]]) -> Iterator[Tags]:
     made = open_tags[request.param]()
     yield made
@@ -175,13 +224,13 @@ def test_an_error_of_the_caller_s_own_paths_reaches_the_caller(tags: Tags, folde
         list(tags.tag(failing()))
 
 
-def test_both_give_the_same_results(open_tags: dict[str, Callable[[], Tags]], folder: Path) -> None:
+def test_all_give_the_same_results(open_tags: dict[str, Callable[[], Tags]], folder: Path) -> None:
     found = []
     for make in open_tags.values():
         opened = make()
         found.append([*opened.tag(folder), *opened.tag(folder, segments=True, segment_ms=500, top_k=1)])
         opened.close()
-    for own, other in zip(*found, strict=True):
+    for own, other in ((own, other) for own, *others in zip(*found, strict=True) for other in others):
         assert (own.uri, own.result_id, own.sha256) == (other.uri, other.result_id, other.sha256)
         assert (own.video, own.receipt, own.failure) == (other.video, other.receipt, other.failure)
         assert list(own.labels) == list(other.labels)
@@ -212,12 +261,14 @@ def test_a_run_that_was_ended_is_resumed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # In an event loop, an interrupt ends the loop.
+    interrupt = RuntimeError if isinstance(tags, BlockingClient) else KeyboardInterrupt
     add_row = TagOutput.add
     added: list[Tagged] = []
 
     def interrupted(self: TagOutput, tagged: Tagged) -> None:
         if len(added) == 3:
-            raise KeyboardInterrupt
+            raise interrupt
         added.append(tagged)
         add_row(self, tagged)
 
@@ -225,7 +276,7 @@ def test_a_run_that_was_ended_is_resumed(
     out = tmp_path / "out.parquet"
     with monkeypatch.context() as patched:
         patched.setattr(TagOutput, "add", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(interrupt):
             tags.tag_to(paths, out)
     assert not out.exists()
     with pytest.raises(errors.RequestInvalid, match="not finished") as caught:

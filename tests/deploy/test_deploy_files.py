@@ -19,7 +19,7 @@ from vidlex.service.settings import Settings, load_settings, unknown_variables
 DOCKER = ROOT / "docker"
 SCHEMA = json.loads((ROOT / "tests" / "deploy" / "schemas" / "compose-spec.json").read_text())
 REPLICAS = ("service-a", "service-b", "service-gpu")
-OURS = (*REPLICAS, "migrate", "fetch")
+OURS = (*REPLICAS, "migrate", "fetch", "worker")
 FILES = ("docker-compose.yml", "docker-compose.https.yml")
 UNITS = {"k": 2**10, "m": 2**20, "g": 2**30}
 
@@ -95,6 +95,18 @@ def test_uploads_lie_on_a_volume_of_the_replica_and_are_bounded() -> None:
         assert {"/data", "/cache", "/models:ro", "/checkpoints:ro"} <= mounted
     named = {v.partition(":")[0] for s in SERVICES.values() for v in map(resolved, s["volumes"]) if v[0] not in "./"}
     assert named == set(COMPOSE["volumes"])
+
+
+def test_replicas_and_workers_share_the_files_of_jobs_and_workers_have_no_address() -> None:
+    for name in (*REPLICAS, "worker"):
+        assert "shared:/shared" in map(resolved, SERVICES[name]["volumes"]), name
+        for variable in ("VIDLEX_JOBS_DIR", "VIDLEX_VIDEOS_DIR"):
+            assert SERVICES[name]["environment"][variable].startswith("/shared/"), name
+    worker = SERVICES["worker"]
+    assert worker["command"] == ["worker"] and worker["profiles"] == ["worker"]
+    assert set(worker["networks"]) == {"store", "outside"} and worker["healthcheck"] == {"disable": True}
+    (folders,) = re.findall(r"install -d -o 10001 -g 10001 (.*?) &&", (DOCKER / "Dockerfile").read_text())
+    assert "/shared" in folders.split()
 
 
 def test_the_store_keeps_within_its_memory_and_evicts_nothing() -> None:

@@ -25,10 +25,10 @@ from vidlex.service.classification.matching import ClassifyOptions
 from vidlex.service.http.openapi.headers import NAMESPACE_HEADER
 from vidlex.service.labels.embedded.server import EmbeddedStore
 from vidlex.service.models.recent_videos import RecentVideos
-from vidlex.service.routes.classification_views import classification_view
 from vidlex.service.runtime.runtime import Runtime
 from vidlex.service.schemas.classify import ClassifyParams
 from vidlex.service.sharing.requester import Requester
+from vidlex.service.views.classification import classification_view
 
 BEST = {"dummy-1": "red", "dummy-2": "blue"}  # The best label of a red video, by fingerprint: see model/dummy.py.
 OTHER = {"headers": {NAMESPACE_HEADER: "other"}}

@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
+from house.model_arrows import MODEL_ARROWS
+
 # A room is the longest of these names that a module's name begins with. Within a room every import is allowed, as long
 # as there is no circle.
-MODEL_BASE = (
-    "model.types",
-    "model.scoring",
-    "model.calibration",
-    "model.config",
-    "model.classifier",
-    "model.specs",
-    "model.weights",
-    "model.packed_linear",
-    "model.video.pauses",
-    "model.files",
-    "model.seeds",
-)
 STORE = ("service.audit", "service.bounds", "service.errors", "service.ids", "service.labels.store")
 # What works behind the requests.
 BACKGROUND = (
@@ -29,96 +18,11 @@ BACKGROUND = (
     "service.exports",
 )
 ARROWS: dict[str, tuple[str, ...]] = {
-    "model.files": (),
-    "model.seeds": (),
-    "model.types": (),
-    "model.scoring": (),
-    "model.config": (),
-    "model.specs": (),
-    "model.weights": ("model.specs", "model.files"),
-    "model.packed_linear": (),
-    "model.video.pauses": (),
-    "model.calibration": ("model.scoring",),
-    "model.classifier": ("model.scoring", "model.calibration", "model.types"),
-    "model.dummy": ("model.classifier", "model.scoring", "model.calibration", "model.types"),
-    "model.checkpoint": (
-        "model.config",
-        "model.files",
-        "model.scoring",
-        "model.calibration",
-        "model.types",
-    ),
-    "model.decode": ("model.types",),
-    "model.extensions": ("model.config",),
-    "model.video": (*MODEL_BASE, "model.extensions"),
-    "model.text": (*MODEL_BASE, "model.extensions"),
-    "model.data": (),
-    "model.emoji": ("model.data",),
-    "model.baselines": (*MODEL_BASE, "model.text"),
-    "model.pretrained": (*MODEL_BASE, "model.video"),
-    # Labels by kernel regression, videos by an image classifier and the motion branch.
-    "model.kernel": (*MODEL_BASE, "model.checkpoint", "model.video", "model.text"),
-    "model.torch_classifier": (
-        *MODEL_BASE,
-        "model.video",
-        "model.text",
-        "model.kernel",
-        "model.baselines",
-        "model.pretrained",
-    ),
-    "model.factory": (
-        *MODEL_BASE,
-        "model.dummy",
-        "model.checkpoint",
-        "model.torch_classifier",
-        "model.extensions",
-        "model.video",
-        "model.text",
-        "model.kernel",
-        "model.baselines",
-        "model.pretrained",
-    ),
-    "model.eval": (*MODEL_BASE, "model.data", "model.decode"),
-    # Videos rendered from photos with exactly known camera work, the branch trained on them, its evaluation.
-    "model.camera_work": (*MODEL_BASE, "model.video", "model.eval"),
-    # Builds photo-small: labels learned from the image classifier's weights, WordNet and free photographs.
-    "model.photo": (*MODEL_BASE, "model.kernel", "model.factory", "model.eval", "model.video", "model.text"),
-    "model.train": (
-        *MODEL_BASE,
-        "model.checkpoint",
-        "model.factory",
-        "model.extensions",
-        "model.video",
-        "model.text",
-        "model.baselines",
-        "model.eval",
-    ),
-    # Training reads no data itself: sources give it labelled videos.
-    "model.sources": (
-        *MODEL_BASE,
-        "model.decode",
-        "model.video",
-        "model.data",
-        "model.emoji",
-        "model.train",
-    ),
-    "model.suite": (
-        *MODEL_BASE,
-        "model.checkpoint",
-        "model.factory",
-        "model.extensions",
-        "model.video",
-        "model.text",
-        "model.data",
-        "model.emoji",
-        "model.eval",
-        "model.train",
-        "model.sources",
-    ),
+    **MODEL_ARROWS,
     "migrations": (),
     "service.errors": (),
     "service.bounds": (),
-    # CPUs of this process; the label index, decode processes and settings size themselves by it.
+    # Of this process: its CPUs, by which others size themselves, its version, its folder of temporary files.
     "service.machine": (),
     "service.ids": (),
     "service.background_settings": (),
@@ -169,6 +73,15 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "model.classifier",
         "model.types",
     ),
+    # Results of the domain as bodies of answers, of routes and of jobs.
+    "service.views": (
+        "service.bounds",
+        "service.models",
+        "service.classification",
+        "service.feedback",
+        "service.videos",
+        "service.schemas",
+    ),
     # Requests of the service to URLs that clients name.
     "service.outbound": ("service.bounds", "service.errors"),
     "service.webhooks": (*STORE, "service.outbound"),
@@ -177,6 +90,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     # The queue of jobs, and what works on them.
     "service.jobs": (
         *STORE,
+        "service.machine",
         "service.sharing",
         "service.telemetry",
         "service.outbound",
@@ -184,10 +98,12 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "service.videos",
         "service.models",
         "service.classification",
+        "service.schemas",
+        "service.views",
         "service.bulk",
     ),
     # Judgements of users, and the thresholds that are fitted to them.
-    "service.feedback": (*STORE, "service.videos", "service.models", "service.classification", "model.calibration"),
+    "service.feedback": (*STORE, "service.videos", "service.models", "service.classification", "model.scoring"),
     # New labels and new models for kept videos; searches among them.
     "service.retagging": (
         *STORE,
@@ -201,12 +117,15 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "service.webhooks",
         "service.videos",
         "service.jobs",
+        "model.scoring",
+        "model.files",
     ),
     # Results in the formats of other programs, and corrections from them.
-    "service.exports": ("service.bounds", "service.errors"),
+    "service.exports": ("service.bounds", "service.client"),
     "service.http": (
         *STORE,
         *BACKGROUND,
+        "service.machine",
         "service.sharing",
         "service.telemetry",
         "service.schemas",
@@ -224,6 +143,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "service.registration",
         "service.models",
         "service.classification",
+        "service.views",
         "service.http",
     ),
     # The application, and the command line above it.
@@ -247,6 +167,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "service.app": (
         "service.audit",
+        "service.machine",
         "service.runtime",
         "service.access",
         "service.errors",
@@ -309,6 +230,15 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "service.telemetry",
         "service.settings",
     ),
+    # A process without an address, which works on jobs.
+    "service.worker": (
+        "service.machine",
+        "service.access",
+        "service.runtime",
+        "service.http.graceful_shutdown",
+        "service.telemetry",
+        "service.settings",
+    ),
     "service.__main__": ("service.server", "service.settings"),
     # Only the command line imports the benchmarks.
     "service.bench": (
@@ -320,7 +250,13 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "service.labels",
         "service.models",
         "service.classification",
+        "service.engine.loading",
         "service.bulk",
+        "service.sharing",
+        "service.webhooks",
+        "service.videos",
+        "service.jobs",
+        "service.retagging",
         "service.client",
         "service.cluster",
         "model",
@@ -328,6 +264,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "service.commands": (
         "service.audit",
+        "service.exports",
         "service.bounds",
         "service.cluster",
         "service.bulk",
@@ -340,32 +277,11 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "service.telemetry",
         "service.settings",
         "service.server",
+        "service.worker",
         "service.labels",
         "service.bench",
         "model",
         "migrations",
     ),
     "service.cli": ("service.commands",),
-}
-
-# Direct imports.
-DIRECTLY_FORBIDDEN = {
-    "service.routes": ("torch", "faiss", "model", "open_clip", "transformers"),
-    "service.schemas": ("fastapi", "torch", "numpy"),
-    "migrations": ("service", "model"),
-    "model": ("service", "fastapi", "redis"),
-}
-
-# Over any number of our own files.
-TRANSITIVELY_FORBIDDEN = {
-    "service.client": ("torch", "fastapi", "starlette", "numpy", "redis", "model"),
-    "service.labels": ("torch", "fastapi", "starlette", "model", "open_clip", "transformers"),
-    "service.access": ("torch", "fastapi", "starlette", "model", "open_clip", "transformers"),
-    "service.models": ("service.schemas", "fastapi", "starlette", "pydantic"),
-    "service.classification": ("service.schemas", "fastapi", "starlette", "pydantic"),
-    "service.decode.worker": ("torch", "fastapi", "starlette", "redis", "open_clip", "transformers"),
-    "model.decode": ("torch", "open_clip", "transformers"),
-    "model.types": ("torch",),
-    "model.scoring": ("torch",),
-    "model.calibration": ("torch", "open_clip", "transformers"),
 }

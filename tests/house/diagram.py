@@ -17,6 +17,7 @@ _SUBJECTS = {
     "service.app": "the FastAPI application",
     "service.runtime": "start, watch, stop",
     "service.routes": "routes and their views",
+    "service.views": "answers to videos",
     "service.http": "uploads, access guard, errors",
     "service.access": "API keys",
     "service.classification": "a video to its labels",

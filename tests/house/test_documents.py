@@ -27,6 +27,12 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 RUNNABLE = re.compile(r"^<!-- run(?:: (?P<model>\S+))? -->\n```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S)
 ANSWER = re.compile(r"^<!-- answer -->\n```json\n(?P<answer>.*?)^```$", re.M | re.S)
 MAX_README_LINES = 200
+# Receivers of webhooks and files of jobs in the blocks are on this machine.
+LOCAL_URLS = {
+    "VIDLEX_WEBHOOK_HOSTS": '["127.0.0.1"]',
+    "VIDLEX_FETCH_HOSTS": '["127.0.0.1"]',
+    "VIDLEX_PRIVATE_NETWORKS": '["127.0.0.1/32"]',
+}
 MAX_FILES_OF_A_PATH = 15
 
 DOCUMENTS_WITH_BLOCKS = sorted(name for name, text in TEXTS.items() if RUNNABLE.search(text))
@@ -127,7 +133,7 @@ def test_the_blocks_run_in_order(name: str, tmp_path: Path) -> None:
     """In one shell, against the model that the document names. Printed answers are those of the service."""
     blocks = list(RUNNABLE.finditer(TEXTS[name]))
     (model,) = {block["model"] or "dummy" for block in blocks}
-    with live_service(tmp_path / "data", model=model) as url:
+    with live_service(tmp_path / "data", model=model, **LOCAL_URLS) as url:
         outputs = run_blocks(blocks, url, tmp_path)
     for answer in ANSWER.finditer(TEXTS[name]):
         documented, actual = json.loads(answer["answer"]), json.loads(outputs[0].splitlines()[-1])

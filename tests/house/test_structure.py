@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from house.arrows import ARROWS, DIRECTLY_FORBIDDEN, TRANSITIVELY_FORBIDDEN
+from house.arrows import ARROWS
 from house.folders import LARGE_FOLDERS
+from house.forbidden import DIRECTLY_FORBIDDEN, TRANSITIVELY_FORBIDDEN
 from house.imports import PACKAGE, TOPS, below, imports, imports_of, is_ours, modules, room, tree
 from support.paths import ROOT
 

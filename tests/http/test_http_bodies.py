@@ -126,14 +126,22 @@ def integers_of(model: type[Strict]) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield name, option
 
 
-INTEGERS = [(model, name, schema) for model in Strict.__subclasses__() for name, schema in integers_of(model)]
+def models_below(model: type[Strict]) -> Iterator[type[Strict]]:
+    for kind in model.__subclasses__():
+        yield kind
+        yield from models_below(kind)
+
+
+MODELS = list(dict.fromkeys(models_below(Strict)))
+INTEGERS = [(model, name, schema) for model in MODELS for name, schema in integers_of(model)]
 
 
 def test_the_bodies_have_these_integers() -> None:
-    assert set(_BODIES) <= set(Strict.__subclasses__())
+    assert set(_BODIES) <= set(MODELS)
     assert {name for _, name, _ in INTEGERS} == {
         *("top_k", "num_frames", "segment_ms", "start_ms", "end_ms", "deadline_ms", "min_revision"),
         *("expires_in_seconds", "burst", "max_labels", "num_videos"),
+        *("created_from_ms", "created_to_ms", "since_ms", "since_revision", "limit"),
     }
 
 

@@ -130,7 +130,7 @@ def test_empty_vocabulary_gives_a_warning(client: TestClient, red: Path) -> None
     assert [warning["code"] for warning in body["warnings"]] == ["vocabulary_empty"]
 
 
-VIEWS = "vidlex.service.routes.classification_views"
+VIEWS = "vidlex.service.views.classification"
 
 
 @pytest.mark.parametrize("top_k", [0, 20, 1000])

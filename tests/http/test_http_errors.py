@@ -194,9 +194,27 @@ def test_openapi_lists_all_paths_and_schemas(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     assert document == client.get("/v1/openapi.json").json()
     health = {"/livez", "/readyz", "/metrics"}
-    labels = {"/labels", "/labels/{label_id}", "/labels/{label_id}/card", "/labels:preview"}
+    labels = {
+        "/labels",
+        "/labels/{label_id}",
+        "/labels/{label_id}/card",
+        "/labels:preview",
+        "/labels/{label_id}/videos",
+    }
+    job = "/jobs/{job_id}"
+    jobs = {"/jobs", job, f"{job}:retry"} | {f"{job}/{n}" for n in ("result", "output", "errors", "events", "export")}
+    video = "/videos/{video_id}"
+    videos = {"/videos", video, f"{video}/features", f"{video}/thumbnails/{{number}}"}
+    videos |= {f"/videos:{verb}" for verb in ("backfill", "generations", "reencode", "search")}
+    fits = "/feedback/fits/{label_id}"
+    feedback = {"/feedback", "/feedback/{judgement_id}", "/feedback:labels", fits, f"{fits}/versions"}
+    feedback |= {f"{fits}:apply", f"{fits}:revert"}
+    delivery, secret = "/webhooks/deliveries/{delivery_id}", "/webhooks/secrets/{secret_id}"
+    webhooks = {"/webhooks/deliveries", delivery, f"{delivery}:replay", "/webhooks/deliveries:replay", "/webhooks:test"}
+    webhooks |= {"/webhooks/endpoints", "/webhooks/endpoints:enable", "/webhooks/secrets", secret}
     models = {"/models"} | {f"/models:{verb}" for verb in ("prepare", "diff", "activate", "rollback", "drop")}
-    assert set(document["paths"]) == health | labels | models | {"/classify", "/calibration", "/keys", "/keys/{key_id}"}
+    others = {"/classify", "/calibration", "/keys", "/keys/{key_id}"}
+    assert set(document["paths"]) == health | labels | models | jobs | videos | feedback | webhooks | others
     text = json.dumps(document)
     assert "HTTPValidationError" not in text and "application/problem+json" in text
     body = document["paths"]["/classify"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]

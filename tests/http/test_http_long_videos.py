@@ -250,6 +250,6 @@ def test_every_code_is_documented(client: TestClient) -> None:
     text = document["components"]["schemas"]["Classification"]["properties"]["warnings"]["description"]
     assert all(f"`{code}`: " in text for code in RESULT_WARNINGS)
     files = [*(ROOT / "model/decode").glob("*.py"), *(ROOT / "service/classification").glob("*.py")]
-    files.append(ROOT / "service/routes/classification_views.py")
+    files.append(ROOT / "service/views/classification.py")
     used = {code for path in files if path.name != "cards.py" for code in codes_in(path)}
     assert used == set(RESULT_WARNINGS)

@@ -15,7 +15,7 @@ import pytest
 from support.paths import ROOT
 from support.serving import settings_for
 from vidlex.service.app import create_app
-from vidlex.service.errors import MethodNotAllowed, NoApiKeys, VidlexError
+from vidlex.service.errors import FetchFailed, MethodNotAllowed, NoApiKeys, VidlexError
 from vidlex.service.http.openapi.errors import ERRORS
 from vidlex.service.http.openapi.examples import REQUEST_EXAMPLES, RESPONSE_EXAMPLES
 from vidlex.service.http.openapi.headers import RESPONSE_HEADERS
@@ -23,13 +23,25 @@ from vidlex.service.http.openapi.headers import RESPONSE_HEADERS
 OPERATION_IDS = {
     "create_labels", "list_labels", "get_label", "update_label", "delete_label", "get_label_card", "preview_labels",
     "classify_video",
+    "create_job", "list_jobs", "get_job", "cancel_job", "retry_job",
+    "export_job", "get_job_result", "get_job_output", "get_job_errors", "stream_job_events",
+    "list_videos", "get_video", "delete_video", "get_video_features", "get_video_thumbnail",
+    "search_videos", "backfill_videos", "reencode_videos", "get_video_generations", "list_label_videos",
+    "create_webhook_secret", "list_webhook_secrets", "delete_webhook_secret", "test_webhook",
+    "list_deliveries", "get_delivery", "replay_delivery", "replay_deliveries", "list_endpoints", "enable_endpoint",
     "get_calibration", "put_calibration", "delete_calibration",
+    "create_feedback", "list_feedback", "delete_feedback",
+    "list_judged_labels", "get_fit", "apply_threshold", "revert_threshold", "list_threshold_versions",
     "get_models", "prepare_model", "activate_model", "rollback_model", "drop_model", "diff_models",
     "create_key", "list_keys", "revoke_key",
     "get_liveness", "get_readiness", "get_metrics",
 }  # fmt: skip
 IN_NAMESPACE = {name for name in OPERATION_IDS if "label" in name or "calibration" in name}
 IN_NAMESPACE |= {"classify_video", "diff_models"}
+IN_NAMESPACE |= {name for name in OPERATION_IDS if "job" in name or "video" in name}
+WEBHOOK_WORDS = ("webhook", "deliver", "endpoint")
+IN_NAMESPACE |= {name for name in OPERATION_IDS if any(word in name for word in WEBHOOK_WORDS)}
+IN_NAMESPACE |= {name for name in OPERATION_IDS if any(word in name for word in ("feedback", "fit", "threshold"))}
 PUBLIC = {"get_liveness", "get_readiness"}
 VALUES = ("default", "const", "enum", "example", "examples", "value")
 
@@ -91,7 +103,8 @@ def test_general_information_is_complete(document: dict[str, Any]) -> None:
 def test_tags_are_declared_described_and_used(document: dict[str, Any], operations: dict[str, Any]) -> None:
     assert all(tag["description"] for tag in document["tags"])
     declared = [tag["name"] for tag in document["tags"]]
-    assert declared == ["labels", "classify", "calibration", "models", "keys", "health"]
+    background = ["jobs", "videos", "calibration", "feedback", "webhooks"]
+    assert declared == ["labels", "classify", *background, "models", "keys", "health"]
     assert {tag for operation in operations.values() for tag in operation["tags"]} == set(declared)
 
 
@@ -190,7 +203,8 @@ def test_errors_are_shared_responses_with_one_schema(document: dict[str, Any], o
         assert content["schema"] == {"$ref": "#/components/schemas/Problem"}
         assert all(f"`{code}`" in response["description"] for code in content["examples"])
         codes |= set(content["examples"])
-    undocumented = (NoApiKeys, MethodNotAllowed)  # of the start, and of no documented operation
+    # Of the start, of no documented operation, and of jobs.
+    undocumented = (NoApiKeys, MethodNotAllowed, FetchFailed)
     assert codes == {error.code for error in _with_code(VidlexError) if error not in undocumented} | {"internal_error"}
     assert codes == {code for operation in operations.values() for code in operation["x-error-codes"]}
 
@@ -235,9 +249,11 @@ def test_request_headers_are_declared_where_they_work(document: dict[str, Any], 
                 found.setdefault(declared["name"], set()).add(name)
     assert found == {
         "X-Vidlex-Namespace": IN_NAMESPACE,
-        "Idempotency-Key": {"create_labels"},
-        "If-Match": {"update_label", "delete_label"},
-        "If-None-Match": {"get_label"},
+        "Idempotency-Key": {"create_labels", "create_job", "backfill_videos", "reencode_videos"},
+        "If-Match": {"update_label", "delete_label", "apply_threshold", "revert_threshold"},
+        "If-None-Match": {"get_label", "get_job"},
+        "Prefer": {"classify_video", "get_job"},
+        "Last-Event-ID": {"stream_job_events"},
         "X-Vidlex-Deadline-Ms": {"classify_video"},
     }
 

@@ -40,6 +40,7 @@ def test_empty_variable_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 HOSTS_RULE = 'must be a JSON list, such as ["tags.example"]'
+URL_HOSTS_RULE = "must contain hosts, without https:// and port, *.HOST, or *"
 ORIGINS_RULE = "must contain origins such as https://app.example, without a path, or *"
 DEVICE_RULE = "must be auto, mps, cpu, cuda, cuda:all or a list such as cuda:0,cuda:1"
 
@@ -60,6 +61,10 @@ DEVICE_RULE = "must be auto, mps, cpu, cuda, cuda:all or a list such as cuda:0,c
         ("ALLOWED_HOSTS", "[1]", HOSTS_RULE),
         ("CORS_ORIGINS", "https://app.example", 'must be a JSON list, such as ["https://app.example"]'),
         ("CORS_ORIGINS", '["app.example"]', ORIGINS_RULE),
+        ("WEBHOOK_HOSTS", "hooks.example", 'must be a JSON list, such as ["hooks.example"]'),
+        ("WEBHOOK_HOSTS", '["https://hooks.example"]', URL_HOSTS_RULE),
+        ("FETCH_HOSTS", '["files.example:8443"]', URL_HOSTS_RULE),
+        ("FETCH_HOSTS", '["**.example"]', URL_HOSTS_RULE),
         ("CORS_ORIGINS", '["https://app.example/"]', ORIGINS_RULE),
         ("CORS_ORIGINS", '["https://*.example"]', ORIGINS_RULE),
         ("TRUSTED_PROXIES", "10.0.0.5", 'must be a JSON list, such as ["10.0.0.5"]'),

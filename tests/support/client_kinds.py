@@ -10,7 +10,9 @@ from typing import Any
 from anyio.from_thread import start_blocking_portal
 
 from vidlex.service.client.async_client import AsyncClient
+from vidlex.service.client.async_jobs import AsyncJob, AsyncJobs
 from vidlex.service.client.client import Client
+from vidlex.service.client.videos import AsyncVideos
 
 KINDS = ("sync", "asyncio")
 
@@ -35,16 +37,23 @@ def opened(kind: str, *arguments: Any, **options: Any) -> Iterator[Any]:
 
 
 class _Blocking:
-    def __init__(self, client: AsyncClient, call: Callable[..., Any]) -> None:
-        self._client, self._call = client, call
+    """An `AsyncClient`, its jobs, or one of them."""
+
+    def __init__(self, found: AsyncClient | AsyncJobs | AsyncJob | AsyncVideos, call: Callable[..., Any]) -> None:
+        self._found, self._call = found, call
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._client, name)
+        found = getattr(self._found, name)
         if not callable(found):
-            return found
+            return self._wrapped(found)
 
         async def collect(arguments: Any, options: Any) -> Any:
             value = found(*arguments, **options)
             return await value if inspect.isawaitable(value) else [item async for item in value]
 
-        return lambda *arguments, **options: self._call(collect, arguments, options)
+        return lambda *arguments, **options: self._wrapped(self._call(collect, arguments, options))
+
+    def _wrapped(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._wrapped(item) for item in value]
+        return _Blocking(value, self._call) if isinstance(value, AsyncJobs | AsyncJob | AsyncVideos) else value

@@ -25,10 +25,10 @@ def live_service(data_dir: Path, model: str = "dummy", **environment: str) -> It
 
 @contextmanager
 def live_process(
-    data_dir: Path, model: str = "dummy", **environment: str
+    data_dir: Path, model: str = "dummy", *, port: int = 0, **environment: str
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """As ``live_service``, with the process."""
-    command = [sys.executable, "-m", "vidlex.service.cli", "serve", "--port", "0", "--model", model, "--json"]
+    command = [sys.executable, "-m", "vidlex.service.cli", "serve", "--port", str(port), "--model", model, "--json"]
     command += ["--data-dir", str(data_dir), "--parent", str(os.getpid())]
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("VIDLEX_")}
     log = data_dir.parent / f"{data_dir.name}.log"

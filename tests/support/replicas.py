@@ -85,6 +85,11 @@ class Replica:
         assert line, self._log.read_text()
         self.url = str(json.loads(line)["url"])
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def wait(self) -> None:
         assert self._process is not None
         wait_ready(self.url, self._process, self._log)

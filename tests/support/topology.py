@@ -88,9 +88,9 @@ class Topology:
         given = {key: resolved(str(value)) for key, value in SERVICES[name].get("environment", {}).items()}
         here = {key: value for key, value in os.environ.items() if not key.startswith("VIDLEX_")}
         values = {
-            key: value.replace("/run/secrets", str(self.secrets)).replace(
-                "store:6379", f"127.0.0.1:{self.ports['store']}"
-            )
+            key: value.replace("/run/secrets", str(self.secrets))
+            .replace("store:6379", f"127.0.0.1:{self.ports['store']}")
+            .replace("/shared/", f"{self.folder}/shared/")
             for key, value in given.items()
         }
         return here | values

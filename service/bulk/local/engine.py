@@ -124,6 +124,8 @@ class LocalEngine:
         """
         result_id = self.identity.result_id(file.sha256, options)
         named = TagResult(file.uri, result_id, sha256=file.sha256, num_bytes=file.num_bytes)
+        if options.keep:
+            return replace(named, failure=TagFailure("invalid_parameter", "Only a service keeps videos"))
         while not self._places.acquire(timeout=_POLL_SECONDS):
             if cancelled.is_set():
                 return replace(named, failure=_CANCELLED)

@@ -17,9 +17,13 @@ from vidlex.service.http.openapi.info import INFO, SECURITY_SCHEMES
 from vidlex.service.schemas.calibration import CalibrationBody
 from vidlex.service.schemas.cards import PreviewBatchBody
 from vidlex.service.schemas.classify import ClassifyParams
+from vidlex.service.schemas.feedback import JudgementBatchBody, JudgementBody
+from vidlex.service.schemas.jobs import NewJobBody, UploadedJobBody
 from vidlex.service.schemas.keys import NewKeyBody
 from vidlex.service.schemas.labels import LabelBatchBody, LabelChangesBody, NewLabelBody
 from vidlex.service.schemas.models import DropModelBody, PrepareModelBody
+from vidlex.service.schemas.video_search import BackfillBody, ReencodeBody, VideoSearchBody
+from vidlex.service.schemas.webhooks import EnableEndpointBody, ReplayBody, WebhookTestBody
 
 _SCHEMAS = "#/components/schemas/"
 _BODIES = (
@@ -28,10 +32,20 @@ _BODIES = (
     LabelChangesBody,
     PreviewBatchBody,
     ClassifyParams,
+    NewJobBody,
+    UploadedJobBody,
     NewKeyBody,
     PrepareModelBody,
     DropModelBody,
     CalibrationBody,
+    VideoSearchBody,
+    BackfillBody,
+    ReencodeBody,
+    WebhookTestBody,
+    ReplayBody,
+    EnableEndpointBody,
+    JudgementBody,
+    JudgementBatchBody,
 )
 _VALUES = ("default", "const", "enum", "examples")  # keywords that contain values, not schemas
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from vidlex.service.errors import LabelExists
+from vidlex.service.http.openapi import job_examples
 from vidlex.service.http.openapi.errors import example_problem
+from vidlex.service.http.openapi.feedback_examples import FEEDBACK_REQUESTS, FEEDBACK_RESPONSES
+from vidlex.service.http.openapi.video_examples import VIDEO_RESPONSES
+from vidlex.service.http.openapi.video_search_examples import VIDEO_SEARCH_REQUESTS, VIDEO_SEARCH_RESPONSES
+from vidlex.service.http.openapi.webhook_examples import WEBHOOK_REQUESTS, WEBHOOK_RESPONSES
 
 _TIME_MS = 1796057582384
 _DOG: dict[str, Any] = {
@@ -100,6 +105,7 @@ _CLASSIFICATION = {
     "model": _MODEL,
     "calibration": None,
     "vocabulary_revision": 2,
+    "video_id": None,
     "usage": {"decode_ms": 21, "encode_ms": 64, "match_ms": 1, "queue_ms": 0, "cached": False},
     "warnings": [],
     "receipt": {
@@ -186,6 +192,10 @@ _CHECKS = {
 
 # By operationId and name.
 REQUEST_EXAMPLES: dict[str, dict[str, Any]] = {
+    **WEBHOOK_REQUESTS,
+    **job_examples.REQUESTS,
+    **VIDEO_SEARCH_REQUESTS,
+    **FEEDBACK_REQUESTS,
     "create_labels": {
         "label": _NEW_LABEL,
         "batch": {"labels": [{"name": "dog", "categories": ["animal"]}, _NEW_LABEL]},
@@ -218,6 +228,11 @@ REQUEST_EXAMPLES: dict[str, dict[str, Any]] = {
 
 # By operationId and status.
 RESPONSE_EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
+    **WEBHOOK_RESPONSES,
+    **job_examples.responses(_CLASSIFICATION),
+    **VIDEO_SEARCH_RESPONSES,
+    **FEEDBACK_RESPONSES,
+    **VIDEO_RESPONSES,
     ("create_labels", "201"): {"label": _RETRIEVER},
     ("create_labels", "200"): {
         "existing": _RETRIEVER,

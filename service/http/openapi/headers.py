@@ -48,12 +48,16 @@ RESPONSE_HEADERS: dict[str, dict[str, Any]] = {
         "schema": _STRING | {"examples": ['Bearer realm="vidlex"']},
     },
     "ETag": {
-        "description": "Entity tag of the label, for `If-Match` and `If-None-Match`.",
+        "description": "Entity tag of the label or job, for `If-Match` (labels) and `If-None-Match`.",
         "schema": _STRING | {"pattern": '^"[!#-~]*"$', "examples": ['"2-1a22d5fcb30"']},
     },
     "Location": {
-        "description": "Path of the created label.",
+        "description": "Path of what was created.",
         "schema": _STRING | {"format": "uri-reference", "examples": ["/labels/lbl_000000020000wn88xex5bvdb"]},
+    },
+    "Preference-Applied": {
+        "description": "The preference of the request's `Prefer` that was obeyed.",
+        "schema": _STRING | {"examples": ["respond-async"]},
     },
     "Idempotency-Replayed": {
         "description": "The response is that of an earlier request with the same `Idempotency-Key`.",

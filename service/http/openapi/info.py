@@ -37,7 +37,11 @@ replica.
     "tags": [
         {"name": "labels", "description": "The vocabulary: register, list, change and remove labels."},
         {"name": "classify", "description": "Find the labels of a video."},
+        {"name": "jobs", "description": "The same, acknowledged first and done later; batches; events as they happen."},
+        {"name": "videos", "description": "Videos that are kept: their features, never the video itself."},
         {"name": "calibration", "description": "Make scores comparable, from unlabelled videos of one's own domain."},
+        {"name": "feedback", "description": "Judge labels of videos, and fit labels' thresholds to the judgements."},
+        {"name": "webhooks", "description": "Signed reports of what has happened, and what became of them."},
         {"name": "models", "description": "Replace the served model without downtime. Requires the scope `admin`."},
         {"name": "keys", "description": "API keys. Requires the scope `admin`."},
         {"name": "health", "description": "Health checks and metrics."},

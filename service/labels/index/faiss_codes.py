@@ -41,6 +41,10 @@ class FaissCodes:
         more = (num_parts or min(MAX_PARTS, num_cpus())) - 1
         return cls([first, *(faiss.clone_index(first) for _ in range(more))])
 
+    @property
+    def dim(self) -> int:
+        return int(self._parts[0].d)
+
     def copy(self) -> FaissCodes:
         import faiss
 
@@ -56,6 +60,14 @@ class FaissCodes:
 
         Best first for each of the features, concatenated.
         """
+        _, slots = self.scored(features, num, allowed)
+        return slots[slots >= 0]
+
+    def scored(
+        self, features: NDArray[np.float32], num: int, allowed: NDArray[np.bool_] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+        """As ``search``: inner products with the codes, best first, and slots; [B, n] with slot -1 where there are
+        fewer."""
         queries = np.zeros((len(features), self._parts[0].d), np.float32)
         queries[:, : features.shape[1]] = features
 
@@ -70,9 +82,8 @@ class FaissCodes:
             [np.where(ids < 0, -1, ids * len(self._parts) + p) for p, (_, ids) in enumerate(found)], axis=1
         )
         order = np.argsort(np.where(slots < 0, np.inf, -scores), axis=1, kind="stable")[:, :num]
-        best = np.take_along_axis(slots, order, axis=1)
-        chosen: NDArray[np.intp] = best[best >= 0].astype(np.intp)
-        return chosen
+        best = np.take_along_axis(slots, order, axis=1).astype(np.intp)
+        return np.take_along_axis(scores, order, axis=1), best
 
 
 def set_faiss_threads(num: int) -> None:

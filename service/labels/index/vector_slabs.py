@@ -30,7 +30,7 @@ _ALIGNMENT_FLOATS = 16
 # Mask for a float16 that was sign-extended to 32 bits and shifted to the position of float32's fraction.
 _FLOAT16_BITS = np.int32(-0x70002000)
 # Those bits, read as float32, are the number times 2 ** -112, since the formats' exponents have different biases.
-_FLOAT16_SCALE = np.float32(2.0**112)
+FLOAT16_SCALE = np.float32(2.0**112)
 # If this share of a range of rows is selected, computing all its products is faster than gathering rows (measured).
 _DENSE_SHARE = {"float32": 0.25, "float16": 0.6}
 
@@ -127,7 +127,7 @@ class VectorSlabs:
         if self.storage == "float16":
             if features.size and np.abs(features).max() > MAX_FLOAT16:
                 raise ValueError("features are too large for an index of float16")
-            queries *= _FLOAT16_SCALE
+            queries *= FLOAT16_SCALE
         return queries
 
     def products(self, queries: NDArray[np.float32], num: int) -> NDArray[np.float32]:
@@ -171,17 +171,11 @@ class VectorSlabs:
     def _widened(
         self, rows: NDArray[np.float32] | NDArray[np.float16], scratch: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        """The rows as float32; float16 rows are scaled by 2 ** -112, which ``queries`` compensates exactly.
-
-        numpy converts float16 number by number, ten times slower than these three vectorised steps.
-        """
+        """The rows as float32; float16 rows are scaled by 2 ** -112, which ``queries`` compensates exactly."""
         if self.storage == "float32":
             return cast("NDArray[np.float32]", rows)
         wide = scratch[: len(rows)]
-        bits = wide.view(np.int32)
-        np.copyto(bits, rows.view(np.int16))
-        np.left_shift(bits, 13, out=bits)
-        np.bitwise_and(bits, _FLOAT16_BITS, out=bits)
+        widen_float16(cast("NDArray[np.float16]", rows), wide)
         return wide
 
     @staticmethod
@@ -191,6 +185,17 @@ class VectorSlabs:
             for slab, (start, stop) in zip(slabs, pairwise(np.searchsorted(slots, slabs * SLAB_ROWS)), strict=False):
                 if start < stop:  # slots[start:stop] are in the slab
                     yield int(slab), int(start), int(stop)
+
+
+def widen_float16(rows: NDArray[np.float16], out: NDArray[np.float32]) -> None:
+    """Rows [n, D] into ``out`` [n, D], scaled by 1 / FLOAT16_SCALE.
+
+    numpy converts float16 number by number, ten times slower than these three vectorised steps.
+    """
+    bits = out.view(np.int32)
+    np.copyto(bits, rows.view(np.int16))
+    np.left_shift(bits, 13, out=bits)
+    np.bitwise_and(bits, _FLOAT16_BITS, out=bits)
 
 
 class AppendOnlyArray(Generic[NumberT]):

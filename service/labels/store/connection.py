@@ -40,14 +40,14 @@ def connect_url(
     on_connect: OnConnect | None = None,
 ) -> redis.Redis:
     """``password`` is for a URL without one. Raises ValueError for a malformed URL."""
-    options = _options(timeout_seconds, on_connect) | ({} if password is None else {"password": password})
+    options = connection_options(timeout_seconds, on_connect) | ({} if password is None else {"password": password})
     return redis.Redis.from_url(url, **options)
 
 
 def connect_socket(
     path: str, *, timeout_seconds: float = SOCKET_TIMEOUT_SECONDS, on_connect: OnConnect | None = None
 ) -> redis.Redis:
-    return redis.Redis(unix_socket_path=path, **_options(timeout_seconds, on_connect))
+    return redis.Redis(unix_socket_path=path, **connection_options(timeout_seconds, on_connect))
 
 
 @contextmanager
@@ -94,7 +94,7 @@ _KINDS = (
 )
 
 
-def _options(timeout_seconds: float, on_connect: OnConnect | None) -> dict[str, Any]:
+def connection_options(timeout_seconds: float, on_connect: OnConnect | None) -> dict[str, Any]:
     # One immediate retry replaces a pooled connection that a restart of the server has closed. A server that does not
     # answer is not asked twice. Longer waits are up to the caller, which knows its own deadline.
     return {

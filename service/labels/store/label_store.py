@@ -7,7 +7,7 @@ break this raises LabelExists. Every write is one atomic step of transaction.py.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -121,8 +121,11 @@ class LabelStore(LabelReader):
         vector: NDArray[np.float32] | None = None,
         fingerprint: str | None = None,
         if_match: IfMatch = None,
+        also: Callable[[RedisWrites], None] = lambda _: None,
     ) -> Label:
         """Replace fields in one atomic step, within which ``if_match`` is checked.
+
+        ``also`` queues writes to other keys of the namespace's hash tag; nothing is written if no field changes.
 
         A new name requires its ``vector`` and ``fingerprint``, otherwise ValueError is raised; the old name's vectors
         of all other encoders are removed.
@@ -166,7 +169,12 @@ class LabelStore(LabelReader):
                 label_id, cleaned, created_at_ms=old.created_at_ms, updated_at_ms=_now_ms(), revision=revision
             )
             writes.put(label, old)
-            return Step(label, writes.queue, "put", (label_id,), on_stored=writes.record)
+
+            def write(pipe: RedisWrites) -> None:
+                writes.queue(pipe)
+                also(pipe)
+
+            return Step(label, write, "put", (label_id,), on_stored=writes.record)
 
         return self._steps.run(body)
 

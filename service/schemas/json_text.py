@@ -1,11 +1,34 @@
-"""Bounds of a JSON document before it is parsed: the time that takes grows with the number of values, not of bytes."""
+"""Parses JSON that others wrote.
+
+Its values are counted before it is parsed: the time that takes grows with their number, not with that of bytes.
+"""
 
 from __future__ import annotations
 
-from vidlex.service.errors import JsonTooComplex
+import json
+
+from vidlex.service.bounds import MAX_JSON_LEVELS, MAX_JSON_VALUES
+from vidlex.service.errors import InvalidRequest, JsonTooComplex
 
 _CHUNK_BYTES = 64 << 10  # between two chunks, other threads may run
 _NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
+
+
+def parse_json(data: bytes, *, name: str, max_values: int = MAX_JSON_VALUES) -> object:
+    """Accepts a byte order mark, which editors and PowerShell write; refuses NaN and Infinity.
+
+    Raises InvalidRequest, JsonTooComplex.
+    """
+    check_json(data, name=name, max_values=max_values, max_levels=MAX_JSON_LEVELS)
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        parsed: object = json.loads(data.decode("utf-8-sig"), parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{name} is not valid UTF-8 JSON", internal=repr(error)[:200]) from None
+    return parsed
 
 
 def check_json(data: bytes, *, name: str, max_values: int, max_levels: int) -> None:
