@@ -65,7 +65,7 @@ class JobOptionsBody(Strict):
         "documents of jobs.",
     )
     params: ClassifyParams = Field(
-        default_factory=lambda: ClassifyParams(),
+        default_factory=lambda: ClassifyParams.model_validate({}),
         description="Options of the classification, of every video of a batch; without `deadline_ms`.",
     )
     priority: PriorityName = Field(

@@ -63,7 +63,7 @@ class VideoSearchBody(Strict):
     min_score: Probability = Field(0.0, description="Lowest score of a hit.")
     segments: bool = Field(False, description="Whether to return the best segments of each video.")
     filters: VideoSearchFilterBody = Field(
-        default_factory=lambda: VideoSearchFilterBody(), description="Which videos are searched."
+        default_factory=lambda: VideoSearchFilterBody.model_validate({}), description="Which videos are searched."
     )
 
     @model_validator(mode="after")
