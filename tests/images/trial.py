@@ -49,8 +49,8 @@ class Trial:
         self.engine.run("tag", "vidlex:first", "vidlex:current")
         self.script("make-secrets.sh")
         try:
-            for step in (self.start, self.limits, self.use, self.monitoring, self.lose_a_replica, self.upgrade,
-                         self.restore, self.missing_model, self.https_and_own_model):  # fmt: skip
+            for step in (self.start, self.limits, self.use, self.jobs, self.monitoring, self.lose_a_replica,
+                         self.upgrade, self.restore, self.missing_model, self.https_and_own_model):  # fmt: skip
                 began = time.monotonic()
                 step()
                 self.results.seconds[step.__name__.replace("_", " ")] = time.monotonic() - began
@@ -100,6 +100,37 @@ class Trial:
         )
         denied = self.http(lambda http: http.get("/labels", headers={"Authorization": ""}).status_code)
         expect(denied == 401, f"without a key: {denied}")
+
+    def jobs(self) -> None:
+        """By the replicas and by a worker, on the volume that they share; what one keeps, all find."""
+        self.compose("--profile", "worker", "up", "-d", "--no-build", "worker")
+        video = (self.tree / SAMPLE).read_bytes()
+        form = {"params": json.dumps({"params": {"keep": True}})}
+
+        def submit(http: httpx.Client) -> str:
+            return str(http.post("/jobs", files={"file": video}, data=form).raise_for_status().json()["id"])
+
+        def finished(http: httpx.Client, job: str) -> Any:
+            return http.get(f"/jobs/{job}", headers={"Prefer": "wait=60"}).raise_for_status().json()
+
+        def attempts() -> int:
+            return self.compose("logs", "worker", check=False).count('"job_attempt"')
+
+        self.until(lambda: self.compose("logs", "worker", check=False).count("ready") > 0, "the worker", READY_SECONDS)
+        number = 0
+        while number < 40 and not (number >= 8 and attempts()):
+            job = self.http(submit)
+            done = self.http(lambda http: finished(http, job))  # noqa: B023
+            expect(done["state"] == "succeeded", f"job: {done}")
+            number += 1
+        kept = self.http(lambda http: [http.get("/videos").raise_for_status().json()["data"] for _ in range(8)])
+        expect(all(len(videos) == 1 for videos in kept), f"kept videos: {kept}")
+        found = self.http(lambda http: http.post("/videos:search", json={"text": "road"}).raise_for_status().json())
+        expect(len(found["data"]) == 1, f"search: {found}")
+        expect(attempts() > 0, f"{number} jobs, none by the worker")
+        seen = f"{number} jobs succeeded, {attempts()} of them by the worker; the video is found by a search"
+        self.compose("--profile", "worker", "rm", "-sf", "worker")
+        self.results.step("jobs and a kept video", seen)
 
     def monitoring(self) -> None:
         def targets() -> list[str]:
