@@ -19,6 +19,9 @@ class BackgroundSettings(BaseSettings):
     )
     max_queued_jobs: int = Field(100_000, ge=1, description="queued jobs, half per client; further ones get 429")
     max_job_bytes: int = Field(32 * 2**30, ge=1, description="of uploads and files of jobs, half per client")
+    max_job_record_bytes: int = Field(
+        2**30, ge=1, description="of records and results of a namespace's jobs in the store, until they are removed"
+    )
     job_attempts: int = Field(3, ge=1, le=100, description="until a job without a result becomes a dead letter")
     job_lease_seconds: float = Field(15.0, ge=1, description="after which the job of a dead worker is queued again")
     job_timeout_seconds: float = Field(3600.0, gt=0, description="timeout of one attempt at a job")

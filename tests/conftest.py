@@ -61,3 +61,11 @@ def _restored_logging() -> Iterator[None]:
     root.setLevel(level)
     logging.getLogger("vidlex").setLevel(logging.NOTSET)
     logging.captureWarnings(False)
+
+
+@pytest.fixture(autouse=True)
+def _restored_scheduling() -> Iterator[None]:
+    """As root, SVT-AV1's encoder makes the calling thread a real-time one, and the processes that it starts later."""
+    yield
+    if hasattr(os, "SCHED_OTHER") and os.sched_getscheduler(0) != os.SCHED_OTHER:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))

@@ -9,6 +9,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
+from vidlex.service.bulk.csv_cells import guarded, unguarded
 from vidlex.service.bulk.rows import Row, rows_of, schema, table_of
 
 if TYPE_CHECKING:
@@ -25,8 +26,7 @@ SUFFIXES: dict[str, Format] = {
 }
 MAX_ROWS_PER_FILE = 100_000  # of a folder
 CHUNK_ROWS = 1000
-_MAX_CELL_CHARS = 1 << 28
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
+_MAX_CELL_CHARS = 1 << 28  # the labels and segments of a video as JSON
 
 
 def write(kind: Format, path: Path, tables: Iterable[pa.Table], columns: pa.Schema) -> None:
@@ -123,7 +123,7 @@ def _cell(value: Any) -> Any:
     """Nested values as JSON. Text that a spreadsheet would take for a formula begins with "'"."""
     if isinstance(value, list | dict):
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    return guarded(value, every_quote=True) if isinstance(value, str) else value
 
 
 def _read_csv(path: Path) -> Iterator[pa.Table]:
@@ -134,7 +134,7 @@ def _read_csv(path: Path) -> Iterator[pa.Table]:
 def _csv_rows(file: TextIO) -> Iterator[Row]:
     import pyarrow as pa
 
-    csv.field_size_limit(_MAX_CELL_CHARS)
+    csv.field_size_limit(_MAX_CELL_CHARS)  # of the process: nothing else sets it
     types = {field.name: field.type for field in schema()}
 
     def value(name: str, cell: str) -> Any:
@@ -147,7 +147,7 @@ def _csv_rows(file: TextIO) -> Iterator[Row]:
             return int(cell)
         if pa.types.is_floating(kind):
             return float(cell)
-        return cell[1:] if cell.startswith("'") else cell
+        return unguarded(cell, every_quote=True)
 
     for row in csv.DictReader(file, strict=True):
         yield {name: value(name, row[name]) for name in types}

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
+from vidlex.service.bulk.csv_cells import guarded, unguarded
 from vidlex.service.exports.corrections import Correction, NotCorrections
 from vidlex.service.exports.tagged import TaggedVideo
 
@@ -24,9 +25,7 @@ COLUMNS = (
 )
 RIGHT = "right"
 """A column that people add to judge the label of a row: yes or no."""
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "'")  # owasp.org/www-community/attacks/CSV_Injection
 _YES, _NO = frozenset({"1", "true", "yes", "y", "right"}), frozenset({"0", "false", "no", "n", "wrong"})
-_MAX_CELL_CHARS = 1 << 20
 
 
 def write_rows(file: TextIO, videos: Iterable[TaggedVideo]) -> None:
@@ -56,7 +55,6 @@ def read_corrections(file: TextIO) -> Iterator[Correction]:
 
     A row judges the whole video if its stretch was emptied, or if it is the only row of its video and label.
     """
-    csv.field_size_limit(_MAX_CELL_CHARS)
     try:
         reader = csv.DictReader(file, strict=True)
         if reader.fieldnames is None or not {"label", RIGHT} <= set(reader.fieldnames):
@@ -105,9 +103,8 @@ def _video_and_label(row: dict[str, str]) -> tuple[str, ...]:
 
 
 def _cell(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    return guarded(value) if isinstance(value, str) else value
 
 
 def _text(cell: Any) -> str:
-    text = cell if isinstance(cell, str) else ""
-    return text[1:] if text.startswith("'") else text
+    return unguarded(cell) if isinstance(cell, str) else ""

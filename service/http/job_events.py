@@ -13,7 +13,7 @@ from time import monotonic
 
 import anyio
 
-from vidlex.service.errors import InvalidParameter, NotFound, StoreUnavailable
+from vidlex.service.errors import InvalidParameter, NotFound, StoreUnavailable, VidlexError
 from vidlex.service.jobs.event_reader import EventReader
 from vidlex.service.jobs.records import FINAL_STATES, Job, JobEvent
 
@@ -25,7 +25,8 @@ MAX_STREAMS = 1024
 """Streams and waiting requests of a process, half per client."""
 _RETRY_MS = 1000
 _STOP_SECONDS = 1.0  # in which a stop of the service is noticed
-_EVENT_ID = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?")
+_EVENT_ID = re.compile(r"([0-9]{1,20})(?:-([0-9]{1,20}))?")
+_MAX_ID_PART = 2**64 - 1
 
 GetJob = Callable[[], Awaitable[Job]]
 """Raises NotFound and StoreUnavailable."""
@@ -35,7 +36,8 @@ def parse_event_id(text: str | None, name: str) -> str:
     """Of the last event that the client knows. Raises InvalidParameter."""
     if text is None or not text:
         return "0-0"
-    if not _EVENT_ID.fullmatch(text):
+    parts = _EVENT_ID.fullmatch(text)
+    if parts is None or any(int(part) > _MAX_ID_PART for part in parts.groups() if part):
         problem = {"pointer": f"/{name}", "detail": "is not the id of an event"}
         raise InvalidParameter(f"{name} is not the id of an event", errors=[problem])
     return text if "-" in text else f"{text}-0"
@@ -44,12 +46,18 @@ def parse_event_id(text: str | None, name: str) -> str:
 async def stream(
     reader: EventReader, job_id: str, after: str, get_job: GetJob, is_stopping: Callable[[], bool]
 ) -> AsyncIterator[bytes]:
-    """Ends behind the last event of a job that is finished, when the service stops and after MAX_STREAM_SECONDS."""
+    """Ends behind the last event of a job that is finished, when the service stops and after MAX_STREAM_SECONDS.
+
+    Also if the events of this job cannot be read: the client connects again, and the answer says why.
+    """
     yield b"retry: %d\n\n" % _RETRY_MS
     ends_at = monotonic() + MAX_STREAM_SECONDS
     sent_at, may_have_more = monotonic(), True
     while monotonic() < ends_at and not is_stopping():
-        events = await _next_events(reader, job_id, after, _STOP_SECONDS, at_once=may_have_more)
+        try:
+            events = await _next_events(reader, job_id, after, _STOP_SECONDS, at_once=may_have_more)
+        except VidlexError:
+            return
         may_have_more = bool(events)
         if events:
             yield b"".join(map(_frame, events))
@@ -72,7 +80,7 @@ async def stream(
 async def wait_until_final(
     reader: EventReader, job: Job, seconds: float, get_job: GetJob, is_stopping: Callable[[], bool]
 ) -> Job:
-    """The job once it is finished, or as it is after ``seconds``."""
+    """The job once it is finished, or as it is after ``seconds``. Raises what ``get_job`` and the reader raise."""
     after, ends_at, may_have_more = "0-0", monotonic() + seconds, True
     while job.state not in FINAL_STATES and not is_stopping() and (left := ends_at - monotonic()) > 0:
         events = await _next_events(reader, job.id, after, min(left, _STOP_SECONDS), at_once=may_have_more)
@@ -91,11 +99,16 @@ def is_final(event: JobEvent) -> bool:
 async def _next_events(
     reader: EventReader, job_id: str, after: str, seconds: float, *, at_once: bool
 ) -> list[JobEvent]:
+    """Raises a VidlexError if the events of this job cannot be read."""
     loop = asyncio.get_running_loop()
     found: asyncio.Future[list[JobEvent]] = loop.create_future()
 
-    def set_found(events: list[JobEvent]) -> None:
-        if not found.done():
+    def set_found(events: list[JobEvent] | VidlexError) -> None:
+        if found.done():
+            return
+        if isinstance(events, VidlexError):
+            found.set_exception(events)
+        else:
             found.set_result(events)
 
     end = reader.watch(job_id, after, lambda events: _on_loop(loop, lambda: set_found(events)), at_once=at_once)

@@ -25,7 +25,7 @@ _STORE_PAUSE_SECONDS, _MAX_STORE_PAUSE_SECONDS = 0.1, 2.0
 _RETRY_STATUSES = (429, 503)
 
 Outcome = Literal["succeeded", "failed", "retried", "timed_out", "cancelled", "lost", "given_back"]
-_Reason = Literal["cancelled", "lost", "timed_out", "stopping"]
+_Reason = Literal["cancelled", "lost", "timed_out", "stopping", "turn_over"]
 
 _log = structlog.get_logger("vidlex.jobs")
 
@@ -53,6 +53,8 @@ class Attempt:
         self._is_decided = False  # nothing is stored any more
         self._has_reported = False
         self._progress_lock = threading.Lock()
+        self._first_done: int | None = None  # videos, when they were first counted
+        self._num_done = 0
         self._progress: JobProgress | None = None  # not stored yet
         self._reported_at = self._renewed_at = self._started
         self.ended = threading.Event()
@@ -84,6 +86,9 @@ class Attempt:
     def _report(self, progress: JobProgress) -> None:
         with self._progress_lock:
             self._progress = progress
+            if progress.unit == "videos":
+                self._num_done = lasting_videos(self.job, progress)
+                self._first_done = self._num_done if self._first_done is None else self._first_done
 
     def _emit(self, event_type: EventType, data: Mapping[str, Any]) -> None:
         with self._lock:
@@ -98,7 +103,7 @@ class Attempt:
         reason = self._reason
         if reason is None and time.monotonic() >= self._deadline:  # the handler saw it before ``check_time``
             reason = "timed_out"
-        if reason == "stopping":
+        if reason in ("stopping", "turn_over"):
             self._decide("given_back", self._give_back)
         elif reason == "timed_out":
             self._decide("timed_out", self._time_out)
@@ -212,6 +217,24 @@ class Attempt:
         """This process stops: the handler is to end, and the job is given back."""
         self._stop_for("stopping")
 
+    def end_turn(self) -> None:
+        """The handler is to end, and the job is given back, so that another client's job has the place."""
+        self._stop_for("turn_over")
+
+    @property
+    def is_ending(self) -> bool:
+        return self._reason is not None
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    @property
+    def has_advanced(self) -> bool:
+        """A further attempt need not do again all that this one has done."""
+        with self._progress_lock:
+            return self._first_done is not None and self._num_done > self._first_done
+
     def abandon(self) -> None:
         """Gives the job back although its handler has not ended. Raises StoreUnavailable."""
         self._decide_once("given_back", self._give_back)
@@ -221,3 +244,8 @@ class Attempt:
             # A stop of the process comes last: what was cancelled or lost before is not given back.
             self._reason = self._reason or reason
             self._cancelled.set()
+
+
+def lasting_videos(job: Job, progress: JobProgress) -> int:
+    """That are not done again by another attempt: a batch also stores those that failed."""
+    return progress.done if job.kind == "batch" else progress.done - progress.num_failed

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import structlog
 
-from vidlex.service.errors import StoreUnavailable
+from vidlex.service.errors import StoreUnavailable, VidlexError
+from vidlex.service.jobs.queue.transactions import EntryDamaged
 from vidlex.service.jobs.records import JobEvent
 
 ReadEvents = Callable[[Mapping[str, str]], Mapping[str, Sequence[JobEvent]]]
 """From the ids of jobs, each with the id of the last event that is known, to the next events of each."""
-Deliver = Callable[[list[JobEvent]], None]
+Deliver = Callable[[list[JobEvent] | VidlexError], None]
 
 _POLL_SECONDS = 0.25
 _MIN_SECONDS = 0.02  # between two requests
@@ -47,7 +48,8 @@ class EventReader:
         self._thread: threading.Thread | None = None
 
     def watch(self, job_id: str, after: str, deliver: Deliver, *, at_once: bool) -> Callable[[], None]:
-        """Calls ``deliver`` once, from another thread, with the next events behind ``after``. Returns what ends it.
+        """Calls ``deliver`` once, from another thread, with the next events behind ``after``, or with the
+        error due to which those of this job cannot be read. Returns what ends it.
 
         ``at_once``: there may be such events already. Otherwise they are noticed within a quarter of a second.
         """
@@ -110,10 +112,14 @@ class EventReader:
         ids = list(cursors)
         for start in range(0, len(ids), _MAX_JOBS_PER_READ):
             batch = ids[start : start + _MAX_JOBS_PER_READ]
-            found = read({job_id: cursors[job_id] for job_id in batch})
+            found = _read_each(read, {job_id: cursors[job_id] for job_id in batch})
             for job_id in batch:
+                events = found.get(job_id, ())
                 for watch in by_job[job_id]:
-                    self._deliver_to(watch, found.get(job_id, ()))
+                    if isinstance(events, VidlexError):
+                        self._remove_and_deliver(watch, events)
+                    else:
+                        self._deliver_to(watch, events)
 
     def _deliver_to(self, watch: _Watch, events: Sequence[JobEvent]) -> None:
         known = event_order(watch.after)
@@ -121,11 +127,41 @@ class EventReader:
         if not new:
             watch.may_have_more = False  # it has been looked for them
             return
+        self._remove_and_deliver(watch, new)
+
+    def _remove_and_deliver(self, watch: _Watch, found: list[JobEvent] | VidlexError) -> None:
         with self._changed:
             if watch not in self._watches:
                 return
             self._watches.remove(watch)
-        watch.deliver(new)
+        watch.deliver(found)
+
+
+def _read_each(read: ReadEvents, after: Mapping[str, str]) -> Mapping[str, Sequence[JobEvent] | VidlexError]:
+    """With one request, unless a job is at fault: then it alone has no events. Raises StoreUnavailable."""
+    try:
+        return read(after)
+    except Exception as error:
+        if _is_outage(error):
+            raise
+    found: dict[str, Sequence[JobEvent] | VidlexError] = {}
+    for job_id, event_id in after.items():
+        try:
+            found[job_id] = read({job_id: event_id}).get(job_id, ())
+        except Exception as error:
+            if _is_outage(error):
+                raise
+            _log.warning("job_events_not_readable", job_id=job_id, exc_info=_if_unknown(error))
+            found[job_id] = error if isinstance(error, VidlexError) else VidlexError("The events cannot be read")
+    return found
+
+
+def _if_unknown(error: Exception) -> Exception | None:
+    return None if isinstance(error, VidlexError) else error
+
+
+def _is_outage(error: Exception) -> bool:
+    return isinstance(error, StoreUnavailable) and not isinstance(error, EntryDamaged)
 
 
 def event_order(event_id: str) -> tuple[int, int]:

@@ -96,6 +96,11 @@ class JobFiles:
             raise NotFound("The upload of this job is gone")
         return path
 
+    def is_gone(self, job_input: JobInput) -> bool:
+        """An upload that was in this place. Those of other places are not looked for."""
+        path = self._input_path(job_input)
+        return path is not None and not path.is_file()
+
     def remove(self, job_input: JobInput) -> None:
         """Does nothing if it is no upload of this place, or gone."""
         path = self._input_path(job_input)

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -22,6 +22,7 @@ from vidlex.service.jobs.store import JobClaim, JobStore
 from vidlex.service.telemetry.metrics import Metrics
 
 _POLL_SECONDS = 0.25  # of the queue, while it is empty
+_TURNS_SECONDS = 2.0
 _TICK_SECONDS = 0.5
 _MAX_PAUSE_SECONDS = 5.0  # between two tries of a store that does not answer
 _SWEEP_SECONDS = 1.0
@@ -38,6 +39,8 @@ class RunnerOptions:
     places: tuple[str, ...]  # see JobFiles
     lease_seconds: float  # that of the store
     stop_seconds: float = 10.0  # how long ``close`` waits for handlers to notice
+    turn_kinds: frozenset[JobKind] = frozenset()  # with own places, whose attempts go on where the last one ended
+    turn_seconds: float = 300.0  # after which a job of these gives its place to a client that has fewer
 
 
 class JobRunner:
@@ -128,6 +131,7 @@ class JobRunner:
 
     def _take(self) -> None:
         pause = _Pause()
+        turns_at = 0.0  # of time.monotonic
         while not self._stopping.is_set():
             if self._is_draining():
                 self._stopping.wait(_POLL_SECONDS)
@@ -136,6 +140,11 @@ class JobRunner:
             kinds = self._kinds_with_room()
             try:
                 claim = self._store.claim(self._worker, self._options.places, kinds) if kinds else None
+                if claim is not None:
+                    self._begin(claim)
+                if time.monotonic() >= turns_at:
+                    turns_at = time.monotonic() + _TURNS_SECONDS
+                    self._end_turns(self._options.turn_kinds - set(kinds))
             except Exception as error:  # without this thread no job would run any more
                 _log.warning("jobs_not_taken", internal=getattr(error, "internal", ""), exc_info=_if_unknown(error))
                 self._stopping.wait(pause.next())
@@ -143,8 +152,6 @@ class JobRunner:
             pause.reset()
             if claim is None:
                 self._wake.wait(_POLL_SECONDS * random.uniform(0.8, 1.2))
-            else:
-                self._begin(claim)
 
     def _kinds_with_room(self) -> list[JobKind]:
         own = self._options.own_places
@@ -158,10 +165,39 @@ class JobRunner:
         ]
 
     def _begin(self, claim: JobClaim) -> None:
+        """Raises RuntimeError if the system has no thread for it: the job is given back."""
         attempt = Attempt(claim, self._handlers[claim.job.kind], self._limits, self._metrics)
         with self._lock:
             self._attempts.add(attempt)
-        threading.Thread(target=self._run, args=(attempt,), name=f"vidlex-{claim.job.kind}", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, args=(attempt,), name=f"vidlex-{claim.job.kind}", daemon=True).start()
+        except BaseException:
+            with self._lock:
+                self._attempts.discard(attempt)
+            attempt.abandon()
+            raise
+
+    def _end_turns(self, full: Collection[JobKind]) -> None:
+        """Of each kind without a free place, one job, if a client with fewer of these places waits for one."""
+        for kind in full:
+            with self._lock:
+                attempts = [attempt for attempt in self._attempts if attempt.job.kind == kind]
+            if any(attempt.is_ending for attempt in attempts):
+                continue  # a place becomes free
+            held = Counter(attempt.job.client for attempt in attempts)
+            had_turn = [x for x in attempts if x.seconds >= self._options.turn_seconds and x.has_advanced]
+            had_turn.sort(key=lambda attempt: (held[attempt.job.client], attempt.seconds), reverse=True)
+            owners = {attempt.job.client for attempt in had_turn}
+            found = self._store.next_client(self._options.places, [kind], owners) if had_turn else None
+            if found is None:
+                continue
+            client, later = found
+            for attempt in had_turn:
+                owner = attempt.job.client
+                if owner in later and held[owner] > held[client]:
+                    _log.info("job_turn_over", job_id=attempt.job.id, kind=kind)
+                    attempt.end_turn()
+                    break
 
     def _run(self, attempt: Attempt) -> None:
         try:

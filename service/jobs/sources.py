@@ -22,7 +22,6 @@ from vidlex.service.sharing.requester import Requester
 
 # Bucket names by the rules of S3; a key without control characters and without a query.
 _S3_URI = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/([^\x00-\x1f\x7f?#]{1,1024})")
-_MAX_S3_AT_ONCE = 8  # files of full size that are downloaded at a time
 
 OnBytes = Callable[[int, int | None], None]
 
@@ -127,7 +126,7 @@ class JobSources:
         folder.mkdir(mode=0o700)
         fetcher = Fetcher(
             max_file_bytes=self._max_bytes,
-            max_spool_bytes=_MAX_S3_AT_ONCE * self._max_bytes,
+            max_spool_bytes=self._max_bytes,
             timeout_seconds=max(0.0, deadline - time.monotonic()),
             folder=folder,
         )

@@ -115,7 +115,10 @@ class JobStore:
         kinds: Collection[JobKind] = (),
         is_dead: bool | None = None,
     ) -> JobPage:
-        """Raises InvalidParameter if ``after_id`` cannot be the id of a job; the job need not exist."""
+        """Of jobs without their params, of fewer than ``limit`` if they take more than MAX_PAGE_BYTES.
+
+        Raises InvalidParameter if ``after_id`` cannot be the id of a job; the job need not exist.
+        """
         return page(
             self._client, namespace, limit=limit, after_id=after_id, states=states, kinds=kinds, is_dead=is_dead
         )
@@ -153,6 +156,15 @@ class JobStore:
         Work is counted in seconds, from the start of an attempt to ``renew`` or its end.
         """
         return self._claims.claim(worker, places, kinds)
+
+    def next_client(
+        self, places: Sequence[str], kinds: Collection[JobKind], others: Collection[str]
+    ) -> tuple[str, set[str]] | None:
+        """Whose job ``claim`` takes next, and those of the other clients whose jobs would be taken later if queued now.
+
+        None if no job waits.
+        """
+        return self._claims.next_client(places, kinds, others)
 
     def sweep(self) -> list[Job]:
         """Jobs of workers that died are queued again or become dead letters, overdue ones expire, old ones go.

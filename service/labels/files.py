@@ -15,20 +15,19 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+from vidlex.service.bulk.csv_cells import guarded, unguarded
+
 FileFormat = Literal["jsonl", "json", "csv", "txt"]
 FORMATS: tuple[FileFormat, ...] = ("jsonl", "json", "csv", "txt")
 LISTS = ("aliases", "categories", "parents")
 FIELDS = ("name", *LISTS, "threshold", "metadata")
 CELL_SEPARATOR = "|"
-# https://owasp.org/www-community/attacks/CSV_Injection
-_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
 _IGNORED = frozenset(
     {"object", "id", "created_at_ms", "updated_at_ms", "revision", "warnings", "etag"}
 )  # of GET /labels
@@ -130,12 +129,19 @@ def _exported(label: dict[str, Any]) -> dict[str, Any]:
 
 def _read_csv(stream: TextIO) -> Iterator[dict[str, Any]]:
     reader = csv.DictReader(stream)
+    try:
+        yield from _csv_entries(reader)
+    except csv.Error as error:
+        raise LabelFileError(f"line {reader.reader.line_num} is not CSV: {error}") from None
+
+
+def _csv_entries(reader: csv.DictReader[str]) -> Iterator[dict[str, Any]]:
     columns = reader.fieldnames or ()
     if "name" not in columns:
         raise LabelFileError("line 1: a CSV file needs a header line with a column `name`")
     _require_known(columns, "line 1", "column")
     for raw in reader:
-        row = {column: _without_quote(raw[column] or "") for column in columns}
+        row = {column: unguarded(raw[column] or "") for column in columns}
         entry: dict[str, Any] = {"name": row["name"]}
         for column in LISTS:
             if column in columns:
@@ -159,15 +165,7 @@ def _csv_row(entry: dict[str, Any]) -> dict[str, Any]:
             raise LabelFileError(f"{value!r} contains the list separator {CELL_SEPARATOR!r}; use another format")
     metadata = {"metadata": json.dumps(entry["metadata"], ensure_ascii=False)} if "metadata" in entry else {}
     row = entry | {key: CELL_SEPARATOR.join(entry[key]) for key in lists} | metadata
-    return {key: _with_quote(value) if isinstance(value, str) else value for key, value in row.items()}
-
-
-def _with_quote(cell: str) -> str:
-    return f"'{cell}" if _FORMULA.match(cell) else cell
-
-
-def _without_quote(cell: str) -> str:
-    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+    return {key: guarded(value) if isinstance(value, str) else value for key, value in row.items()}
 
 
 def _entry(value: Any, where: str) -> dict[str, Any]:

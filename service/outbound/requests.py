@@ -47,7 +47,7 @@ class Downloaded:
 class Posted:
     status: int
     body: bytes  # its beginning, at most 1 KiB
-    retry_after_seconds: float | None
+    retry_after_seconds: float | None  # None if it has succeeded
 
 
 class Outbound:
@@ -105,7 +105,8 @@ class Outbound:
                     start = (start + chunk)[:MAX_ANSWER_BYTES]
                     if len(start) == MAX_ANSWER_BYTES:
                         break
-            return Posted(response.status, start, _seconds(_header(response, b"retry-after")))
+            has_failed = not 200 <= response.status < 300
+            return Posted(response.status, start, _seconds(_header(response, b"retry-after")) if has_failed else None)
 
     def _download(
         self, url: str, path: Path, max_bytes: int, limits: Limits, on_bytes: Callable[[int, int | None], None]
@@ -202,7 +203,7 @@ def _seconds(retry_after: bytes | None) -> float | None:
         return float(text)
     try:
         until = email.utils.parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError, TypeError):  # TypeError: what other versions of Python raise for no date
         return None
     until = until if until.tzinfo else until.replace(tzinfo=datetime.UTC)
     return max(0.0, (until - datetime.datetime.now(datetime.UTC)).total_seconds())

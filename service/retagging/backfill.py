@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,8 @@ from vidlex.service.jobs.records import Job, JobProgress
 from vidlex.service.labels.store.indexed_label import IndexedLabel
 from vidlex.service.models.registry import ModelRegistry
 from vidlex.service.models.served_model import Vocabulary
-from vidlex.service.retagging.matches import MatchedVideos, MatchRecord, MatchStore, texts_of
+from vidlex.service.retagging.match_files import MatchedVideos, texts_of
+from vidlex.service.retagging.matches import MatchRecord, MatchStore
 from vidlex.service.retagging.scan import Matched, TooManyMatches, scan
 from vidlex.service.retagging.scored_labels import ScoredLabels, read_labels
 from vidlex.service.retagging.tables import count_missing, table_of
@@ -77,14 +78,17 @@ class BackfillHandler:
             vocabulary.release()
 
 
-def labels_since(vocabulary: Vocabulary, revision: int, max_labels: int = MAX_LABELS) -> list[str]:
-    """Ids of labels that were created or changed later.
+def labels_since(
+    vocabulary: Vocabulary, revision: int, max_labels: int = MAX_LABELS, *, check: Callable[[], None] = lambda: None
+) -> list[str]:
+    """Ids of labels that were created or changed later. Reads the whole vocabulary; ``check`` is called with each page.
 
-    Raises InvalidParameter if there are more than ``max_labels``.
+    Raises InvalidParameter if there are more than ``max_labels``, and what ``check`` raises.
     """
     found: list[str] = []
     after = None
     while True:
+        check()
         page = vocabulary.store.list(_PAGE_LABELS, after)
         found += [label.id for label in page.data if label.revision > revision]
         if len(found) > max_labels:
@@ -126,7 +130,7 @@ class _Run:
         vocabulary, params, namespace = self._vocabulary, self._params, self._job.namespace
         vocabulary.await_revision(params.min_revision, _REVISION_WAIT_SECONDS)
         if params.label_ids is None:
-            label_ids = labels_since(vocabulary, params.since_revision or 0)
+            label_ids = labels_since(vocabulary, params.since_revision or 0, check=self._requester.check)
         else:
             label_ids = list(dict.fromkeys(params.label_ids))
         table = table_of(self._videos, namespace, vocabulary.facts.fingerprint)

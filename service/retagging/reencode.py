@@ -158,11 +158,11 @@ class _Run:
         after: str | None = None
         wanted = VideoFilter(missing_fingerprint=model)
         while True:
-            page = videos.page(namespace, wanted, limit=_PAGE_VIDEOS, after_id=after)
+            page = videos.page(namespace, wanted, limit=_PAGE_VIDEOS, after_id=after, check=self._requester.check)
             yield from page.data
-            if not page.has_more or not page.data:
+            if not page.has_more:
                 return
-            after = page.data[-1].id
+            after = page.last_id
 
     def _finished(self, pending: set[Future[None]]) -> set[Future[None]]:
         """Those that are not. Raises what ends the job."""

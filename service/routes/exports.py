@@ -16,6 +16,7 @@ from vidlex.service.exports.tagged import TaggedVideo, from_json
 from vidlex.service.exports.webvtt import webvtt
 from vidlex.service.http.context import context_of, namespace_of
 from vidlex.service.http.openapi.headers import NAMESPACE_PARAMETER
+from vidlex.service.routes.job_views import without_query
 
 router = APIRouter(tags=["jobs"])
 
@@ -48,7 +49,10 @@ async def export_job(
     kind: Annotated[ExportName, Query(alias="format", description="Format of the answer.")],
     uri: Annotated[
         str | None,
-        Query(max_length=2048, description="Name of the video in the answer; null: the job's URL, else its digest."),
+        Query(
+            max_length=2048,
+            description="Name of the video in the answer; null: the job's URL without its query, else its digest.",
+        ),
     ] = None,
 ) -> Response:
     context = context_of(request)
@@ -60,7 +64,7 @@ async def export_job(
         result = jobs.result(namespace, job_id) if job.state == "succeeded" else None
         if job.kind != "classify" or result is None:
             raise JobConflict("Only a job of kind classify that has succeeded can be exported")
-        known = job.input.ref if job.input is not None and job.input.kind == "url" else None
+        known = without_query(job.input.ref) if job.input is not None and job.input.kind == "url" else None
         return _text(kind, from_json(json.loads(result), uri=uri or known))
 
     return Response(await context.in_label_thread(request, work), media_type=MEDIA_TYPES[kind])

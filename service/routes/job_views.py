@@ -36,7 +36,7 @@ def job_view(job: Job, result: bytes | None = None) -> JobView:
         webhook=None
         if job.webhook is None
         else JobWebhookView(
-            url=_without_query(job.webhook.url),
+            url=without_query(job.webhook.url),
             events=list(job.webhook.events),
             cloud_events=job.webhook.cloud_events,
         ),
@@ -76,7 +76,7 @@ def _inline(job: Job, result: bytes | None) -> ClassificationView | None:
 
 
 def _input_view(source: JobInput) -> JobInputView:
-    url = _without_query(source.ref) if source.kind == "url" else None
+    url = without_query(source.ref) if source.kind == "url" else None
     return JobInputView(kind=source.kind, url=url, sha256=source.sha256, bytes=source.num_bytes)
 
 
@@ -93,7 +93,8 @@ def _request_counts(job: Job, result: bytes | None) -> RequestCountsView | None:
     )
 
 
-def _without_query(url: str) -> str:
+def without_query(url: str) -> str:
+    """Queries of URLs may be secrets, such as the signature of a presigned URL."""
     return url.partition("?")[0]
 
 

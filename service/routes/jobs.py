@@ -8,6 +8,7 @@ from fastapi import APIRouter, Header, Path, Query, Request
 from starlette.responses import Response
 
 from vidlex.service.bounds import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
+from vidlex.service.errors import JobConflict
 from vidlex.service.http.caller import client_of, require_write
 from vidlex.service.http.conditional import is_not_modified
 from vidlex.service.http.context import Context, context_of, namespace_of
@@ -34,6 +35,7 @@ from vidlex.service.schemas.jobs import (
 router = APIRouter(tags=["jobs"])
 
 MAX_WAIT_SECONDS = 60
+_RETRIED_STATES = FINAL_STATES - {"succeeded"}
 _EXAMPLE_ID = "job_01jq5xk9y2abcdefghjkmnpq"
 _BODY: dict[str, Any] = {
     "requestBody": {
@@ -263,7 +265,10 @@ async def retry_job(request: Request, job_id: JobId) -> Response:
     namespace = namespace_of(request)
 
     def work() -> Job:
-        _require_scope_for(request, jobs.get(namespace, job_id))
+        job = jobs.get(namespace, job_id)
+        _require_scope_for(request, job)
+        if job.state in _RETRIED_STATES and job.input is not None and background.job_files.is_gone(job.input):
+            raise JobConflict("The upload of this job is gone; submit it again")
         job = jobs.retry(namespace, job_id)
         background.job_runner.wake()
         return job
@@ -275,6 +280,8 @@ def _require_scope_for(request: Request, job: Job) -> None:
     """A key that may only classify does not touch jobs that change what is kept. Raises Forbidden."""
     if job.kind not in ("classify", "batch"):
         require_write(request, f"Changing a job of the kind {job.kind}")
+    if job.params.get("keep"):
+        require_write(request, "Changing a job that keeps videos")
 
 
 def _json(body: str, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
@@ -14,12 +11,11 @@ from vidlex.service.bounds import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
 from vidlex.service.errors import FeatureGenerationMissing, InvalidParameter, NotFound
 from vidlex.service.http.caller import client_of
 from vidlex.service.http.context import Context, VocabularyOfRequest, context_of
+from vidlex.service.http.job_submission import idempotency_of, store_job, submitted_response, webhook_of
 from vidlex.service.http.openapi.document import json_body
 from vidlex.service.http.openapi.headers import NAMESPACE_PARAMETER, header_refs
 from vidlex.service.http.responses import json_response
-from vidlex.service.jobs.records import FINAL_STATES, Job, JobKind, NewJob
-from vidlex.service.jobs.store import IdempotencyOf
-from vidlex.service.labels.store.metadata_limits import clean_metadata
+from vidlex.service.jobs.records import Job, NewJob
 from vidlex.service.models.served_model import Vocabulary
 from vidlex.service.retagging.backfill import BackfillParams, labels_since, unknown_labels
 from vidlex.service.retagging.reencode import ReencodeParams
@@ -28,17 +24,15 @@ from vidlex.service.routes.job_views import job_view
 from vidlex.service.routes.jobs import IdempotencyKey
 from vidlex.service.routes.video_search_views import generations_view, label_videos_view, search_view
 from vidlex.service.schemas.base import validator_of
-from vidlex.service.schemas.jobs import JobView, JobWebhookBody
+from vidlex.service.schemas.jobs import JobView
 from vidlex.service.schemas.video_search import (
     BackfillBody,
-    BackfillWebhookBody,
     LabelVideosView,
     ReencodeBody,
     VideoGenerationsView,
     VideoSearchBody,
     VideoSearchView,
 )
-from vidlex.service.webhooks.events import WebhookTarget
 
 router = APIRouter(tags=["videos"])
 
@@ -110,13 +104,21 @@ async def backfill_videos(
         if body.label_ids is not None:
             vocabulary.await_revision(revision, context.revision_wait_seconds)
             _require_labels(vocabulary, body.label_ids)
-        else:
-            labels_since(vocabulary, body.since_revision or 0)  # raises InvalidParameter if there are too many
         params = BackfillParams(body.label_ids, body.since_revision, body.min_score, revision)
-        new = _new_job(request, vocabulary.namespace, "backfill", params.as_json(), body)
-        return _submit(context, new, _idempotency(idempotency_key, "backfill", sent))
+        new = NewJob(
+            kind="backfill",
+            namespace=vocabulary.namespace,
+            client=client_of(request),
+            params=params.as_json(),
+            metadata=body.metadata,
+            webhook=webhook_of(context, vocabulary.namespace, body.webhook),
+        )
+        return store_job(context, new, idempotency_of(idempotency_key, ["backfill", sent]))
 
-    return _answer(request, *await context.in_label_thread(request, work))
+    if body.since_revision is not None:
+        await _require_few_labels(request, vocabulary, body.since_revision)
+    job, is_new = await context.in_label_thread(request, work)
+    return submitted_response(request, job_view(job), is_new=is_new)
 
 
 @router.post(
@@ -140,10 +142,18 @@ async def reencode_videos(
         if body.video_ids is not None:
             _require_videos(context, vocabulary.namespace, body.video_ids)
         params = ReencodeParams(vocabulary.facts.fingerprint, body.video_ids)
-        new = _new_job(request, vocabulary.namespace, "reencode", params.as_json(), body)
-        return _submit(context, new, _idempotency(idempotency_key, "reencode", sent))
+        new = NewJob(
+            kind="reencode",
+            namespace=vocabulary.namespace,
+            client=client_of(request),
+            params=params.as_json(),
+            metadata=body.metadata,
+            webhook=webhook_of(context, vocabulary.namespace, body.webhook),
+        )
+        return store_job(context, new, idempotency_of(idempotency_key, ["reencode", sent]))
 
-    return _answer(request, *await context.in_label_thread(request, work))
+    job, is_new = await context.in_label_thread(request, work)
+    return submitted_response(request, job_view(job), is_new=is_new)
 
 
 @router.get(
@@ -158,7 +168,11 @@ async def get_video_generations(request: Request, vocabulary: VocabularyOfReques
     context = context_of(request)
     videos = context.require_parts().background.kept_videos
     served = vocabulary.facts.fingerprint
-    view = await context.in_label_thread(request, lambda: generations_view(videos, vocabulary.namespace, served))
+    view = await context.while_connected(
+        request,
+        lambda requester: generations_view(videos, vocabulary.namespace, served, requester),
+        context.search_threads,
+    )
     return json_response(view)
 
 
@@ -203,64 +217,6 @@ async def list_label_videos(
     return json_response(await context.in_label_thread(request, work))
 
 
-# --- jobs
-
-
-def _new_job(
-    request: Request,
-    namespace: str,
-    kind: JobKind,
-    params: Mapping[str, Any],
-    body: BackfillBody | ReencodeBody,
-) -> NewJob:
-    """Raises InvalidParameter, UrlRefused, WebhookSecretMissing."""
-    clean_metadata(body.metadata)
-    context = context_of(request)
-    background = context.require_parts().background
-    limits = background.job_limits
-    return NewJob(
-        kind=kind,
-        namespace=namespace,
-        client=client_of(request),
-        params=params,
-        metadata=body.metadata,
-        webhook=None if body.webhook is None else _webhook(context, namespace, body.webhook),
-        max_attempts=limits.max_attempts,
-        timeout_seconds=limits.timeout_of(kind),
-        queue_seconds=limits.queue_seconds,
-        keep_seconds=limits.keep_seconds,
-    )
-
-
-def _webhook(context: Context, namespace: str, body: JobWebhookBody | BackfillWebhookBody) -> WebhookTarget:
-    background = context.require_parts().background
-    background.webhook_policy.check(body.url)
-    background.webhooks.require_secret(namespace)
-    return WebhookTarget(body.url, tuple(body.events), body.cloud_events)
-
-
-def _idempotency(key: str | None, kind: JobKind, sent: object) -> IdempotencyOf | None:
-    if key is None:
-        return None
-    return IdempotencyOf(key, hashlib.sha256(json.dumps([kind, sent], sort_keys=True).encode()).hexdigest())
-
-
-def _submit(context: Context, new: NewJob, idempotency: IdempotencyOf | None) -> tuple[Job, bool]:
-    background = context.require_parts().background
-    job, is_new = background.jobs.submit(new, idempotency=idempotency)
-    if is_new:
-        background.job_runner.wake()
-    return job, is_new
-
-
-def _answer(request: Request, job: Job, is_new: bool) -> Response:
-    prefix = "/v1" if request.url.path.startswith("/v1/") else ""
-    headers = {"Location": f"{prefix}/jobs/{job.id}"}
-    if not is_new:
-        headers["Idempotency-Replayed"] = "true"
-    return json_response(job_view(job), 200 if job.state in FINAL_STATES else 202, headers)
-
-
 # --- checks before a job
 
 
@@ -269,6 +225,16 @@ def _require_features(context: Context, vocabulary: Vocabulary) -> None:
     generations = context.require_parts().background.kept_videos.generations(vocabulary.namespace)
     if generations and not generations.get(vocabulary.facts.fingerprint):
         raise FeatureGenerationMissing
+
+
+async def _require_few_labels(request: Request, vocabulary: Vocabulary, since_revision: int) -> None:
+    """Raises InvalidParameter if more labels are newer than a job takes."""
+    context = context_of(request)
+    await context.while_connected(
+        request,
+        lambda requester: labels_since(vocabulary, since_revision, check=requester.check),
+        context.search_threads,
+    )
 
 
 def _require_labels(vocabulary: Vocabulary, label_ids: list[str]) -> None:

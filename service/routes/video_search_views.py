@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 from vidlex.service.models.served_model import Vocabulary
-from vidlex.service.retagging.matches import MatchedVideos, MatchRecord
+from vidlex.service.retagging.match_files import MatchedVideos
+from vidlex.service.retagging.matches import MatchRecord
 from vidlex.service.retagging.search import Hit, SearchResult
 from vidlex.service.schemas.classify import ModelView
 from vidlex.service.schemas.video_search import (
@@ -13,6 +14,7 @@ from vidlex.service.schemas.video_search import (
     VideoHitView,
     VideoSearchView,
 )
+from vidlex.service.sharing.requester import Requester
 from vidlex.service.videos.pages import VideoFilter
 from vidlex.service.videos.store import KeptVideoStore
 
@@ -53,10 +55,11 @@ def _hit_view(hit: Hit, with_segments: bool) -> VideoHitView:
     )
 
 
-def generations_view(videos: KeptVideoStore, namespace: str, served: str) -> VideoGenerationsView:
+def generations_view(videos: KeptVideoStore, namespace: str, served: str, requester: Requester) -> VideoGenerationsView:
     generations = videos.generations(namespace)
     num_videos, _ = videos.usage(namespace)
-    missing = videos.page(namespace, VideoFilter(missing_fingerprint=served), limit=_NUM_SAMPLES)
+    wanted = VideoFilter(missing_fingerprint=served)
+    missing = videos.page(namespace, wanted, limit=_NUM_SAMPLES, check=requester.check)
     data = [
         GenerationOfVideosView(model=model, num_videos=number, served=model == served)
         for model, number in sorted(generations.items(), key=lambda item: (item[0] != served, item[0]))

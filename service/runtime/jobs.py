@@ -42,7 +42,10 @@ class JobParts:
     ) -> None:
         """Raises StorageFull, and OSError if the jobs' folder cannot be used."""
         limits = JobLimits(
-            settings.max_queued_jobs, settings.job_lease_seconds, max_result_bytes=2 * MAX_CLASSIFICATION_BYTES
+            settings.max_queued_jobs,
+            settings.job_lease_seconds,
+            max_result_bytes=2 * MAX_CLASSIFICATION_BYTES,
+            max_namespace_bytes=settings.max_job_record_bytes,
         )
         self.store = JobStore(store.client, limits, queue_webhook, guard=store.guard.check)
         self.files = JobFiles(settings.jobs_dir or settings.data_dir / "jobs", settings.max_job_bytes)
@@ -76,7 +79,13 @@ class JobParts:
         num_workers = num_job_workers(settings)
         # Batches share the places of their handler: many at a time take turns video by video.
         own_places: dict[JobKind, int] = {"batch": 4 * num_workers, "backfill": num_workers, "reencode": num_workers}
-        options = RunnerOptions(num_workers, own_places, (self.files.place,), settings.job_lease_seconds)
+        options = RunnerOptions(
+            num_workers,
+            own_places,
+            (self.files.place,),
+            settings.job_lease_seconds,
+            turn_kinds=frozenset({"batch", "reencode"}),
+        )
         self.runner = JobRunner(
             self.store,
             self.handlers,

@@ -228,7 +228,10 @@ class VideoGenerationsView(View):
     num_missing: Int64 = Field(
         description="Without features of the served model: `POST /videos:reencode` reads them again.", examples=[0]
     )
-    sample_missing_ids: list[str] = Field(description="At most 20 of these, newest first.", examples=[[_VIDEO_ID]])
+    sample_missing_ids: list[str] = Field(
+        description="At most 20 of these, newest first; none that follow 100,000 videos which have the features.",
+        examples=[[_VIDEO_ID]],
+    )
 
 
 class BackfilledLabelView(View):

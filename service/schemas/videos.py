@@ -112,7 +112,7 @@ class KeptVideoListView(View):
     data: list[KeptVideoView] = Field(description="The videos, newest first.")
     has_more: bool = Field(description="Whether there are more videos after `last_id`.")
     first_id: str | None = Field(description="Id of the first video on the page; null if it is empty.", examples=[_ID])
-    last_id: str | None = Field(description="Id of the last video: pass it as `after`.", examples=[_ID])
+    last_id: str | None = Field(description="Where the page ends: pass it as `after`.", examples=[_ID])
 
 
 class SegmentFeaturesView(View):

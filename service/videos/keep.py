@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vidlex.service.errors import ByteQuotaExceeded, KeptVideoDamaged, StoreUnavailable
 from vidlex.service.ids import new_id
+from vidlex.service.labels.store.clock import store_now_ms
 from vidlex.service.labels.store.connection import store_errors
 from vidlex.service.labels.store.redis_keys import check_fingerprint
 from vidlex.service.labels.store.redis_types import RedisPipeline, RedisWrites
@@ -176,8 +177,7 @@ class Keeping:
         now = self._look(reads)
         if now != plan.seen or not self._is_continued(reads, writer, written):
             return NoStep(None)
-        seconds, micros = reads.time()
-        now_ms = seconds * 1000 + micros // 1000
+        now_ms = store_now_ms(reads)
         record, video, old_video = self._record(now.old, packed_id, place, now_ms)
         change = self._check_quota(int(reads.get(keys.num_bytes) or 0), record, now.old)
         old_pictures = None if now.old is None else now.old.thumbnails

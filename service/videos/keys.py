@@ -14,6 +14,8 @@
     vidlex-videos:{NAMESPACE}:kills:<part>      string  4 bytes per entry that does not count any more: its number
     vidlex-videos:{NAMESPACE}:retired           zset    path of a file that may go -> since when, in milliseconds
     vidlex-videos:{NAMESPACE}:upkeep            string  token of the process that tidies up; expires
+    vidlex-videos:{NAMESPACE}:matches           hash    label id -> record, as JSON (see retagging/matches.py)
+    vidlex-videos:{NAMESPACE}:match-bytes       string  of the files that these records name
 
 Entries and kills only grow, until their part is dropped: who has read n bytes of them reads on from there.
 """
@@ -98,6 +100,14 @@ class VideoKeys:
     @property
     def upkeep(self) -> str:
         return self._key("upkeep")
+
+    @property
+    def matches(self) -> str:
+        return self._key("matches")
+
+    @property
+    def match_bytes(self) -> str:
+        return self._key("match-bytes")
 
     def parts(self, fingerprint: str) -> str:
         return self._key(f"parts:{fingerprint}")

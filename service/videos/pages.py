@@ -9,7 +9,7 @@ from vidlex.service.bounds import MAX_PAGE_BYTES
 from vidlex.service.ids import is_id
 from vidlex.service.labels.store.connection import store_errors
 from vidlex.service.labels.store.metadata_limits import sent_bytes
-from vidlex.service.videos.keys import PACKED_ID_BYTES, client_id_digest, first_id_of, pack_id
+from vidlex.service.videos.keys import PACKED_ID_BYTES, client_id_digest, first_id_of, pack_id, unpack_id
 from vidlex.service.videos.packing import video_of
 from vidlex.service.videos.parts.table import KeptTable
 from vidlex.service.videos.records import VIDEO_PREFIX, KeptVideo
@@ -17,6 +17,7 @@ from vidlex.service.videos.space import Space
 
 _CHUNK = 1000
 _MAX_CHUNK = 20_000
+MAX_PASSED_OVER = 100_000  # videos with features that a page of those without is looked for among
 _VIDEO_BYTES = 1500  # in an answer, without its metadata
 
 
@@ -35,19 +36,33 @@ class VideoFilter:
 class KeptVideoPage:
     data: list[KeptVideo]
     has_more: bool
+    last_id: str | None  # the next page begins after it; None if there is nothing
 
 
 def find_page(
-    space: Space, wanted: VideoFilter, table_of: Callable[[str], KeptTable], *, limit: int, after_id: str | None
+    space: Space,
+    wanted: VideoFilter,
+    table_of: Callable[[str], KeptTable],
+    *,
+    limit: int,
+    after_id: str | None,
+    check: Callable[[], None] = lambda: None,
 ) -> KeptVideoPage:
-    """Ends early after MAX_PAGE_BYTES of metadata. Raises StoreUnavailable, KeptVideoDamaged."""
+    """Ends early after MAX_PAGE_BYTES of metadata, and after MAX_PASSED_OVER videos that have the features which
+    ``wanted`` says are missing. ``check`` is called now and then; it may raise.
+
+    Raises StoreUnavailable, KeptVideoDamaged.
+    """
     low, high = _bounds(wanted, after_id)
     missing = None if wanted.missing_fingerprint is None else table_of(wanted.missing_fingerprint)
     found: list[KeptVideo] = []
-    sent = 0
+    sent = num_passed_over = 0
     with store_errors():
+        if missing is not None and missing.num_videos == space.client.zcard(space.keys.order):
+            return KeptVideoPage([], has_more=False, last_id=None)
         fingerprints = space.fingerprints(space.client)
         for candidates in _ids(space, wanted, low, high):
+            check()
             has = [False] * len(candidates) if missing is None else missing.contains(candidates).tolist()
             ids = [packed for packed, is_there in zip(candidates, has, strict=True) if not is_there]
             step = min(_CHUNK, limit + 1)
@@ -62,9 +77,12 @@ def find_page(
                         continue
                     sent += _VIDEO_BYTES + sent_bytes(video.metadata)
                     if len(found) == limit or (found and sent > MAX_PAGE_BYTES):
-                        return KeptVideoPage(found, has_more=True)
+                        return KeptVideoPage(found, has_more=True, last_id=found[-1].id)
                     found.append(video)
-    return KeptVideoPage(found, has_more=False)
+            num_passed_over += len(candidates) - len(ids)
+            if num_passed_over >= MAX_PASSED_OVER:
+                return KeptVideoPage(found, has_more=True, last_id=unpack_id(candidates[-1]))
+    return KeptVideoPage(found, has_more=False, last_id=found[-1].id if found else None)
 
 
 def _bounds(wanted: VideoFilter, after_id: str | None) -> tuple[bytes, bytes]:

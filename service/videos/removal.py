@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from vidlex.service.errors import KeptVideoDamaged
+from vidlex.service.labels.store.clock import store_now_ms
 from vidlex.service.labels.store.redis_types import RedisPipeline, RedisWrites
 from vidlex.service.labels.store.transaction import NoStep, Step
 from vidlex.service.videos.commands import VideoReads, reads_of, writes_of
@@ -31,7 +32,7 @@ def remove(space: Space, packed_ids: Collection[bytes], *, expired_at_ms: int | 
             for record in records
         }
         is_last = reads.zcard(keys.order) == len(records)
-        seconds, _ = reads.time()
+        now_ms = store_now_ms(reads)
         client_ids = {record.packed_id: _client_id(reads, space, record) for record in records}
 
         def write(queue: RedisWrites) -> None:
@@ -41,7 +42,7 @@ def remove(space: Space, packed_ids: Collection[bytes], *, expired_at_ms: int | 
             kill(writes, keys, places)
             pictures = [record.thumbnails for record in records if record.thumbnails is not None]
             if pictures:
-                writes.zadd(keys.retired, {retired_name(space, token): seconds * 1000 for token in pictures})
+                writes.zadd(keys.retired, {retired_name(space, token): now_ms for token in pictures})
             count_generations(writes, keys, fingerprints, places, -1)
             writes.incrby(keys.num_bytes, -sum(record.num_bytes for record in records))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -102,10 +102,19 @@ class KeptVideoStore:
             fingerprints = space.fingerprints(space.client)
         return [video_of(record, namespace, fingerprints) for record in records if record is not None]
 
-    def page(self, namespace: str, wanted: VideoFilter, *, limit: int, after_id: str | None = None) -> KeptVideoPage:
-        """Newest first. Raises KeptVideoDamaged."""
+    def page(
+        self,
+        namespace: str,
+        wanted: VideoFilter,
+        *,
+        limit: int,
+        after_id: str | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> KeptVideoPage:
+        """Newest first; see ``find_page``. Raises KeptVideoDamaged, and what ``check`` raises."""
         space = self._space(namespace)
-        return find_page(space, wanted, partial(self._tables.table, space), limit=limit, after_id=after_id)
+        table_of = partial(self._tables.table, space)
+        return find_page(space, wanted, table_of, limit=limit, after_id=after_id, check=check)
 
     def remove(self, namespace: str, video_id: str) -> None:
         """Raises NotFound."""

@@ -20,6 +20,7 @@ import structlog
 from numpy.typing import NDArray
 
 from vidlex.service.errors import StoreUnavailable
+from vidlex.service.labels.store.clock import store_now_ms
 from vidlex.service.labels.store.connection import store_errors
 from vidlex.service.labels.store.redis_types import RedisPipeline, RedisWrites
 from vidlex.service.labels.store.transaction import NoStep, Step
@@ -132,10 +133,9 @@ class _Sweep:
     def run(self) -> Swept:
         space = self._space
         with store_errors():
-            seconds, micros = space.client.time()
+            now_ms = store_now_ms(space.client)
             history = space.history(space.client)
             generations = [name.decode() for name in space.client.hgetall(space.keys.generations)]
-        now_ms = seconds * 1000 + micros // 1000
         swept = Swept(expired=self._expire(now_ms))
         if history is None:
             return swept
@@ -252,12 +252,12 @@ class _Sweep:
             row += expected.num_rows
         if not moved:
             return NoStep(0)
-        seconds, _ = reads.time()
+        now_ms = store_now_ms(reads)
 
         def write(queue: RedisWrites) -> None:
             writes = writes_of(queue)
             if written.is_first:
-                writes.hset(keys.parts(fingerprint), written.part, StoredPart(written.dim, seconds * 1000).packed())
+                writes.hset(keys.parts(fingerprint), written.part, StoredPart(written.dim, now_ms).packed())
             for record, old, new in moved:
                 all_places = tuple(new if place == old else place for place in record.places)
                 writes.hset(keys.records, record.packed_id, replace(record, places=all_places).packed())
@@ -292,13 +292,13 @@ class _Sweep:
             num_kills = reads.strlen(keys.kills(part)) // KILL.itemsize
             if self._space.history(reads) != history or num_entries != num_kills:
                 return NoStep(False)
-            seconds, _ = reads.time()
+            now_ms = store_now_ms(reads)
 
             def write(queue: RedisWrites) -> None:
                 writes = writes_of(queue)
                 writes.hdel(keys.parts(fingerprint), part)
                 writes.unlink(keys.entries(part), keys.kills(part))
-                writes.zadd(keys.retired, {str(path.relative_to(self._space.root)): seconds * 1000})
+                writes.zadd(keys.retired, {str(path.relative_to(self._space.root)): now_ms})
 
             return Step(True, write, "remove", (), leaves_nothing=not reads.zcard(keys.order))
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import redis
 
+from vidlex.service.labels.store.clock import store_now_ms
 from vidlex.service.labels.store.connection import store_errors
 from vidlex.service.labels.store.redis_keys import random_token
 from vidlex.service.labels.store.redis_types import Guard
 from vidlex.service.webhooks import keys
 from vidlex.service.webhooks.endpoints import Endpoints
 from vidlex.service.webhooks.records import Attempt, Delivery, DeliveryState, changed_fields, parse_delivery
-from vidlex.service.webhooks.store_clock import now_ms
 
 _LANES_AT_ONCE = 256
 _MAX_LANES = 4096  # that are looked at in one go; the next one continues
@@ -43,7 +43,7 @@ class DueDeliveries:
     def lanes(self) -> Iterator[str]:
         """Those with something due, the longest waiting first."""
         with store_errors():
-            now = now_ms(self._client)
+            now = store_now_ms(self._client)
         start = self._start
         for offset in range(start, start + _MAX_LANES, _LANES_AT_ONCE):
             with store_errors():
@@ -73,7 +73,7 @@ class DueDeliveries:
     def _take(self, pipe: Any, lane: str, lease_ms: int) -> tuple[TakenDelivery | None, bool]:
         pipe.watch(keys.lane(lane))
         self._guard(pipe)
-        now = now_ms(pipe)
+        now = store_now_ms(pipe)
         waiting = pipe.zrange(keys.lane(lane), 0, 1, withscores=True)
         if not waiting or waiting[0][1] > now:
             pipe.multi()
@@ -140,7 +140,7 @@ class DueDeliveries:
                 self._guard(pipe)
                 if pipe.hget(key, "lease") != taken.token.encode():
                     return False
-                now = now_ms(pipe)
+                now = store_now_ms(pipe)
                 delivery: Delivery = changed(now)
                 pipe.multi()
                 pipe.hset(key, mapping=changed_fields(delivery))

@@ -11,6 +11,7 @@ import redis
 from vidlex.service import audit
 from vidlex.service.errors import NotFound, StoreUnavailable
 from vidlex.service.ids import id_at, is_id
+from vidlex.service.labels.store.clock import store_now_ms
 from vidlex.service.labels.store.connection import store_errors
 from vidlex.service.labels.store.redis_types import Guard
 from vidlex.service.webhooks import keys
@@ -22,7 +23,6 @@ from vidlex.service.webhooks.records import (
     DeliveryState,
     parse_delivery,
 )
-from vidlex.service.webhooks.store_clock import now_ms
 
 MAX_DELIVERIES = 10_000
 """Per namespace, and half as many again until the next sweep, which removes the oldest: first those that are done."""
@@ -72,7 +72,7 @@ class DeliveryLog:
                 delivery = parse_delivery(delivery_id, pipe.hgetall(key))
                 if delivery is None:
                     raise NotFound("There is no such delivery")
-                now = now_ms(pipe)
+                now = store_now_ms(pipe)
                 pipe.multi()
                 pipe.hset(key, mapping={"state": "pending", "tries": 0, "due": now})
                 pipe.hdel(key, "lease")  # what is being sent is not recorded: it is sent again
@@ -103,6 +103,7 @@ class DeliveryLog:
         return num_replayed, len(ids) > MAX_REPLAYED
 
     def is_full(self, namespace: str) -> bool:
+        """More than 1.5 times what the next sweep leaves."""
         with store_errors():
             num_bytes = int(self._client.get(keys.num_bytes(namespace)) or 0)
             return num_bytes > 1.5 * MAX_BYTES or self._client.zcard(keys.log(namespace)) > 1.5 * MAX_DELIVERIES
@@ -116,7 +117,7 @@ class DeliveryLog:
             self._guard(self._client)
             if not self._client.set(keys.SWEEP, 1, nx=True, px=period_ms):
                 return []
-            expired = f"({id_at(MESSAGE_PREFIX, max(0, now_ms(self._client) - KEEP_SECONDS * 1000))}"
+            expired = f"({id_at(MESSAGE_PREFIX, max(0, store_now_ms(self._client) - KEEP_SECONDS * 1000))}"
             namespaces = [raw.decode() for raw in self._client.smembers(keys.NAMESPACES)]
             for namespace in namespaces:
                 self._sweep(namespace, expired)

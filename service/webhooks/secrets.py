@@ -11,12 +11,12 @@ import redis
 from vidlex.service import audit
 from vidlex.service.errors import NotFound, StoreUnavailable, WebhookConflict, WebhookSecretMissing
 from vidlex.service.ids import new_id
+from vidlex.service.labels.store.clock import store_now_ms
 from vidlex.service.labels.store.connection import store_errors
 from vidlex.service.labels.store.redis_types import Guard
 from vidlex.service.webhooks import keys
 from vidlex.service.webhooks.messages import new_secret
 from vidlex.service.webhooks.records import SECRET_ID_PREFIX
-from vidlex.service.webhooks.store_clock import now_ms
 
 MAX_SECRETS = 4
 _MAX_CONFLICTS = 20
@@ -48,7 +48,7 @@ class WebhookSecrets:
                 if stored is None:
                     if pipe.hlen(key) >= MAX_SECRETS:
                         raise WebhookConflict(f"The namespace has {MAX_SECRETS} webhook secrets; delete one first")
-                    stored = json.dumps({"secret": text, "created_at_ms": now_ms(pipe)})
+                    stored = json.dumps({"secret": text, "created_at_ms": store_now_ms(pipe)})
                     pipe.multi()
                     pipe.hset(key, secret_id, stored)
                     try:

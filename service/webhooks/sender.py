@@ -153,6 +153,7 @@ class WebhookSender:
             _log.warning("webhook_not_recorded", id=taken.delivery.id, code=error.code)
         except Exception:
             _log.exception("webhook_failed", id=taken.delivery.id)
+            self._record_fault(taken)
         finally:
             self._release(taken.delivery.lane)
             self._freed.set()
@@ -184,8 +185,7 @@ class WebhookSender:
                     due.give_back(taken)
                     return
                 error = str(failure)
-        duration_ms = int((time.monotonic() - begun) * 1000)
-        attempt = _attempt(begun_ms, duration_ms, posted, error)
+        attempt = _attempt(begun_ms, int((time.monotonic() - begun) * 1000), posted, error)
         state: DeliveryState = "pending"
         delay: float | None = None
         is_gone = posted is not None and posted.status == _GONE
@@ -195,10 +195,22 @@ class WebhookSender:
             state = "failed"
         else:
             retry_after = None if posted is None else posted.retry_after_seconds
-            delay = self._delay(delivery.tries + 1, retry_after, self._jitter)
-            state = "failed" if delay is None else "pending"
+            state, delay = self._after_failure(taken, retry_after)
         if due.record(taken, attempt, state, None if delay is None else int(delay * 1000), is_gone=is_gone):
             self._on_attempt(state)
+
+    def _after_failure(self, taken: TakenDelivery, retry_after: float | None) -> tuple[DeliveryState, float | None]:
+        delay = self._delay(taken.delivery.tries + 1, retry_after, self._jitter)
+        return "failed" if delay is None else "pending", delay
+
+    def _record_fault(self, taken: TakenDelivery) -> None:
+        """Of this program: without a record, the same would be sent again at the end of each lease."""
+        try:
+            state, delay = self._after_failure(taken, None)
+            attempt = Attempt(time.time_ns() // 1_000_000, 0, None, "An internal error of the service", None)
+            self._store.due.record(taken, attempt, state, None if delay is None else int(delay * 1000))
+        except Exception:
+            _log.exception("webhook_not_recorded", id=taken.delivery.id)
 
 
 def _attempt(at_ms: int, duration_ms: int, posted: Posted | None, error: str | None) -> Attempt:

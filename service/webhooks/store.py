@@ -42,7 +42,10 @@ class WebhookStore:
         self.secrets.require(namespace)
 
     def queue(self, pipe: RedisWrites, target: WebhookTarget, event: WebhookEvent) -> None:
-        """See ``QueueWebhook``. Does nothing if the target does not want the event, or the namespace has too many."""
+        """See ``QueueWebhook``. Does nothing if the target does not want the event.
+
+        Drops it, with a warning in the log, if the namespace has too many deliveries: see ``DeliveryLog.is_full``.
+        """
         if not target.wants(event.type):
             return
         if self.log.is_full(event.namespace):

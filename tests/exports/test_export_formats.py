@@ -115,6 +115,13 @@ def test_a_csv_row_per_stretch_and_back() -> None:
     ]
 
 
+def test_a_csv_written_by_hand_needs_no_quotes_and_its_reader_changes_no_limit() -> None:
+    limit = csv.field_size_limit()
+    text = "video_id,label,right\nvid_1,'tis,yes\nvid_1,'=1,no\n"
+    assert [found.name for found in stretch_rows.read_corrections(io.StringIO(text))] == ["'tis", "=1"]
+    assert csv.field_size_limit() == limit
+
+
 @pytest.mark.parametrize(
     "text",
     [

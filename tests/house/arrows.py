@@ -36,7 +36,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "service.sharing": ("service.errors",),
     "service.labels.index": (*STORE, "service.machine"),
     "service.labels.embedded": STORE,
-    "service.labels.files": (),
+    "service.labels.files": ("service.bulk.csv_cells",),
     "service.access": STORE,
     "service.backup": (*STORE, "service.access", "migrations"),
     "service.decode": ("service.machine", "service.errors", "service.sharing", "model.types", "model.decode"),
@@ -121,7 +121,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "model.files",
     ),
     # Results in the formats of other programs, and corrections from them.
-    "service.exports": ("service.bounds", "service.client"),
+    "service.exports": ("service.bounds", "service.bulk.csv_cells", "service.client"),
     "service.http": (
         *STORE,
         *BACKGROUND,
@@ -178,8 +178,10 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "service.routes",
         "model.classifier",
     ),
+    # What CSV files of labels, of bulk runs and of exports have in common.
+    "service.bulk.csv_cells": (),
     # What a bulk run is but for its engine: sources, rows, output.
-    "service.bulk": ("service.bounds", "service.errors"),
+    "service.bulk": ("service.bounds", "service.bulk.csv_cells", "service.errors"),
     # The parts of the service in the caller's process. It raises the exceptions of the client.
     "service.bulk.local": (
         *STORE,

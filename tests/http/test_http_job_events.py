@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from vidlex.service.errors import InvalidParameter, NotFound, StoreUnavailable
 from vidlex.service.http import job_events
 from vidlex.service.jobs import keys
 from vidlex.service.jobs.event_reader import EventReader, event_order
+from vidlex.service.jobs.queue.transactions import EntryDamaged
 from vidlex.service.jobs.records import Job, JobEvent
 
 MAX_STREAMS_OF_ONE = job_events.MAX_STREAMS // 2
@@ -240,7 +242,7 @@ def test_waiting_for_a_job_ends_with_it_or_with_the_time(service: Service) -> No
 def test_requests_that_have_no_stream(service: Service) -> None:
     job_id, url = service.submit(is_held=True)
     path = f"/jobs/{job_id}/events"
-    for text in ("x", "1-2-3", "-1", "9" * 30, "1-"):
+    for text in ("x", "1-2-3", "-1", "9" * 30, "1-", str(2**64), f"1-{2**64}", "9" * 20):
         answer = service.client.get(path, headers={"Last-Event-ID": text})
         assert (answer.status_code, answer.json()["code"]) == (422, "invalid_parameter"), text
     assert service.client.get("/jobs/job_none/events").status_code == 404
@@ -333,6 +335,26 @@ def test_an_outage_of_the_store_is_survived(store: ScriptedStore) -> None:
     assert [event[0] for event in parse(b"".join(parts).decode())] == ["1-0", "2-0"]
 
 
+def test_a_job_whose_events_cannot_be_read_ends_its_own_stream(store: ScriptedStore) -> None:
+    answer = store.read
+
+    def read(after: Mapping[str, str]) -> Mapping[str, Sequence[JobEvent]]:
+        if "job_a" in after:
+            raise EntryDamaged
+        return answer(after)
+
+    store.events["job_b"] = [state_event("1-0", "running")]
+    found: dict[str, object] = {}
+    reader = EventReader(read, read)
+    for job_id in ("job_a", "job_b"):
+        reader.watch(job_id, "0-0", partial(found.__setitem__, job_id), at_once=False)
+    until(lambda: len(found) == 2)
+    reader.close()
+    assert isinstance(found["job_a"], EntryDamaged) and found["job_b"] == store.events["job_b"]
+    store.read = read  # type: ignore[method-assign]
+    assert collect(store, no_job) == [b"retry: 1000\n\n"]
+
+
 def test_comments_keep_a_stream_alive_until_its_job_is_gone(
     store: ScriptedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -354,5 +376,6 @@ def test_ids_of_events() -> None:
     assert job_events.parse_event_id(None, "after") == "0-0"
     assert job_events.parse_event_id("17", "after") == "17-0"
     assert job_events.parse_event_id("17-18446744073709551615", "after") == "17-18446744073709551615"
-    with pytest.raises(InvalidParameter):
-        job_events.parse_event_id("17-", "after")
+    for text in ("17-", "99999999999999999999", f"17-{2**64}"):
+        with pytest.raises(InvalidParameter):
+            job_events.parse_event_id(text, "after")

@@ -17,7 +17,7 @@ from support.processes import until
 from support.serving import colour_video, serving
 from vidlex.service.access.api_keys import new_key
 
-ADMIN, ZOO, PARK = (new_key()[1] for _ in range(3))
+ADMIN, ZOO, PARK, KEEPER = (new_key()[1] for _ in range(4))
 FINAL = ("succeeded", "failed", "cancelled", "expired")
 
 
@@ -39,6 +39,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     (folder / "text.mp4").write_text("no video\n" * 50)
     (folder / "keys").write_text(
         f"{ADMIN} scope=admin\n{ZOO} scope=read namespace=zoo\n{PARK} scope=read namespace=park\n"
+        f"{KEEPER} scope=write namespace=zoo\n"
     )
     environment = {
         "VIDLEX_API_KEYS_FILE": str(folder / "keys"),
@@ -209,6 +210,24 @@ def test_what_a_read_key_may_do(service: Service, red: Path) -> None:
         for path, options in (("/jobs", {"params": {"keep": True}}), ("/classify", {"keep": True})):
             answer = upload(zoo, red, path, **options, headers={"Prefer": "respond-async"})
             assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), path
+        with service.client(KEEPER) as keeper:
+            kept = upload(keeper, red, params={"keep": True}).json()["id"]
+            assert finished(zoo, kept)["state"] == "succeeded"
+            for answer in (zoo.delete(f"/jobs/{kept}"), zoo.post(f"/jobs/{kept}:retry")):
+                assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+            assert keeper.delete(f"/jobs/{kept}").status_code == 200
+
+
+def test_a_job_without_its_upload_is_not_retried(service: Service, client: httpx.Client) -> None:
+    job = finished(client, upload(client, service.files.folder / "text.mp4").json()["id"])
+    assert client.post(f"/jobs/{job['id']}:retry").status_code == 202
+    assert finished(client, job["id"])["state"] == "failed"
+    uploads = [path for path in service.jobs_dir.glob("inputs/*/*") if path.read_bytes().startswith(b"no video")]
+    for path in uploads:
+        path.unlink()
+    answer = client.post(f"/jobs/{job['id']}:retry")
+    assert (answer.status_code, answer.json()["code"]) == (409, "job_conflict") and "upload" in answer.text
+    assert client.get(f"/jobs/{job['id']}").json()["state"] == "failed"
 
 
 @pytest.mark.parametrize(

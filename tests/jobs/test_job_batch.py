@@ -17,9 +17,9 @@ import pytest
 from support.held_files import HeldFiles, held_files
 from support.processes import PATIENCE_SECONDS
 from support.serving import add, assert_problem, classify, colour_video, serving, wait_until
-from vidlex.service.errors import InvalidParameter, NotFound, StorageFull
+from vidlex.service.errors import InvalidParameter, NotFound, StorageFull, StoreUnavailable
 from vidlex.service.jobs.batch import handler, manifest
-from vidlex.service.jobs.batch.outputs import BatchOutputs, published_file
+from vidlex.service.jobs.batch.outputs import KINDS, BatchOutputs, published_file
 from vidlex.service.jobs.classify import JobVideos
 
 
@@ -219,13 +219,17 @@ def test_a_cancelled_batch_ends_and_has_what_was_done(served: Served) -> None:
 # -- the files
 
 
+def outputs_of(folder: Path, started_at_ms: int) -> BatchOutputs:
+    return BatchOutputs(folder, lambda num_bytes: None, started_at_ms=started_at_ms)
+
+
 def test_torn_and_repeated_lines_of_earlier_runs_are_left_out(tmp_path: Path) -> None:
     whole = [json.dumps({"line": n, "result": n}).encode() + b"\n" for n in range(1, 5)]
     (tmp_path / "aa.output.jsonl").write_bytes(whole[0] + whole[1] + whole[2][:-4])
     (tmp_path / "bb.output.jsonl").write_bytes(whole[1] + whole[3] + b"\0\0\0\n" + whole[2])
     (tmp_path / "bb.errors.jsonl").write_bytes(b'{"line":5,"error":{}}\n' + whole[0][:5])
     taken: list[int] = []
-    with BatchOutputs(tmp_path, taken.append) as outputs:
+    with BatchOutputs(tmp_path, taken.append, started_at_ms=1) as outputs:
         assert outputs.done == {1, 2, 4, 5} and outputs.num_failed == 1
         for number in (1, 3, 3):
             outputs.write("output", number, {"result": number})
@@ -239,22 +243,54 @@ def test_torn_and_repeated_lines_of_earlier_runs_are_left_out(tmp_path: Path) ->
 
 
 def test_a_run_that_goes_on_without_its_lease_changes_nothing(tmp_path: Path) -> None:
-    with BatchOutputs(tmp_path, lambda num_bytes: None) as lost:
+    with outputs_of(tmp_path, 1) as lost:
         lost.write("output", 1, {"by": "lost"})
-        with BatchOutputs(tmp_path, lambda num_bytes: None) as held:
+        with outputs_of(tmp_path, 2) as held:
             lost.write("output", 2, {"by": "lost"})
             held.write("output", 2, {"by": "held"})
             lost.write("output", 3, {"by": "lost"})
             files = held.finish()
-            lost.finish()
+            with pytest.raises(StoreUnavailable):
+                lost.finish()
     lines = [json.loads(line) for line in (tmp_path / files["output"].name).read_bytes().splitlines()]
     assert lines == [{"line": 1, "by": "lost"}, {"line": 2, "by": "held"}]
+
+
+def test_a_run_that_begins_without_its_lease_leaves_the_files_of_the_next_one(tmp_path: Path) -> None:
+    """It was halted between taking the job and looking for the files of earlier runs."""
+    with outputs_of(tmp_path, 2) as held:
+        held.write("output", 1, {"by": "held"})
+        with outputs_of(tmp_path, 1) as lost:
+            assert lost.done == set()
+            lost.write("output", 1, {"by": "lost"})
+            lost.finish()
+            held.write("errors", 2, {"by": "held"})
+        files = held.finish()
+    for kind, number in zip(KINDS, (1, 2), strict=True):
+        result = json.dumps({kind: {"name": files[kind].name}}).encode()
+        for published in (published_file(tmp_path, kind, result), published_file(tmp_path, kind, None)):
+            assert json.loads(published.read_bytes()) == {"line": number, "by": "held"}
+    with outputs_of(tmp_path, 3) as outputs:
+        assert outputs.done == {1, 2}
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_batch_does_not_succeed_without_its_files(tmp_path: Path) -> None:
+    with outputs_of(tmp_path, 1) as outputs:
+        outputs.write("output", 1, {})
+        path = next(tmp_path.glob("*.output.jsonl"))
+        path.unlink()
+        with pytest.raises(StoreUnavailable):
+            outputs.finish()
+        path.write_bytes(b"")
+        with pytest.raises(StoreUnavailable):
+            outputs.finish()
 
 
 def test_the_files_of_a_batch_without_a_result_are_those_of_its_last_run(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         published_file(tmp_path, "output", None)
-    with BatchOutputs(tmp_path, lambda num_bytes: None) as outputs:
+    with outputs_of(tmp_path, 1) as outputs:
         outputs.write("output", 1, {"text": "x" * 200_000})
         outputs.finish()
     path = published_file(tmp_path, "output", None)
@@ -274,7 +310,7 @@ def test_a_line_that_does_not_fit_on_the_disk_leaves_no_part_of_it(
             super().write(bytes(data)[:7])
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    with BatchOutputs(tmp_path, lambda num_bytes: None) as outputs:
+    with outputs_of(tmp_path, 1) as outputs:
         outputs.write("output", 1, {})
         usual = outputs._files["output"]
         outputs._files["output"] = FullFile(usual.name, "a")

@@ -48,8 +48,9 @@ def jobs(client: redis.Redis) -> Iterator[JobStore]:
 
 @contextmanager
 def running(jobs: JobStore, handler: JobHandler, *, num_workers: int = 2, **hooks: Any) -> Iterator[JobRunner]:
-    stop_seconds = hooks.pop("stop_seconds", 10.0)
-    options = RunnerOptions(num_workers, {"batch": 1}, (), lease_seconds=2.0, stop_seconds=stop_seconds)
+    changes = {name: hooks.pop(name) for name in ("stop_seconds", "turn_kinds", "turn_seconds") if name in hooks}
+    own_places = hooks.pop("own_places", {"batch": 1})
+    options = RunnerOptions(num_workers, own_places, (), lease_seconds=2.0, **changes)
     runner = JobRunner(jobs, {"classify": handler, "batch": handler}, options, Metrics(), **hooks)
     runner.start()
     try:
@@ -341,3 +342,57 @@ def test_clients_take_turns(jobs: JobStore) -> None:
             finished(jobs, job_id)
     assert "bob" in order[:3] and order.index("bob") < 3
     assert [i for i, client in enumerate(order) if client == "bob"][-1] <= 8
+
+
+def test_a_job_for_which_there_is_no_thread_is_given_back(jobs: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, num_failed = threading.Thread.start, 0
+
+    def fails_twice(self: threading.Thread) -> None:
+        nonlocal num_failed
+        if self.name == "vidlex-classify" and num_failed < 2:
+            num_failed += 1
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", fails_twice)
+    with running(jobs, lambda job, work: {}, num_workers=1):
+        job = finished(jobs, submit(jobs, max_attempts=1).id)
+        assert (job.state, job.attempts, num_failed) == ("succeeded", 1, 2)
+        assert finished(jobs, submit(jobs).id).state == "succeeded", "its place is free again"
+
+
+def test_a_client_with_many_places_gives_some_to_another_that_waits(
+    jobs: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runners, "_TURNS_SECONDS", 0.05)
+    may_end, done = threading.Event(), threading.Semaphore(0)
+    given_back: list[str] = []
+
+    def handler(job: Job, work: JobWork) -> Mapping[str, Any]:
+        work.report(JobProgress("classify", "videos", 0, 9))
+        if job.params.get("may_advance"):
+            work.report(JobProgress("classify", "videos", 1, 9))
+        done.release()
+        while not may_end.is_set():
+            if work.cancelled.wait(0.01):
+                given_back.append(job.id)
+                raise UndecodableVideo("of no use any more")
+        return {}
+
+    turns: dict[str, Any] = {"turn_kinds": frozenset({"batch"}), "turn_seconds": 0.2, "own_places": {"batch": 3}}
+    with running(jobs, handler, **turns):
+        stuck = [submit(jobs, "ada", kind="batch").id for _ in range(2)]
+        long = submit(jobs, "ada", kind="batch", params={"may_advance": True}, max_attempts=1).id
+        for _ in range(3):
+            assert done.acquire(timeout=PATIENCE_SECONDS)
+        more = submit(jobs, "ada", kind="batch").id
+        time.sleep(0.6)
+        assert given_back == [], "no other client waits"
+        other = submit(jobs, "bob", kind="batch", params={"may_advance": True}).id
+        until(lambda: jobs.get("default", other).state == "running")
+        assert given_back == [long], "the others would have to begin again"
+        time.sleep(0.6)
+        assert given_back == [long] and jobs.get("default", other).state == "running"
+        may_end.set()
+        found = [finished(jobs, job_id) for job_id in (*stuck, more, other, long)]
+    assert [(job.state, job.attempts) for job in found] == [("succeeded", 1)] * 5

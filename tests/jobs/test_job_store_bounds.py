@@ -24,6 +24,7 @@ from vidlex.service.errors import (
     InvalidParameter,
     NotFound,
 )
+from vidlex.service.jobs import keys
 from vidlex.service.jobs.store import IdempotencyOf, JobStore
 
 
@@ -86,7 +87,7 @@ def test_a_namespace_has_a_quota_of_bytes(client: redis.Redis, clock: Clock) -> 
     check_places(client)
 
 
-def test_an_idempotency_key_makes_one_job(jobs: JobStore, clock: Clock) -> None:
+def test_an_idempotency_key_makes_one_job(jobs: JobStore, client: redis.Redis, clock: Clock) -> None:
     same = IdempotencyOf("key 1", "digest")
     job, is_new = jobs.submit(new_job(keep_seconds=10.0), idempotency=same)
     assert is_new
@@ -99,8 +100,11 @@ def test_an_idempotency_key_makes_one_job(jobs: JobStore, clock: Clock) -> None:
         assert claim(jobs).succeed(b"1")
     again, is_new = jobs.submit(new_job(), idempotency=same)
     assert not is_new and again.state == "succeeded"
+    stored = keys.request("default", "key 1")
+    assert client.ttl(stored) == -1, "it is kept as long as its job, which may be retried again and again"
     clock.advance(10)
     jobs.sweep()
+    assert not client.exists(stored)
     afterwards, is_new = jobs.submit(new_job(), idempotency=same)
     assert is_new and afterwards.id != job.id
     for key in ("", "x" * 256, "ä", "a\nb"):

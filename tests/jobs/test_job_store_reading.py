@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 import redis
@@ -19,11 +21,12 @@ from support.job_stores import (
     kill_worker,
     submit,
 )
-from vidlex.service.errors import (
-    InvalidParameter,
-)
+from support.processes import until
+from vidlex.service.bounds import MAX_PAGE_BYTES
+from vidlex.service.errors import InvalidParameter, StoreUnavailable, VidlexError
 from vidlex.service.jobs import keys
-from vidlex.service.jobs.records import JobProgress
+from vidlex.service.jobs.event_reader import EventReader
+from vidlex.service.jobs.records import JobEvent, JobProgress
 from vidlex.service.jobs.store import JobStore
 
 
@@ -160,3 +163,45 @@ def test_the_number_of_events_is_bounded(client: redis.Redis) -> None:
         claimed.emit("labels", {"number": i})
     events = jobs.events("default", job_id, "1-0")
     assert [event.data["number"] for event in events] == list(range(20, 30))
+
+
+def test_a_page_is_bounded_in_bytes_and_has_no_params(jobs: JobStore) -> None:
+    ids = [submit(jobs, params={"x": "y" * 100_000}, metadata={"x": "z" * 15_000}).id for _ in range(200)]
+    found: list[str] = []
+    after: str | None = None
+    num_pages = 0
+    while True:
+        page = jobs.page("default", limit=1000, after_id=after)
+        assert sum(15_000 + len(job.params) for job in page.data) <= MAX_PAGE_BYTES and page.data
+        assert not any(job.params for job in page.data)
+        found += [job.id for job in page.data]
+        num_pages += 1
+        if not page.has_more:
+            break
+        after = page.data[-1].id
+    assert found == sorted(ids, reverse=True) and num_pages == 2
+
+
+def test_a_damaged_job_and_a_wrong_id_hide_no_events_of_other_jobs(jobs: JobStore, client: redis.Redis) -> None:
+    good, damaged, wrong = (submit(jobs).id for _ in range(3))
+    commands: Any = client
+    state = commands.hget(keys.job(damaged), "state")
+    commands.hset(keys.job(damaged), "state", "{")
+    found: dict[str, list[JobEvent] | VidlexError] = {}
+    reader = EventReader(jobs.read_events, jobs.poll_events)
+    try:
+        for at_once in (True, False):
+            found.clear()
+            after = {good: "0-0", damaged: "0-0", wrong: f"{2**64}-0"}
+            if not at_once:
+                claimed = claim(jobs)
+                after[claimed.job.id] = "0-1"
+                del after[damaged]  # only its record is
+            for job_id, event_id in after.items():
+                reader.watch(job_id, event_id, partial(found.__setitem__, job_id), at_once=at_once)
+            until(lambda expected=after: found.keys() == expected.keys())  # type: ignore[misc]
+            assert isinstance(found[good], list) and isinstance(found[wrong], InvalidParameter)
+            assert at_once is isinstance(found.get(damaged), StoreUnavailable)
+    finally:
+        reader.close()
+        commands.hset(keys.job(damaged), "state", state)

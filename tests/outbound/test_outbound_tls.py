@@ -108,10 +108,26 @@ def test_a_post_is_answered_with_status_and_beginning() -> None:
     assert body in (b"", b'{"a":1}')  # in one packet or in two
 
 
-@pytest.mark.parametrize(("given", "seconds"), [("Wed, 21 Oct 2015 07:28:00 GMT", 0.0), ("soon", None), ("-5", None)])
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
+        ("soon", None),
+        ("-5", None),
+        ("9" * 64, 1e64),
+        ("Mon, 01 Jan 99999999999999999999 00:00:00 GMT", None),
+        ("Mon, 01 Jan 2020 00:00:00 -9999999999999999999", None),
+        ("Mon, 01 Jan 2020 00:00:00 +99999999", None),
+    ],
+)
 def test_retry_after_is_a_number_or_a_date(given: str, seconds: float | None) -> None:
     with wire_server(sends(f"HTTP/1.1 503 X\r\nRetry-After: {given}\r\nContent-Length: 0\r\n\r\n".encode())) as server:
         assert post(server).retry_after_seconds == seconds
+
+
+def test_retry_after_of_a_success_is_not_read() -> None:
+    with wire_server(sends(b"HTTP/1.1 200 X\r\nRetry-After: 120\r\nContent-Length: 0\r\n\r\n")) as server:
+        assert post(server).retry_after_seconds is None
 
 
 def test_a_redirect_of_a_post_is_not_followed() -> None:

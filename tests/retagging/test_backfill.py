@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from support.kept_table import random_features
 from support.kept_videos import keep, kept_store, new_video, segments_of
+from support.matches import match_store
 from support.still_vocabulary import TextVectors
-from support.stores import FINGERPRINT, running_store, vector_of
+from support.stores import FINGERPRINT, guard_of, running_store, vector_of
 from vidlex.model.scoring import Scorer
 from vidlex.model.types import FrameGeometry
 from vidlex.service.errors import (
@@ -100,7 +101,7 @@ class Team:
 
     @property
     def matches(self) -> MatchStore:
-        return MatchStore(self.client, self.folder, 2**30)
+        return match_store(self.client, self.folder)
 
     def run(
         self,
@@ -137,9 +138,10 @@ def keep_near(team: Team, name: str, *near: str) -> str:
 @pytest.fixture
 def team(tmp_path: Path) -> Iterator[Team]:
     with running_store(tmp_path / "store") as client:
+        guard = guard_of(client)
         facts = ModelFacts("model", FINGERPRINT, DIM, FrameGeometry(1), 1, Scorer(40.0, -32.0), 0.5)  # 0.5 at 0.8
         yield Team(
-            client, tmp_path, kept_store(client, tmp_path), LabelStore(client, NAMESPACE),
+            client, tmp_path, kept_store(client, tmp_path, guard=guard), LabelStore(client, NAMESPACE, guard=guard),
             LabelIndex(DIM, FINGERPRINT), facts,
         )  # fmt: skip
 
@@ -193,6 +195,12 @@ def test_all_labels_since_a_revision(team: Team) -> None:
     assert {entry["label_id"] for entry in team.run("3", since_revision=last - 1)["labels"]} == {blue.id}
     with pytest.raises(InvalidParameter, match="More than 1"):
         labels_since(cast(Any, team), 0, max_labels=1)
+    with pytest.raises(Overloaded):  # the client has left
+
+        def left() -> None:
+            raise Overloaded
+
+        labels_since(cast(Any, team), 0, check=left)
 
 
 def test_removed_labels_are_forgotten(team: Team) -> None:
@@ -241,7 +249,12 @@ def test_an_attempt_continues_where_the_last_one_was_killed(team: Team, monkeypa
             super().mark_told(*args)
 
     with pytest.raises(Killed):
-        team.run("1", label_ids=ids, webhook=HOOK, matches=Failing(team.client, team.folder, 2**30))
+        team.run(
+            "1",
+            label_ids=ids,
+            webhook=HOOK,
+            matches=Failing(team.client, team.folder, 2**30, guard=guard_of(team.client)),
+        )
     assert len(team.hooks.events) == 3
     result = team.run("1", label_ids=ids, webhook=HOOK, work=work_of(cancelled=cancelled))
     assert changes(result) == {name: ({a}, set()) for name in NAMES}
@@ -311,7 +324,7 @@ def test_labels_with_many_matches_are_compared_in_turn(team: Team, monkeypatch: 
 def test_quota_and_damage(team: Team) -> None:
     red, green = team.add("red"), team.add("green")
     a = keep_near(team, "a", "red", "green")
-    small = MatchStore(team.client, team.folder, 100)
+    small = match_store(team.client, team.folder, max_bytes=100)
     with pytest.raises(ByteQuotaExceeded):
         team.run("1", label_ids=[red.id, green.id], matches=small)
     assert set(team.matches.records(NAMESPACE)) == {red.id}

@@ -76,7 +76,7 @@ def _worker(jobs: JobStore, folder: Path, _: str) -> None:
     log = _Log(folder, "results")
     source = random.Random()
     while True:
-        with contextlib.suppress(StoreUnavailable):
+        try:
             claimed = jobs.claim(f"worker {os.getpid()}", ["here"], ALL_KINDS)
             if claimed is None:
                 time.sleep(0.01)
@@ -89,6 +89,8 @@ def _worker(jobs: JobStore, folder: Path, _: str) -> None:
                 claimed.fail(ERROR, may_retry=True)
             else:
                 _store_result(claimed, log)
+        except StoreUnavailable:
+            time.sleep(0.01)
 
 
 def _store_result(claimed: JobClaim, log: _Log) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import redis
 from numpy.typing import NDArray
 
+from vidlex.service.labels.store.redis_types import Guard, accept_any
 from vidlex.service.videos.records import KeptSegment, NewKeptVideo
 from vidlex.service.videos.store import KeptVideoStore, VideoLimits
 
@@ -21,8 +22,10 @@ DIM = 8
 NO_LIMITS = VideoLimits(2**40, None)
 
 
-def kept_store(client: redis.Redis, folder: Path, limits: VideoLimits = NO_LIMITS) -> KeptVideoStore:
-    return KeptVideoStore(client, folder / "videos", limits)
+def kept_store(
+    client: redis.Redis, folder: Path, limits: VideoLimits = NO_LIMITS, *, guard: Guard = accept_any
+) -> KeptVideoStore:
+    return KeptVideoStore(client, folder / "videos", limits, guard=guard)
 
 
 def new_video(name: str, **fields: Any) -> NewKeptVideo:

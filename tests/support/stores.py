@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from support.processes import until
 from vidlex.service.errors import VidlexError
 from vidlex.service.labels.embedded.server import EmbeddedStore
+from vidlex.service.labels.store.identity import StoreGuard, ensure_store_id
 from vidlex.service.labels.store.indexed_label import IndexedLabel
 from vidlex.service.labels.store.label_store import LabelStore
 from vidlex.service.labels.store.records import Label, NewLabel
+from vidlex.service.labels.store.redis_types import Guard
 
 FINGERPRINT = "encoder-1"
 DIM = 5
@@ -38,6 +40,13 @@ def restart_server(embedded: EmbeddedStore) -> None:
     assert pid is not None
     os.kill(pid, signal.SIGTERM)
     until(lambda: embedded.pid not in (None, pid))
+
+
+def guard_of(client: redis.Redis) -> Guard:
+    """As of a service that has opened this store."""
+    guard = StoreGuard()
+    guard.store_id = ensure_store_id(client).encode()
+    return guard.check
 
 
 def url_of(client: redis.Redis) -> str:

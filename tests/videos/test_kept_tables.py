@@ -27,7 +27,7 @@ from support.redis_process import RedisProcess
 from vidlex.service.errors import KeptVideoDamaged, NotFound, StoreUnavailable
 from vidlex.service.videos import upkeep
 from vidlex.service.videos.pages import VideoFilter
-from vidlex.service.videos.parts import cache, writer
+from vidlex.service.videos.parts import writer
 from vidlex.service.videos.store import KeptVideoStore
 
 
@@ -369,12 +369,3 @@ def test_replicas_share_the_work_of_tidying_up(store: KeptVideoStore, client: re
     assert other.sweep(at_most_every_seconds=60).expired == 0
     client.delete(f"vidlex-videos:{{{NAMESPACE}}}:upkeep")  # a minute later
     assert other.sweep(at_most_every_seconds=60).expired == 1
-
-
-def test_tables_of_many_namespaces_take_bounded_memory(store: KeptVideoStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "_MAX_BYTES", 20_000)
-    for number in range(20):
-        keep(store, "a", namespace=f"ns{number}")
-        assert store.table(f"ns{number}", FINGERPRINT).num_videos == 1
-    assert 1 <= len(store._tables._states) < 10
-    assert store.table("ns0", FINGERPRINT).num_videos == 1

@@ -17,7 +17,7 @@ from vidlex.service.client.webhooks import verify_webhook
 from vidlex.service.errors import NotFound, WebhookConflict, WebhookSecretMissing
 from vidlex.service.ids import id_at
 from vidlex.service.outbound.policy import UrlPolicy
-from vidlex.service.outbound.requests import Outbound
+from vidlex.service.outbound.requests import Outbound, Posted
 from vidlex.service.webhooks import keys
 from vidlex.service.webhooks import log as delivery_log
 from vidlex.service.webhooks.sender import WebhookSender
@@ -122,6 +122,34 @@ def test_what_fails_is_tried_again_with_the_same_id_and_body(
     delivery = store.log.get("zoo", delivery_id)
     assert delivery.state == "succeeded" and statuses(delivery) == [500, 307, 204]
     assert delivery.attempts[1].error == "Redirects of webhooks are not followed"
+
+
+@pytest.mark.parametrize("status", [200, 503])
+def test_a_retry_after_that_is_no_date_does_no_harm(
+    store: WebhookStore, queue: Queue, sender: Start, receiver: Receiver, status: int
+) -> None:
+    store.secrets.create("zoo")
+    receiver.answer = lambda received: (status, {"Retry-After": "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"})
+    delivery_id = queue(receiver.url)
+    sender()
+    until(lambda: is_done(store, delivery_id))
+    assert statuses(store.log.get("zoo", delivery_id)) == ([200] if status == 200 else [503] * 3)
+
+
+def test_an_unexpected_error_is_a_failed_try(
+    store: WebhookStore, queue: Queue, sender: Start, receiver: Receiver
+) -> None:
+    class Faulty(Outbound):
+        def post(self, *_: Any, **__: Any) -> Posted:
+            raise RuntimeError("secret detail")
+
+    store.secrets.create("zoo")
+    delivery_id = queue(receiver.url)
+    sender(outbound=Faulty(LOOPBACK))
+    until(lambda: is_done(store, delivery_id))
+    delivery = store.log.get("zoo", delivery_id)
+    assert delivery.state == "failed" and statuses(delivery) == [None] * 3
+    assert {attempt.error for attempt in delivery.attempts} == {"An internal error of the service"}
 
 
 def test_servers_that_hang_or_do_not_exist(

@@ -28,7 +28,7 @@ def test_ten_tries_over_about_three_days(
     lane = store.log.get("zoo", delivery_id).lane
     sender = WebhookSender(store, Outbound(LOOPBACK))
     clock = [store.log.get("zoo", delivery_id).created_at_ms + 1000]
-    monkeypatch.setattr(due, "now_ms", lambda client: clock[0])
+    monkeypatch.setattr(due, "store_now_ms", lambda client: clock[0])
     times = []
     for number in range(MAX_TRIES):
         assert list(store.due.lanes()) == [lane]
@@ -58,7 +58,7 @@ def test_a_lease_that_has_ended_is_of_no_use(
     delivery_id = queue("http://127.0.0.1:9999/")
     lane = keys.lane_of("zoo", "http://127.0.0.1:9999/")
     clock = [store.log.get("zoo", delivery_id).created_at_ms]
-    monkeypatch.setattr(due, "now_ms", lambda client: clock[0])
+    monkeypatch.setattr(due, "store_now_ms", lambda client: clock[0])
     attempt = Attempt(clock[0], 1, 200, None, "")
     first = store.due.take(lane, 1000)
     clock[0] += 1000

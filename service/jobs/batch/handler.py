@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import shutil
 import threading
 import time
@@ -77,7 +79,11 @@ class BatchHandler:
         folder = self._files.output_folder(job)
         manifest = self._manifest(job, work, folder)
         total = count_lines(manifest)
-        with BatchOutputs(folder, lambda num_bytes: self._files.take_bytes(job.client, num_bytes)) as outputs:
+        with BatchOutputs(
+            folder,
+            lambda num_bytes: self._files.take_bytes(job.client, num_bytes),
+            started_at_ms=job.started_at_ms or 0,
+        ) as outputs:
             _Run(self._videos, job, work, params, outputs).classify(read_manifest(manifest), total)
             files = outputs.finish()
         num_failed = files["errors"].num_lines
@@ -103,12 +109,16 @@ class BatchHandler:
             if source.num_bytes > MAX_MANIFEST_BYTES:
                 raise InvalidParameter(f"The manifest has more than {MAX_MANIFEST_BYTES} bytes")
             self._files.take_bytes(job.client, source.num_bytes)
-            new = folder / f"{_MANIFEST}.new"
-            with source.path.open("rb") as read, new.open("wb") as write:
-                shutil.copyfileobj(read, write)
-                write.flush()
-                os.fsync(write.fileno())
-            new.replace(path)
+            new = folder / f"{_MANIFEST}.{secrets.token_hex(8)}"
+            try:
+                with source.path.open("rb") as read, new.open("xb") as write:
+                    shutil.copyfileobj(read, write)
+                    write.flush()
+                    os.fsync(write.fileno())
+                with contextlib.suppress(FileExistsError):  # of another attempt, which is the one that counts
+                    os.link(new, path)
+            finally:
+                new.unlink(missing_ok=True)
         return path
 
 

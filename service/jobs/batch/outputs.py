@@ -1,8 +1,9 @@
 """The output and the error file of a batch: each line of the manifest is in exactly one of them, once.
 
-Every run of the job writes files of its own, which begin with what the runs before have written: a process that lost
-its lease without noticing writes into files that are not read any more. What was torn when a process was killed, or by
-a loss of power, is cut off and done again.
+Every run of the job writes files of its own, which begin with what the runs before have written and are named by the
+start of its attempt: a process that lost its lease without noticing writes into files that are not read any more, and
+leaves those of later attempts alone. What was torn when a process was killed, or by a loss of power, is cut off and
+done again.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from vidlex.service.errors import FULL_DISK_ERRORS, NotFound, StorageFull
+from vidlex.service.errors import FULL_DISK_ERRORS, NotFound, StorageFull, StoreUnavailable
 
 BatchFileKind = Literal["output", "errors"]
 KINDS: tuple[BatchFileKind, ...] = ("output", "errors")
 MAX_LINE_BYTES = 64 << 20  # of a result: an answer is at most 16 MiB
 _SYNC_LINES = 100
 _BLOCK_BYTES = 1 << 16
+_START_DIGITS = 15  # of Unix milliseconds, so that names sort by them
 
 
 @dataclass(frozen=True)
@@ -37,19 +39,19 @@ class BatchFile:
 class BatchOutputs:
     """Thread-safe. ``take_bytes`` is called before each write, and may raise."""
 
-    def __init__(self, folder: Path, take_bytes: Callable[[int], None]) -> None:
-        """Raises StorageFull."""
+    def __init__(self, folder: Path, take_bytes: Callable[[int], None], *, started_at_ms: int) -> None:
+        """``started_at_ms``: of the attempt, by the clock of the store. Raises StorageFull."""
         self._folder = folder
         self._take_bytes = take_bytes
         self._lock = threading.Lock()
-        self._run = secrets.token_hex(8)
+        self._run = f"{started_at_ms:0{_START_DIGITS}}-{secrets.token_hex(8)}"
         self._files: dict[BatchFileKind, FileIO] = {}
         self._num_lines: dict[BatchFileKind, int] = dict.fromkeys(KINDS, 0)
         self._num_unsynced = 0
         self.done: set[int] = set()
         """Numbers of the manifest's lines."""
         with _disk_errors():
-            before = {kind: sorted(folder.glob(f"*.{kind}.jsonl")) for kind in KINDS}
+            before = {kind: [path for path in _runs(folder, kind) if _start_of(path) < started_at_ms] for kind in KINDS}
             try:
                 for kind in KINDS:
                     self._files[kind] = (folder / self._name(kind)).open("xb", buffering=0)
@@ -102,8 +104,14 @@ class BatchOutputs:
                 self._sync()
 
     def finish(self) -> dict[BatchFileKind, BatchFile]:
-        """Both files are on the disk when this returns. Raises StorageFull."""
+        """Both files are on the disk when this returns.
+
+        Raises StorageFull, and StoreUnavailable if they are not in the folder any more: another attempt goes on.
+        """
         with self._lock, _disk_errors():
+            for kind, file in self._files.items():
+                if not _is_at(file, self._folder / self._name(kind)):
+                    raise StoreUnavailable("The files of this batch were removed", internal=str(self._folder))
             self._sync()
             descriptor = os.open(self._folder, os.O_RDONLY)
             try:
@@ -142,11 +150,28 @@ def published_file(folder: Path, kind: BatchFileKind, result: bytes | None) -> P
         if path.is_file():
             return path
     else:
-        runs = sorted(folder.glob(f"*.{kind}.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+        runs = _runs(folder, kind)
         if runs:
             _cut_torn_end(runs[-1])
             return runs[-1]
     raise NotFound("This file of the job is not here")
+
+
+def _runs(folder: Path, kind: BatchFileKind) -> list[Path]:
+    """By the start of their attempts."""
+    return sorted(folder.glob(f"*.{kind}.jsonl"), key=lambda path: (_start_of(path), path.name))
+
+
+def _start_of(path: Path) -> int:
+    start = path.name.partition("-")[0]
+    return int(start) if start.isdecimal() and len(start) == _START_DIGITS else 0
+
+
+def _is_at(file: FileIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _cut_torn_end(path: Path) -> None:

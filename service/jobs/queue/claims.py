@@ -45,7 +45,7 @@ class Claims:
         self._lock = threading.Lock()  # workers of one process would conflict at the head of the queue
 
     def claim(self, worker: str, places: Sequence[str], kinds: Collection[JobKind]) -> Claim | None:
-        queues = [keys.QueueName(kind, place) for kind in sorted(set(kinds)) for place in sorted({"", *places})]
+        queues = _queues(places, kinds)
         token = random_token()
         with self._lock:
             while (candidate := self._order.next(queues)) is not None:
@@ -53,6 +53,11 @@ class Claims:
                 if entry is not None:
                     return Claim(self, entry, worker)
         return None
+
+    def next_client(
+        self, places: Sequence[str], kinds: Collection[JobKind], others: Collection[str]
+    ) -> tuple[str, set[str]] | None:
+        return self._order.next_client(_queues(places, kinds), others)
 
     def _take(self, candidate: Candidate, token: str, worker: str) -> Entry | None:
         """None if somebody else was first."""
@@ -224,6 +229,10 @@ class Claim:
     def _cost_ms(self, entry: Entry, now_ms: int) -> int:
         started_at_ms = entry.job.started_at_ms or now_ms
         return max(0, now_ms - started_at_ms - self._charged_ms)
+
+
+def _queues(places: Sequence[str], kinds: Collection[JobKind]) -> list[keys.QueueName]:
+    return [keys.QueueName(kind, place) for kind in sorted(set(kinds)) for place in sorted({"", *places})]
 
 
 def _discard(pipe: JobPipeline, candidate: Candidate) -> None:

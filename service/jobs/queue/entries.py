@@ -24,7 +24,7 @@ _NEW_FIELDS = tuple(field.name for field in fields(NewJob))
 _STATE_FIELDS = tuple(
     field.name for field in fields(Job) if field.name not in (*_NEW_FIELDS, "id", "progress", "error")
 )
-_OWN_FIELDS = ("queued_at_ms", "due_at_ms", "token", "num_bytes")
+_OWN_FIELDS = ("queued_at_ms", "due_at_ms", "token", "num_bytes", "request")
 
 
 class EntryCorrupt(ValueError):
@@ -40,6 +40,7 @@ class Entry:
     due_at_ms: int = 0  # of a queued job: when it may be taken again; 0: now
     token: str = ""  # of the attempt that has the job, or has ended it
     num_bytes: int = 0  # of record and result
+    request: str = ""  # key of its Idempotency-Key, which is removed with the job
 
     @property
     def queue(self) -> keys.QueueName:
@@ -88,7 +89,7 @@ def state_to_json(entry: Entry) -> str:
     if job.error is not None:
         stored["error"] = vars(job.error)
     stored["queued_at_ms"] = entry.queued_at_ms
-    stored |= {name: value for name in ("due_at_ms", "token", "num_bytes") if (value := getattr(entry, name))}
+    stored |= {name: value for name in _OWN_FIELDS[1:] if (value := getattr(entry, name))}
     return json.dumps(stored, separators=(",", ":"))
 
 

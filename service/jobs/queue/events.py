@@ -48,7 +48,10 @@ class Events:
         self._places = threading.BoundedSemaphore(_MAX_BLOCKED)
 
     def read(self, after: Mapping[str, str]) -> dict[str, list[JobEvent]]:
-        """The next events of each job, of at most 100 each; jobs that are not there are left out."""
+        """The next events of each job, of at most 100 each; jobs that are not there are left out.
+
+        Raises InvalidParameter, and EntryDamaged if one job's record cannot be read.
+        """
         for event_id in after.values():
             _check_id(event_id)
         with store_errors(), batched_reads(self._client, is_snapshot=True) as pipe:
@@ -67,6 +70,8 @@ class Events:
 
     def poll(self, after: Mapping[str, str]) -> dict[str, list[JobEvent]]:
         """As ``read`` for jobs whose earlier events are known, with one command: to look again and again."""
+        for event_id in after.values():
+            _check_id(event_id)
         streams = {keys.events(job_id): event_id for job_id, event_id in after.items()}
         with store_errors():
             reply: Any = typed_client(self._client).xread(streams, count=_MAX_AT_ONCE, block=None)

@@ -8,7 +8,7 @@ costs the same with any number of queues, and clients are served as if all tags 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import redis
@@ -103,6 +103,22 @@ class FairOrder:
             candidate = self._first_job(client, tag, queues)
             if candidate is not None:
                 return candidate
+
+    def next_client(self, queues: Sequence[keys.QueueName], others: Collection[str]) -> tuple[str, set[str]] | None:
+        """The client of ``next``, and those of the others that have been served more than its tag says."""
+        candidate = self.next(queues)
+        if candidate is None:
+            return None
+        others = sorted(others)
+        with store_errors(), batched_reads(self._client) as pipe:
+            pipe.zscore(keys.clients(candidate.queue), candidate.client)
+            for client in others:
+                pipe.zscore(keys.SERVED, client)
+            tag, *served = pipe.execute()
+        if tag is None:  # its job was taken meanwhile
+            return None
+        later = {client for client, time in zip(others, served, strict=True) if time is not None and time > tag}
+        return candidate.client, later
 
     def _first_job(self, client: str, tag: float, queues: Sequence[keys.QueueName]) -> Candidate | None:
         """None after a correction of the client's tags."""

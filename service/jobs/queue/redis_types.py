@@ -106,8 +106,3 @@ def batched_writes(client: redis.Redis) -> BatchedWrites:
 
 def transaction(client: redis.Redis) -> JobPipeline:
     return cast(JobPipeline, client.pipeline(transaction=True))
-
-
-def to_ms(time: Sequence[int]) -> int:
-    """Of a reply to TIME: seconds and microseconds."""
-    return int(time[0]) * 1000 + int(time[1]) // 1000

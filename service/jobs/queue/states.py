@@ -120,6 +120,8 @@ class States:
         if entry.job.input is not None and entry.job.input.kind == "upload":
             pipe.hdel(keys.INPUTS, entry.job.input.ref)
         pipe.unlink(keys.job(job_id), keys.result(job_id), keys.events(job_id), keys.lease(job_id))
+        if entry.request:
+            pipe.unlink(entry.request)
 
     def add_event(self, pipe: JobPipeline, job_id: str, event_type: EventType, data: Mapping[str, Any]) -> None:
         """Raises InvalidParameter."""

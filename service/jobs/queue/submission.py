@@ -17,7 +17,6 @@ from vidlex.service.labels.store.connection import store_errors
 from vidlex.service.labels.store.idempotency import MAX_KEY_CHARS
 from vidlex.service.sharing.shares import Shares
 
-REQUESTS_KEPT_MS = 24 * 3_600_000
 _OTHERS = "\0"  # stands for all other clients
 
 
@@ -46,7 +45,6 @@ class Submission:
     def _submit(self, new: NewJob, new_json: str, request: str | None, digest: str) -> tuple[Job, bool]:
         job_id = new_id(JOB_PREFIX)
         num_bytes = len(new_json.encode()) + OVERHEAD_BYTES
-        kept_ms = max(REQUESTS_KEPT_MS, int(1000 * (new.queue_seconds + new.keep_seconds)))
 
         def body(pipe: JobPipeline) -> Step[tuple[Job, bool]]:
             stored = read_entry(pipe, job_id)
@@ -64,13 +62,13 @@ class Submission:
                 created_at_ms=now_ms,
                 queue_until_ms=now_ms + int(new.queue_seconds * 1000),
             )
-            entry = Entry(job, queued_at_ms=now_ms, num_bytes=num_bytes)
+            entry = Entry(job, queued_at_ms=now_ms, num_bytes=num_bytes, request=request or "")
             join = fair_order.read_join(pipe, entry)
 
             def write(pipe: JobPipeline) -> None:
                 self._states.add(pipe, new_json, entry, join)
                 if request is not None:
-                    pipe.set(request, f"{digest} {job_id}", px=kept_ms)
+                    pipe.set(request, f"{digest} {job_id}")
 
             return Step((job, True), write)
 

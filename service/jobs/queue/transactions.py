@@ -13,7 +13,8 @@ import redis
 from vidlex.service.errors import StoreUnavailable
 from vidlex.service.jobs import keys
 from vidlex.service.jobs.queue.entries import Entry, EntryCorrupt, entry_from_hash
-from vidlex.service.jobs.queue.redis_types import JobPipeline, batched_reads, to_ms, transaction
+from vidlex.service.jobs.queue.redis_types import JobPipeline, batched_reads, transaction
+from vidlex.service.labels.store.clock import store_now_ms, to_ms
 from vidlex.service.labels.store.connection import store_errors
 from vidlex.service.labels.store.redis_types import Guard
 
@@ -63,14 +64,14 @@ class Transactions:
                     return step.result
                 except redis.WatchError as error:
                     if time.monotonic() > deadline:
-                        raise StoreUnavailable("The queue of jobs is too busy", internal=repr(error)) from error
+                        raise StoreUnavailable("The store is too busy", internal=repr(error)) from error
             num_conflicts += 1
             time.sleep(random.uniform(0, min(0.001 * 2**num_conflicts, _MAX_PAUSE_SECONDS)))
 
     def now_ms(self, pipe: JobPipeline | None = None) -> int:
         """Unix time by the clock of the store."""
         if pipe is not None:
-            return to_ms(pipe.time())
+            return store_now_ms(pipe)
         with store_errors(), batched_reads(self.client) as reads:
             reads.time()
             return to_ms(reads.execute()[0])

@@ -45,13 +45,14 @@ class _State:
     logs: dict[str, _Logs] = field(default_factory=dict)
     parts: dict[str, TablePart] = field(default_factory=dict)
     table: KeptTable | None = None
+    counted_bytes: int = 0  # of the cache's total
 
     @property
     def num_bytes(self) -> int:
         return (
             _STATE_BYTES
-            + sum(len(logs.entries) + len(logs.kills) for logs in list(self.logs.values()))
-            + sum(part.num_bytes for part in list(self.parts.values()))
+            + sum(len(logs.entries) + len(logs.kills) for logs in self.logs.values())
+            + sum(part.num_bytes for part in self.parts.values())
         )
 
 
@@ -69,30 +70,44 @@ class TableCache:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._states: OrderedDict[tuple[str, str], _State] = OrderedDict()
+        self._num_bytes = 0  # of all states
         self._reported: set[str] = set()
 
     def table(self, space: Space, fingerprint: str) -> KeptTable:
         """Raises StoreUnavailable."""
+        key = (space.namespace, fingerprint)
         with self._lock:
-            state = self._states.setdefault((space.namespace, fingerprint), _State())
-            self._states.move_to_end((space.namespace, fingerprint))
+            state = self._states.setdefault(key, _State())
+            self._states.move_to_end(key)
         with state.lock:
-            with store_errors():
-                head = _head(space.client.xrevrange(space.keys.changes, count=1))
-                if state.head is None or head != state.head:
-                    self._follow(state, space, fingerprint)
-            table = state.table
-            if table is None or table.damaged or not all(map(_is_whole, table.parts)):
-                table = state.table = self._build(state, space, fingerprint)
-                self._evict()
-            return table
+            try:
+                return self._table(state, space, fingerprint)
+            finally:
+                self._account(key, state)
 
-    def _evict(self) -> None:
+    def _table(self, state: _State, space: Space, fingerprint: str) -> KeptTable:
+        with store_errors():
+            head = _head(space.client.xrevrange(space.keys.changes, count=1))
+            if state.head is None or head != state.head:
+                self._follow(state, space, fingerprint)
+        table = state.table
+        if table is None or table.damaged or not all(map(_is_whole, table.parts)):
+            table = state.table = self._build(state, space, fingerprint)
+        return table
+
+    def _account(self, key: tuple[str, str], state: _State) -> None:
+        """A state without parts is forgotten: clients may name any fingerprint."""
+        num_bytes = state.num_bytes if state.logs else 0
         with self._lock:
-            total = sum(state.num_bytes for state in self._states.values())
-            while total > _MAX_BYTES and len(self._states) > 1:
+            if self._states.get(key) is not state:  # another request forgot it meanwhile
+                return
+            self._num_bytes += num_bytes - state.counted_bytes
+            state.counted_bytes = num_bytes
+            if not state.logs:
+                del self._states[key]
+            while self._num_bytes > _MAX_BYTES and len(self._states) > 1:
                 _, oldest = self._states.popitem(last=False)
-                total -= oldest.num_bytes
+                self._num_bytes -= oldest.counted_bytes
 
     def _follow(self, state: _State, space: Space, fingerprint: str) -> None:
         for _ in range(_MAX_ATTEMPTS):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vidlex.service.classification.matching import ScoredLabel
+from vidlex.service.labels.store.clock import store_now_ms
 from vidlex.service.labels.store.connection import store_errors
 from vidlex.service.videos.keys import new_part
 from vidlex.service.videos.parts import files
@@ -62,8 +63,8 @@ def write(space: Space, file: ThumbnailFile) -> None:
     Raises StorageFull, StoreUnavailable.
     """
     with store_errors():
-        seconds, _ = space.client.time()
-        space.client.zadd(space.keys.retired, {retired_name(space, file.token): seconds * 1000})
+        now_ms = store_now_ms(space.client)
+        space.client.zadd(space.keys.retired, {retired_name(space, file.token): now_ms})
     files.write_whole(path_of(space, file.token), file.content)
 
 
