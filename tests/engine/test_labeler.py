@@ -26,7 +26,9 @@ class RenamedStore:
     def get(self, label_id: str) -> Any:
         return _label(label_id, self.names.pop(0))
 
-    def update(self, label_id: str, changes: LabelChanges, *, vector: Any, fingerprint: Any, if_match: Any) -> Label:
+    def update(
+        self, label_id: str, changes: LabelChanges, *, vector: Any, fingerprint: Any, if_match: Any, also: Any
+    ) -> Label:
         if vector is None:
             raise ValueError("a renamed label needs the vector of its new name")
         self.written.append((vector.tolist(), fingerprint))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import redis
@@ -56,7 +57,7 @@ def test_everything_of_a_new_job_is_read_back(jobs: JobStore) -> None:
     for field, value in vars(new).items():
         assert getattr(job, field) == value
     assert jobs.get("default", job.id) == job
-    assert jobs.page("default", limit=1).data == [job]
+    assert jobs.page("default", limit=1).data == [replace(job, params={})]  # which may be large
     assert claim(jobs, "rack 1:{a}").job.id == job.id
 
 

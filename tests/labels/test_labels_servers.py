@@ -109,11 +109,20 @@ def test_no_command_is_newer_than_redis_7_0(client: redis.Redis) -> None:
     assert {name: version for name, version in since.items() if version >= (7, 1)} == {}
 
 
-def test_keys_are_built_in_one_file_only() -> None:
+KEY_FILES = (
+    "service/access/key_store.py",  # API keys belong to no namespace
+    "service/feedback/keys.py",
+    "service/jobs/keys.py",
+    "service/labels/store/redis_keys.py",
+    "service/videos/keys.py",
+    "service/webhooks/keys.py",
+)
+
+
+def test_keys_of_each_prefix_are_built_in_one_file_only() -> None:
     pattern = re.compile(r"vidlex[a-z-]*:\{")
     files = [path.relative_to(ROOT) for path in (ROOT / "service").rglob("*.py") if pattern.search(path.read_text())]
-    # API keys belong to no namespace and have their own key prefix and file.
-    assert sorted(str(path) for path in files) == ["service/access/key_store.py", "service/labels/store/redis_keys.py"]
+    assert sorted(str(path) for path in files) == list(KEY_FILES)
     labels = [path for path in (ROOT / "service").rglob("*.py") if re.search(r"vidlex:\{", path.read_text())]
     assert [path.name for path in labels] == ["redis_keys.py"]
 
