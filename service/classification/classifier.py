@@ -196,8 +196,9 @@ def _partial(
     part: EncodedPart, options: ClassifyOptions, vocabulary: Vocabulary, requester: Requester
 ) -> PartialClassification:
     def rank(top_k: int) -> Sequence[ScoredLabel]:
-        timeline = Timeline.of(part.segments, part.times_ms)
-        return match(part.vectors, replace(options, top_k=top_k), vocabulary, timeline, requester)[1]
+        segments, vectors = part.features()
+        timeline = Timeline.of(segments, part.times_ms)
+        return match(vectors, replace(options, top_k=top_k), vocabulary, timeline, requester)[1]
 
     return PartialClassification(part.num_frames, part.until_ms, part.end_ms, rank)
 

@@ -72,14 +72,14 @@ class SamplingPlan:
 
 @dataclass(frozen=True, eq=False)
 class EncodedPart:
-    """What is encoded of a video so far: S segments that decide, at least one."""
+    """What is encoded of a video so far, at least one segment."""
 
     num_frames: int
-    segments: Sequence[Segment]  # S
-    vectors: NDArray[np.float32]  # [S, D]
     times_ms: Sequence[int]  # of the frames that were sampled until now
     until_ms: int  # where the last segment ends
     end_ms: int  # where the video or the window ends
+    # The S segments that decide, and their vectors [S, D]; copies all of them, so that only who needs them pays.
+    features: Callable[[], tuple[tuple[Segment, ...], NDArray[np.float32]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,15 +197,17 @@ class _Run:
         self._encode_segments(self._grouping.finish(self._end_ms))
 
     def _part(self) -> EncodedPart:
-        chosen = self._chosen()
         return EncodedPart(
             num_frames=self._num_encoded,
-            segments=[self._segments[i] for i in chosen],
-            vectors=np.stack([self._vectors[i] for i in chosen]),
             times_ms=self._times_ms,
             until_ms=self._segments[-1].end_ms,
             end_ms=self._end_ms,
+            features=self._deciding,
         )
+
+    def _deciding(self) -> tuple[tuple[Segment, ...], NDArray[np.float32]]:
+        chosen = self._chosen()
+        return tuple(self._segments[i] for i in chosen), np.stack([self._vectors[i] for i in chosen])
 
     def _chosen(self) -> Sequence[int]:
         """Blank segments do not decide, unless there is nothing else."""
@@ -287,7 +289,7 @@ class _Run:
         policy = self._request.plan.policy
         if policy == "shots" and not self._is_long:
             policy = "uniform"
-        chosen = self._chosen()
+        segments, vectors = self._deciding()
         num, num_blank = len(self._times_ms), self._num_blank
         if 0 < num_blank < num:
             detail = f"{num_blank} of {num} sampled frames show a single colour and were left out"
@@ -295,8 +297,8 @@ class _Run:
         return VideoFeatures(
             video=self._video,
             timestamps_ms=tuple(self._times_ms),
-            segments=tuple(self._segments[i] for i in chosen),
-            vectors=np.stack([self._vectors[i] for i in chosen]),
+            segments=segments,
+            vectors=vectors,
             frame_policy=policy,
             num_failed=self._num_failed,
             num_blank=num_blank,

@@ -69,6 +69,28 @@ class JobOptions:
     idempotency_key: str | None
 
 
+class JobFacts:
+    """What `Job` and `AsyncJob` say without a request."""
+
+    def __init__(self, view: JobView) -> None:
+        self.view = view
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id} {self.state}>"
+
+    @property
+    def id(self) -> str:
+        return self.view.id
+
+    @property
+    def state(self) -> JobStateName:
+        return self.view.state
+
+    @property
+    def is_finished(self) -> bool:
+        return self.view.state in FINAL_STATES
+
+
 @dataclass(frozen=True)
 class JobEvent:
     """``type`` is `state`, `progress` or `labels`. ``id``: to go on behind this event."""

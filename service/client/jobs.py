@@ -14,10 +14,10 @@ from vidlex.service.client.calls import ClassifyOptions
 from vidlex.service.client.config import RetryPolicy
 from vidlex.service.client.errors import JobNotFinished, VidlexClientError
 from vidlex.service.client.exchange import Call
-from vidlex.service.client.job_calls import FINAL_STATES, Following, JobEvent, JobFilters, JobOptions, Lines, Webhook
+from vidlex.service.client.job_calls import Following, JobEvent, JobFacts, JobFilters, JobOptions, Lines, Webhook
 from vidlex.service.client.uploads import OnProgress, VideoInput
 from vidlex.service.schemas.classify import ClassificationView
-from vidlex.service.schemas.jobs import JobListView, JobStateName, JobView, NewJobKindName, PriorityName
+from vidlex.service.schemas.jobs import JobListView, JobView, NewJobKindName, PriorityName
 
 T = TypeVar("T")
 
@@ -99,27 +99,12 @@ class Jobs:
         return Job(self._client, self._client.run(call))
 
 
-class Job:
+class Job(JobFacts):
     """``view`` is the job as it was when it was last read."""
 
     def __init__(self, client: StreamsCalls, view: JobView) -> None:
+        super().__init__(view)
         self._client = client
-        self.view = view
-
-    def __repr__(self) -> str:
-        return f"<Job {self.id} {self.state}>"
-
-    @property
-    def id(self) -> str:
-        return self.view.id
-
-    @property
-    def state(self) -> JobStateName:
-        return self.view.state
-
-    @property
-    def is_finished(self) -> bool:
-        return self.view.state in FINAL_STATES
 
     def refresh(self) -> Self:
         self.view = self._client.run(job_calls.get(self.id))

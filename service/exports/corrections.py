@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vidlex.service.exports.tagged import TaggedVideo
+
 
 class NotCorrections(ValueError):
     """The file is not one that this program reads corrections from."""
@@ -54,6 +56,24 @@ class Predicted:
     fingerprint: str | None
     calibration: str | None
     labels: Mapping[str, Mapping[str, Any]]  # by name: id, score, matched
+
+    @classmethod
+    def of(cls, video: TaggedVideo) -> Predicted:
+        labels = {
+            label.name: {"id": label.id, "score": label.score, "matched": label.matched} for label in video.labels
+        }
+        return cls(video.video_id, video.sha256, video.fingerprint, video.calibration, labels)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Predicted:
+        """Of ``vars`` of such an object."""
+        return cls(
+            video_id=data.get("video_id"),
+            sha256=data.get("sha256"),
+            fingerprint=data.get("fingerprint"),
+            calibration=data.get("calibration"),
+            labels=data.get("labels") or {},
+        )
 
     def judge(self, name: str, right: bool, start_ms: int | None = None, end_ms: int | None = None) -> Correction:
         label = self.labels.get(name, {})

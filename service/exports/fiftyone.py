@@ -34,17 +34,7 @@ def write_dataset(folder: Path, videos: Iterable[TaggedVideo]) -> None:
         paths[key] = path
         labels[key] = list(_detections(video))
         classes.update(dict.fromkeys(label.name for label in video.labels))
-        facts[key] = {
-            "path": path,
-            "fps": video.fps,
-            "sha256": video.sha256,
-            "video_id": video.video_id,
-            "fingerprint": video.fingerprint,
-            "calibration": video.calibration,
-            "labels": {
-                label.name: {"id": label.id, "score": label.score, "matched": label.matched} for label in video.labels
-            },
-        }
+        facts[key] = {"path": path, "fps": video.fps, **vars(Predicted.of(video))}
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / LABELS_FILE, {"classes": sorted(classes), "labels": labels})
     _write(folder / DATA_FILE, paths)
@@ -75,10 +65,7 @@ def read_corrections(folder: Path) -> Iterator[Correction]:
         exported = json.loads((folder / LABELS_FILE).read_text(encoding="utf-8"))["labels"]
         facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
         for known, detections in _pairs(facts, exported):
-            predicted = Predicted(
-                known["video_id"], known["sha256"], known["fingerprint"], known["calibration"], known["labels"]
-            )
-            yield from _corrections(predicted, float(known["fps"]), detections)
+            yield from _corrections(Predicted.from_json(known), float(known["fps"]), detections)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise NotCorrections(f"{folder.name}: {type(error).__name__}: {error}") from error
 

@@ -32,19 +32,7 @@ def labelling_config(names: Iterable[str]) -> str:
 
 def task(video: TaggedVideo, url: str | None = None) -> dict[str, Any]:
     """To import. ``url``: from which Label Studio plays the video; by default its URI."""
-    data = {
-        "video": url or video.uri,
-        "fps": video.fps,
-        "vidlex": {
-            "video_id": video.video_id,
-            "sha256": video.sha256,
-            "fingerprint": video.fingerprint,
-            "calibration": video.calibration,
-            "labels": {
-                label.name: {"id": label.id, "score": label.score, "matched": label.matched} for label in video.labels
-            },
-        },
-    }
+    data = {"video": url or video.uri, "fps": video.fps, "vidlex": vars(Predicted.of(video))}
     return {"data": data, "predictions": [prediction(video)]}
 
 
@@ -90,14 +78,7 @@ def _corrections(item: Mapping[str, Any]) -> Iterator[Correction]:
         return
     newest = max(annotations, key=lambda a: str(a.get("updated_at") or ""))
     data = item["data"]
-    ours = data.get("vidlex") or {}
-    predicted = Predicted(
-        ours.get("video_id"),
-        ours.get("sha256"),
-        ours.get("fingerprint"),
-        ours.get("calibration"),
-        ours.get("labels") or {},
-    )
+    predicted = Predicted.from_json(data.get("vidlex") or {})
     if not (predicted.video_id or predicted.sha256):
         raise NotCorrections("data.vidlex names no video: the task was not exported by Vidlex")
     fps = float(data.get("fps") or 0)

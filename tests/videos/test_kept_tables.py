@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +22,11 @@ from support.kept_videos import (
     table_of,
     vectors_of,
 )
-from support.redis_process import RedisProcess
 from vidlex.service.errors import KeptVideoDamaged, NotFound, StoreUnavailable
 from vidlex.service.videos import upkeep
 from vidlex.service.videos.pages import VideoFilter
 from vidlex.service.videos.parts import writer
 from vidlex.service.videos.store import KeptVideoStore
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
-    with RedisProcess(tmp_path_factory.mktemp("store"), appendfsync="no") as process:
-        yield process
-
-
-@pytest.fixture
-def client(server: RedisProcess) -> redis.Redis:
-    client = server.client()
-    client.flushall()
-    return client
-
-
-@pytest.fixture
-def store(client: redis.Redis, tmp_path: Path) -> KeptVideoStore:
-    return kept_store(client, tmp_path)
 
 
 @pytest.fixture

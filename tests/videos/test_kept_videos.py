@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,24 +29,6 @@ from vidlex.service import audit
 from vidlex.service.errors import ByteQuotaExceeded, NotFound, StorageFull, StoreUnavailable
 from vidlex.service.videos.pages import VideoFilter
 from vidlex.service.videos.store import KeptVideoStore, VideoLimits
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
-    with RedisProcess(tmp_path_factory.mktemp("store"), appendfsync="no") as process:
-        yield process
-
-
-@pytest.fixture
-def client(server: RedisProcess) -> redis.Redis:
-    client = server.client()
-    client.flushall()
-    return client
-
-
-@pytest.fixture
-def store(client: redis.Redis, tmp_path: Path) -> KeptVideoStore:
-    return kept_store(client, tmp_path)
 
 
 def used_bytes(folder: Path) -> int:

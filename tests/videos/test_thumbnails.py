@@ -14,30 +14,11 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from support.kept_videos import FINGERPRINT, NAMESPACE, kept_store, new_video, segments_of, vectors_of
-from support.redis_process import RedisProcess
 from support.serving import assert_problem, classify, colour_video, serving
 from vidlex.service.errors import ByteQuotaExceeded, KeptVideoDamaged, NotFound
 from vidlex.service.videos import upkeep
 from vidlex.service.videos.records import NewThumbnail
 from vidlex.service.videos.store import KeptVideoStore, VideoLimits
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
-    with RedisProcess(tmp_path_factory.mktemp("store"), appendfsync="no") as process:
-        yield process
-
-
-@pytest.fixture
-def client(server: RedisProcess) -> redis.Redis:
-    client = server.client()
-    client.flushall()
-    return client
-
-
-@pytest.fixture
-def store(client: redis.Redis, tmp_path: Path) -> KeptVideoStore:
-    return kept_store(client, tmp_path)
 
 
 def keep(store: KeptVideoStore, name: str, *jpegs: bytes, **fields: Any) -> str:

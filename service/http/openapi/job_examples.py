@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-_ID = "job_01jq5xk9y2abcdefghjkmnpq"
+JOB_ID = "job_01jq5xk9y2abcdefghjkmnpq"
 _TIME_MS = 1796057582384
 _SHA256 = "14f852d77aab139e8492e3fd5c5859468ae1616e68fff77442efe90759f59fc4"
-_JOB: dict[str, Any] = {
+QUEUED_JOB: dict[str, Any] = {
     "object": "job",
-    "id": _ID,
+    "id": JOB_ID,
     "kind": "classify",
     "state": "queued",
     "cancelling": False,
@@ -31,9 +31,9 @@ _JOB: dict[str, Any] = {
     "result_url": None,
     "output_url": None,
     "errors_url": None,
-    "events_url": f"/jobs/{_ID}/events",
+    "events_url": f"/jobs/{JOB_ID}/events",
 }
-_RUNNING = _JOB | {
+_RUNNING = QUEUED_JOB | {
     "state": "running",
     "attempts": 1,
     "progress": {"stage": "encode", "unit": "frames", "done": 8, "total": 32, "num_failed": 0},
@@ -46,19 +46,19 @@ _FINISHED = {
     "finished_at_ms": _TIME_MS + 154,
     "expires_at_ms": _TIME_MS + 604_800_154,
 }
-_CANCELLED = _JOB | _FINISHED | {"state": "cancelled"}
-_FAILED = _JOB | _FINISHED
+_CANCELLED = QUEUED_JOB | _FINISHED | {"state": "cancelled"}
+_FAILED = QUEUED_JOB | _FINISHED
 _FAILED |= {"state": "failed", "error": {"code": "undecodable_video", "detail": "The video cannot be decoded"}}
 _COUNTS = {"total": 100, "completed": 98, "failed": 2}
-_BATCH = _JOB | _FINISHED
+_BATCH = QUEUED_JOB | _FINISHED
 _BATCH |= {
     "kind": "batch",
     "state": "succeeded",
     "input": {"kind": "url", "url": "https://files.example/batch.jsonl", "sha256": None, "bytes": None},
     "request_counts": _COUNTS,
-    "result_url": f"/jobs/{_ID}/result",
-    "output_url": f"/jobs/{_ID}/output",
-    "errors_url": f"/jobs/{_ID}/errors",
+    "result_url": f"/jobs/{JOB_ID}/result",
+    "output_url": f"/jobs/{JOB_ID}/output",
+    "errors_url": f"/jobs/{JOB_ID}/errors",
 }
 _EVENTS = (
     "retry: 1000\n\n"
@@ -84,17 +84,21 @@ REQUESTS: dict[str, dict[str, Any]] = {
 
 def responses(classification: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
     """``classification``: the example of a result."""
-    succeeded = _JOB | _FINISHED | {"state": "succeeded", "result": classification, "result_url": f"/jobs/{_ID}/result"}
-    page = {"object": "list", "data": [_RUNNING, _FAILED], "has_more": False, "first_id": _ID, "last_id": _ID}
+    succeeded = (
+        QUEUED_JOB
+        | _FINISHED
+        | {"state": "succeeded", "result": classification, "result_url": f"/jobs/{JOB_ID}/result"}
+    )
+    page = {"object": "list", "data": [_RUNNING, _FAILED], "has_more": False, "first_id": JOB_ID, "last_id": JOB_ID}
     lines = '{"custom_id":"1","url":"https://files.example/1.mp4"}\n'
     return {
         ("create_job", "200"): {"repeated": succeeded},
-        ("create_job", "202"): {"queued": _JOB},
+        ("create_job", "202"): {"queued": QUEUED_JOB},
         ("list_jobs", "200"): {"page": page},
         ("get_job", "200"): {"succeeded": succeeded, "running": _RUNNING, "batch": _BATCH},
         ("cancel_job", "200"): {"cancelled": _CANCELLED},
         ("cancel_job", "202"): {"running": _RUNNING | {"cancelling": True}},
-        ("retry_job", "202"): {"queued": _JOB},
+        ("retry_job", "202"): {"queued": QUEUED_JOB},
         ("get_job_result", "200"): {
             "classification": classification,
             "batch": {"object": "batch.result", "request_counts": _COUNTS, "output": None, "errors": None},
@@ -105,5 +109,5 @@ def responses(classification: dict[str, Any]) -> dict[tuple[str, str], dict[str,
         ("get_job_output", "200"): {"lines": lines},
         ("get_job_errors", "200"): {"lines": lines},
         ("stream_job_events", "200"): {"events": _EVENTS},
-        ("classify_video", "202"): {"queued": _JOB},
+        ("classify_video", "202"): {"queued": QUEUED_JOB},
     }

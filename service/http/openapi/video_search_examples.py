@@ -4,37 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from vidlex.service.http.openapi.job_examples import JOB_ID, QUEUED_JOB
+
 _TIME_MS = 1796145973690
 _VIDEO_ID = "vid_01m8sa92dpz006bms3r0pj6t"
 _LOST_ID = "vid_01m8sa92e3k2jw8q0d5c7xnv"
 _LABEL_ID = "lbl_000000020000wn88xex5bvdb"
-_JOB_ID = "job_01jq5xk9y2abcdefghjkmnpq"
 _FINGERPRINT = "photo-small-4f6c1a"
-_JOB: dict[str, Any] = {
-    "object": "job",
-    "id": _JOB_ID,
+_JOB: dict[str, Any] = QUEUED_JOB | {
     "kind": "backfill",
-    "state": "queued",
-    "cancelling": False,
-    "dead": False,
-    "priority": "normal",
     "input": None,
     "metadata": {"run": 3},
-    "webhook": None,
-    "attempts": 0,
-    "max_attempts": 3,
-    "progress": None,
-    "request_counts": None,
-    "error": None,
     "created_at_ms": _TIME_MS,
-    "started_at_ms": None,
-    "finished_at_ms": None,
     "expires_at_ms": _TIME_MS + 86_400_000,
-    "result": None,
-    "result_url": None,
-    "output_url": None,
-    "errors_url": None,
-    "events_url": f"/jobs/{_JOB_ID}/events",
 }
 _DONE: dict[str, Any] = _JOB | {
     "state": "succeeded",
@@ -43,7 +25,7 @@ _DONE: dict[str, Any] = _JOB | {
     "started_at_ms": _TIME_MS + 12,
     "finished_at_ms": _TIME_MS + 154,
     "expires_at_ms": _TIME_MS + 604_800_000,
-    "result_url": f"/jobs/{_JOB_ID}/result",
+    "result_url": f"/jobs/{JOB_ID}/result",
 }
 
 VIDEO_SEARCH_REQUESTS: dict[str, dict[str, Any]] = {
@@ -113,7 +95,7 @@ VIDEO_SEARCH_RESPONSES: dict[tuple[str, str], dict[str, Any]] = {
             "has_more": False,
             "first_id": _VIDEO_ID,
             "last_id": _LOST_ID,
-            "job_id": _JOB_ID,
+            "job_id": JOB_ID,
             "model": _FINGERPRINT,
             "calibration": None,
             "vocabulary_revision": 42,
